@@ -1,0 +1,35 @@
+# make export MODEL=wan2.1-14b-720p GPU=rtx5090   the main job: engines into engines/<model>-<gpu>/
+# make test                                        the CPU tests
+# make lint                                        ruff (lint, format) and mypy
+# Each makes .venv first where it is missing, or older than pyproject.toml. Another interpreter: make PYTHON=python3.12 …
+
+PYTHON ?= python3
+VENV := .venv
+READY := $(VENV)/.installed
+
+.PHONY: export test lint
+.DEFAULT_GOAL := test
+
+# The stamp is touched last, so that an interrupted installation is done again.
+$(READY): pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --editable '.[export,dev]'
+	touch $@
+
+# Said before anything is installed.
+ifneq (,$(filter export,$(MAKECMDGOALS)))
+ifeq (,$(and $(MODEL),$(GPU)))
+$(error usage: make export MODEL=wan2.1-14b-720p GPU=rtx5090 [ARGS='--checkpoint …'])
+endif
+endif
+
+export: $(READY)
+	$(VENV)/bin/turbotrt export --model '$(MODEL)' --gpu '$(GPU)' $(ARGS)
+
+test: $(READY)
+	$(VENV)/bin/python -m pytest $(ARGS)
+
+lint: $(READY)
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy

@@ -1,0 +1,1 @@
+"""turbotrt's exporter: checkpoints → packed weights, stage modules → ONNX → TensorRT engines → bundle."""

@@ -1,0 +1,95 @@
+"""What ``turbotrt list`` shows: models and GPUs as plain rows, and as tables."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from exporter.gpus import GPUS, GpuSpec
+from exporter.models import MODELS, ModelSpec
+from exporter.weights import packed_bytes
+
+# x, q, k, v, the attention's output and one more of bf16 [L, D]: what the block needs at once, before any measurement.
+_LIVE_TENSORS = 6
+
+
+def vram_guess(model: ModelSpec) -> int:
+    """Bytes: INT8 weights of one expert and about six bf16 tensors of [L, D] at the default size. Not measured."""
+    return packed_bytes(model) + _LIVE_TENSORS * 2 * model.tokens() * model.dim
+
+
+def model_row(model: ModelSpec) -> dict[str, Any]:
+    """Facts about a model; bytes are of one expert's INT8 packed weights."""
+    return {
+        "name": model.name,
+        "size": f"{model.size[0]}x{model.size[1]}x{model.frames}",
+        "tokens": model.tokens(),
+        "max_tokens": model.max_tokens,
+        "layers": model.layers,
+        "dim": model.dim,
+        "steps": model.steps,
+        "experts": list(model.experts),
+        "weights_bytes": packed_bytes(model),
+        "vram_estimate_bytes": vram_guess(model),
+    }
+
+
+def gpu_row(gpu: GpuSpec) -> dict[str, Any]:
+    """Facts about a GPU and what an export for it needs on this machine."""
+    return {
+        "name": gpu.name,
+        "product": gpu.product,
+        "sm": gpu.sm,
+        "cubin_sm": gpu.cubin_sm,
+        "flavour": gpu.flavour,
+        "vram_gib": gpu.vram_gib,
+        "int8_tops": gpu.int8,
+        "fp8_tflops": gpu.fp8,
+        "fp16_tflops": gpu.fp16,
+        "bandwidth_gb_s": gpu.bandwidth,
+        "needs": needs(gpu),
+    }
+
+
+def needs(gpu: GpuSpec) -> str:
+    """Where engines for this GPU can be built, seen from this machine; finding a package does not import it."""
+    if gpu.flavour == "tensorrt":
+        return "--onnx-only here; engines need the tensorrt extra on that GPU"
+    return "builds here" if find_spec("tensorrt_rtx") else "pip install tensorrt-rtx, then builds here"
+
+
+def catalogue() -> dict[str, list[dict[str, Any]]]:
+    """Everything ``list --json`` prints."""
+    return {"models": [model_row(m) for m in MODELS.values()], "gpus": [gpu_row(g) for g in GPUS.values()]}
+
+
+def show_catalogue(console: Console) -> None:
+    """The two tables."""
+    models = Table(title="Models (--model)", caption="VRAM: an estimate at the default size, one expert resident")
+    for heading in ("model", "size", "L", "max L", "steps", "INT8 weights", "VRAM"):
+        models.add_column(heading, justify="left" if heading in ("model", "size") else "right", no_wrap=True)
+    for model in MODELS.values():
+        row = model_row(model)
+        count = f"{len(model.experts)} × " if len(model.experts) > 1 else ""
+        models.add_row(
+            model.name, row["size"], f"{row['tokens']:,}", f"{row['max_tokens']:,}", str(model.steps),
+            count + gigabytes(row["weights_bytes"]), "~" + gigabytes(row["vram_estimate_bytes"]),
+        )  # fmt: skip
+    console.print(models)
+    gpus = Table(title="GPUs (--gpu)")
+    for heading in ("gpu", "product", "SM", "flavour", "VRAM"):
+        gpus.add_column(heading, justify="right" if heading in ("SM", "VRAM") else "left", no_wrap=True)
+    gpus.add_column("engines")
+    for gpu in GPUS.values():
+        gpus.add_row(gpu.name, gpu.product, str(gpu.sm), gpu.flavour, f"{gpu.vram_gib} GiB", needs(gpu))
+    console.print(gpus)
+
+
+def gigabytes(count: int) -> str:
+    """A number of bytes in GB (10⁹) or MB (10⁶), as one reads it."""
+    if count >= 10**9:
+        return f"{count / 1e9:.1f} GB"
+    return f"{count / 1e6:.1f} MB" if count >= 10**5 else f"{count:,} B"

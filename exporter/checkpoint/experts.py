@@ -1,0 +1,67 @@
+"""Which file or folder holds which expert: one for most models, high-noise and low-noise for Wan2.2."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from exporter.checkpoint.hub import resolve
+from exporter.checkpoint.reader import weight_files
+from exporter.models import ModelSpec
+from plugins.errors import UserError
+
+# Subfolders of a release: Wan's own, then diffusers' (whose transformer_2 is the low-noise expert).
+_FOLDERS = (("high_noise_model", "low_noise_model"), ("transformer", "transformer_2"))
+
+
+def _named(paths: list[Path], word: str) -> list[Path]:
+    """The paths whose name holds the word between separators: "high" is in a-high_noise.pth, not in highway.pth."""
+    return [path for path in paths if re.search(rf"(?<![a-z]){word}(?![a-z])", path.name.lower())]
+
+
+def _pair_in(folder: Path) -> tuple[Path, Path]:
+    """The two experts in a folder, high-noise first. Raises UserError if it cannot be told."""
+    for high_name, low_name in _FOLDERS:
+        if (folder / high_name).is_dir() and (folder / low_name).is_dir():
+            return folder / high_name, folder / low_name
+    for entries in (weight_files(folder), sorted(path for path in folder.iterdir() if path.is_dir())):
+        high, low = _named(entries, "high"), _named(entries, "low")
+        if len(high) == len(low) == 1 and high != low:
+            return high[0], low[0]
+    raise UserError(
+        f"The folder {folder} does not say which expert is which.",
+        expected="high_noise_model and low_noise_model, transformer and transformer_2, or exactly one checkpoint "
+        "with high and one with low in its name",
+        got=", ".join(sorted(path.name for path in folder.iterdir())[:20]) or "an empty folder",
+        remedy="name both: --checkpoint HIGH,LOW",
+    )
+
+
+def expert_paths(checkpoint: str, model: ModelSpec) -> dict[str, Path]:
+    """Expert → file or folder for a ``--checkpoint`` value: a path or Hugging Face id, or "HIGH,LOW" for two experts.
+
+    Raises UserError if the value does not give every expert its own checkpoint.
+    """
+    whole = Path(checkpoint).expanduser().exists()  # a path may hold a comma
+    parts = [checkpoint] if whole else [part.strip() for part in checkpoint.split(",")]
+    count = len(model.experts)
+    if len(parts) not in (1, count):
+        raise UserError(
+            f"--checkpoint names {len(parts)} checkpoints.",
+            expected=f"{count} for {model.name} ({', '.join(model.experts)})",
+            got=checkpoint,
+        )
+    paths = [resolve(part) for part in parts]
+    if count == 1:
+        return {model.experts[0]: paths[0]}
+    if len(paths) == 1:
+        if not paths[0].is_dir():
+            raise UserError(
+                f"{model.name} has two experts, and {paths[0]} is one file.",
+                expected="HIGH,LOW: two checkpoints, or a folder holding both",
+                got=checkpoint,
+            )
+        paths = list(_pair_in(paths[0]))
+    if paths[0].resolve() == paths[1].resolve():
+        raise UserError("Both experts would come from the same checkpoint.", expected="two checkpoints", got=checkpoint)
+    return dict(zip(model.experts, paths, strict=True))

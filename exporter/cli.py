@@ -1,0 +1,295 @@
+"""The command line. Heavy imports (torch, onnx, triton, TensorRT) happen inside the command that needs them."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from typer.core import TyperCommand
+
+from exporter.models import model_named
+from exporter.progress import RichProgress
+from exporter.spec import DEFAULT_TOPK, ExportSpec, export_spec, parse_linear
+from plugins.errors import UserError
+
+if TYPE_CHECKING:
+    from exporter.packing import PackedWeights
+
+# fmt: off
+EXPORT_EXTRA = frozenset((
+    "torch", "triton", "sageattention", "onnx", "onnx_ir", "onnxscript", "onnx_graphsurgeon", "polygraphy",
+    "huggingface_hub", "ml_dtypes",
+))
+# fmt: on
+EPILOG = "All sizes are in GB = 10⁹ bytes. A mistake of the caller ends with one message and status 2."
+
+
+class _Command(TyperCommand):
+    """A command whose user errors are one message and status 2, and whose interruption is status 130."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except UserError as error:
+            typer.echo(str(error), err=True)
+            raise typer.Exit(2) from error
+        except ModuleNotFoundError as error:
+            if (error.name or "").partition(".")[0] not in EXPORT_EXTRA:
+                raise
+            remedy = "pip install 'turbotrt[export]'"
+            typer.echo(
+                str(UserError(f"This command needs {error.name}, which is not installed.", remedy=remedy)), err=True
+            )
+            raise typer.Exit(2) from error
+        except KeyboardInterrupt as error:
+            typer.echo("interrupted; nothing half-written was kept", err=True)
+            raise typer.Exit(130) from error
+
+
+app = typer.Typer(
+    help="Exports TurboDiffusion's distilled Wan video models to TensorRT engines, on a machine without a GPU.",
+    epilog=EPILOG,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+
+ModelOption = Annotated[
+    str, typer.Option("--model", metavar="MODEL", help="Model, as [bold]turbotrt list[/] names it.")
+]
+GpuOption = Annotated[str, typer.Option("--gpu", metavar="GPU", help="Target GPU, as [bold]turbotrt list[/] names it.")]
+LinearOption = Annotated[
+    str, typer.Option("--linear", metavar="int8|bf16", help="int8: W8A8 in blocks of 128, half the size of bf16.")
+]
+AttentionOption = Annotated[
+    str,
+    typer.Option(
+        metavar="sagesla|sla|sage",
+        help="Self-attention. sagesla: sparse-linear, INT8 scores; sla: the same, exact; sage: dense INT8.",
+    ),
+]
+TopkOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SHARE",
+        help=f"Share of key blocks that sparse attention keeps, 0.001 to 1; 0.1 to 0.15 is usual. "
+        f"[dim]\\[default: {DEFAULT_TOPK}][/]",
+    ),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
+CHECKPOINT_HELP = (
+    "Weights: a file or folder (.safetensors, shards with an index, .pth), a Hugging Face id (org/repo or "
+    "org/repo:file), or HIGH,LOW for a model of two experts."
+)
+
+
+@app.command(cls=_Command)
+def export(
+    model: ModelOption,
+    gpu: GpuOption,
+    checkpoint: Annotated[
+        str,
+        typer.Option(metavar="PATH|HF_ID|none", help=CHECKPOINT_HELP + " none: engines only, which need no weights."),
+    ] = "none",
+    out: Annotated[
+        Path,
+        typer.Option(metavar="DIR", help="The bundle is DIR/<model>-<gpu>/; an old one is replaced when all is done."),
+    ] = Path("engines"),
+    attention: AttentionOption = "sagesla",
+    topk: TopkOption = None,
+    linear: LinearOption = "int8",
+    onnx_only: Annotated[
+        bool,
+        typer.Option("--onnx-only", help="ONNX graphs, plans and weights, no engines: for GPUs not built for here."),
+    ] = False,
+    one_file: Annotated[
+        bool,
+        typer.Option(
+            "--one-file", help="Also one engine holding all blocks and weights; takes RAM of 3.3 × the weights."
+        ),
+    ] = False,
+) -> None:
+    """Build the bundle of one [bold]model[/] for one [bold]GPU[/]: engines, ONNX, launch plans and packed weights.
+
+    No GPU is needed for RTX parts. Stages whose inputs have not changed are skipped.
+
+    Examples:
+
+      turbotrt export --model wan2.1-14b-720p --gpu rtx5090
+
+      turbotrt export --model wan-tiny --gpu rtx4090 --out build
+
+      turbotrt export --model wan2.1-1.3b-480p --gpu rtx3090 --checkpoint ./turbowan.pth
+
+      turbotrt export --model wan2.2-i2v-a14b-720p --gpu h100 --onnx-only
+    """
+    spec = export_spec(
+        model=model,
+        gpu=gpu,
+        attention=attention,
+        topk=topk,
+        linear=linear,
+        checkpoint=checkpoint,
+        out=out,
+        onnx_only=onnx_only,
+        one_file=one_file,
+    )
+    from exporter.export import export_bundle
+
+    folder = export_bundle(spec, RichProgress())
+    typer.echo("\n".join(_closing_lines(spec, folder)))
+
+
+def _closing_lines(spec: ExportSpec, folder: Path) -> list[str]:
+    """What came out, and how to add weights where there are none."""
+    what = "ONNX graphs and plans" if spec.onnx_only else "engines, ONNX graphs and plans"
+    if spec.checkpoint is not None:
+        return [f"{folder}: {what}, weights."]
+    options = ["--model", spec.model.name, "--gpu", spec.gpu.name, "--out", str(spec.out)]
+    options += ["--attention", spec.attention, "--linear", spec.linear]
+    options += ["--topk", f"{spec.topk_milli / 1000:g}"] if spec.attention != "sage" else []
+    options += ["--onnx-only"] if spec.onnx_only else []
+    packed = ["--model", spec.model.name, "--out", str(folder / "weights.safetensors")]
+    packed += ["--linear", spec.linear]
+    return [
+        f"{folder}: {what}. It has no weights yet; add them with one of",
+        f"  turbotrt pack --checkpoint PATH_OR_HF_ID {shlex.join(packed)}",
+        f"  turbotrt export --checkpoint PATH_OR_HF_ID {shlex.join(options)}",
+    ]
+
+
+@app.command("list", cls=_Command)
+def list_(as_json: JsonOption = False) -> None:
+    """List the models and GPUs: sizes, tokens, weights, VRAM, and where engines for each GPU can be built."""
+    from exporter import catalogue
+
+    if as_json:
+        typer.echo(json.dumps(catalogue.catalogue(), indent=2))
+    else:
+        catalogue.show_catalogue(_console())
+
+
+@app.command(cls=_Command)
+def inspect(
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A folder that turbotrt export wrote.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Show a bundle and verify its files against the manifest; status 1 if anything is wrong with them.
+
+    Example: turbotrt inspect engines/wan2.1-14b-720p-rtx5090
+    """
+    from exporter.inspection import inspect_bundle, show_inspection
+
+    found = inspect_bundle(bundle, RichProgress())
+    if as_json:
+        typer.echo(json.dumps(found.plain(), indent=2))
+    else:
+        show_inspection(_console(), found)
+    if found.problems:
+        raise typer.Exit(1)
+
+
+@app.command(cls=_Command)
+def pack(
+    checkpoint: Annotated[str, typer.Option(metavar="PATH|HF_ID", help=CHECKPOINT_HELP)],
+    model: ModelOption,
+    out: Annotated[
+        Path,
+        typer.Option(
+            metavar="FILE",
+            help="A .safetensors file; two experts add their names to it. In a bundle, it is listed there.",
+        ),
+    ],
+    linear: Annotated[
+        str | None, typer.Option(metavar="int8|bf16", help="[dim]\\[default: the bundle's, else int8][/]")
+    ] = None,
+    attention: Annotated[
+        str | None,
+        typer.Option(
+            metavar="sagesla|sla|sage",
+            help="sla or sage accept a checkpoint without proj_l. [dim]\\[default: the bundle's, else sagesla][/]",
+        ),
+    ] = None,
+) -> None:
+    """Quantize and pack a checkpoint's weights, without engines; needs less than 3 GiB of memory for any size.
+
+    Example: turbotrt pack --checkpoint ./turbowan.pth --model wan2.1-1.3b-480p --out weights.safetensors
+    """
+    spec, mode = model_named(model), None if linear is None else parse_linear(linear)
+    if attention not in (None, "sagesla", "sla", "sage"):
+        raise UserError(f"--attention {attention!r} is not known.", expected="sagesla, sla, sage", got=attention)
+    if out.suffix != ".safetensors":
+        raise UserError(
+            "--out is not a name for packed weights.", expected="a name ending in .safetensors", got=str(out)
+        )
+    from exporter.packing import add_to_bundle, bundle_of, pack_checkpoint
+
+    manifest = bundle_of(out, spec, mode)
+    chosen = attention or (manifest.sampler.attention if manifest else "sagesla")
+    packed: PackedWeights = pack_checkpoint(
+        checkpoint,
+        spec,
+        out,
+        linear=mode or (manifest.sampler.linear if manifest else "int8"),
+        allow_missing_proj_l=chosen in ("sla", "sage"),
+        progress=RichProgress(),
+    )
+    if manifest is not None:
+        add_to_bundle(out.parent, manifest, packed)
+        typer.echo(f"{out.parent / 'manifest.json'}: lists the weights.")
+    for path in packed.files.values():
+        typer.echo(f"{path}: {path.stat().st_size / 1e9:.2f} GB")
+
+
+@app.command(cls=_Command)
+def merge(
+    base: Annotated[str, typer.Option(metavar="PATH|HF_ID", help="The model both trainings started from.")],
+    sla: Annotated[str, typer.Option(metavar="PATH|HF_ID", help="Its sparse-linear attention training, with proj_l.")],
+    rcm: Annotated[str, typer.Option(metavar="PATH|HF_ID", help="Its few-step (rCM) training.")],
+    out: Annotated[Path, typer.Option(metavar="FILE", help="The merged checkpoint, .safetensors.")],
+    weight: Annotated[float, typer.Option(help="How much of the sparse-linear training to add.")] = 1.0,
+) -> None:
+    """Merge two trainings of one base as the authors do: base + weight·(sla − base) + (rcm − base), in fp32.
+
+    Example: turbotrt merge --base wan.safetensors --sla sla.pth --rcm rcm.pth --out merged.safetensors
+    """
+    if out.suffix != ".safetensors":
+        raise UserError("--out is not a name for a checkpoint.", expected="a name ending in .safetensors", got=str(out))
+    from exporter.checkpoint.hub import resolve
+    from exporter.merge import merge as merge_checkpoints
+
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with RichProgress().stage(f"merge {out.name}") as update:
+        merge_checkpoints(resolve(base), resolve(sla), resolve(rcm), out, weight=weight, progress=update)
+    typer.echo(f"{out}: {out.stat().st_size / 1e9:.2f} GB")
+
+
+def _console() -> Console:
+    """For tables on standard output: names come from files, so no markup; wide enough where there is no terminal."""
+    console = Console(markup=False, emoji=False, highlight=False)
+    return console if console.is_terminal else Console(markup=False, emoji=False, highlight=False, width=160)
+
+
+export_app = typer.Typer(
+    add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich", no_args_is_help=True
+)
+export_app.command(cls=_Command, epilog=EPILOG)(export)
+
+
+def main() -> None:
+    """The ``turbotrt`` script."""
+    app(prog_name="turbotrt")
+
+
+def export_main() -> None:
+    """The ``export`` script: ``turbotrt export`` under the name that bash's builtin shadows."""
+    export_app(prog_name="export")
+
+
+if __name__ == "__main__":
+    main()

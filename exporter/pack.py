@@ -1,0 +1,101 @@
+"""Checkpoint → the packed weights of one expert: one safetensors file, written tensor by tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+
+from exporter.checkpoint.reader import Checkpoint
+from exporter.checkpoint.source import TORCH_DTYPES, TensorMeta
+from exporter.checkpoint.writer import SafetensorsWriter
+from exporter.models import ModelSpec
+from exporter.quantize import block_quantize
+from exporter.weights import BLOCK_LINEARS, PROJ_L_SOURCE, LinearMode, packed_tensors
+from plugins.errors import UserError
+
+FORMAT_VERSION = "1"
+_PIECE = 2**22  # elements converted and checked at once: bounds the temporaries beside the largest matrices
+
+
+def pack(
+    reader: Checkpoint,
+    model: ModelSpec,
+    out: Path,
+    *,
+    linear: LinearMode = "int8",
+    progress: Callable[[int, int], None] | None = None,
+) -> None:
+    """Write ``packed_tensors(model, linear)`` to ``out``; the same input gives the same bytes.
+
+    A -quant checkpoint's int8 weights and scales pass through bit for bit. ``progress(done, total)`` counts bytes.
+    Raises UserError if the checkpoint is of another model or holds NaN, or the disk has no room; ``out`` is then,
+    and after KeyboardInterrupt, what it was before.
+    """
+    if reader.model != model:
+        raise UserError("The checkpoint was opened for another model.", expected=model.name, got=reader.model.name)
+    if reader.quantized and linear != "int8":
+        raise UserError(
+            f"{reader.path} is a -quant checkpoint: its block Linears are INT8 already.",
+            expected="the float checkpoint for --linear bf16",
+            remedy="pass the float checkpoint, or --linear int8",
+        )
+    table = {name: TensorMeta(spec.shape, spec.dtype) for name, spec in packed_tensors(model, linear).items()}
+    metadata = {
+        "format_version": FORMAT_VERSION,
+        "model": model.name,
+        "linear": linear,
+        "has_proj_l": "true" if reader.has_proj_l else "false",
+    }
+    packer = _Packer(reader)
+    with SafetensorsWriter(out, table, metadata, progress) as writer:
+        for name, meta in table.items():
+            writer.write(name, packer.pieces(name, meta))
+
+
+def sources(name: str) -> tuple[str, ...]:
+    """The checkpoint's tensors whose rows make up one packed tensor, in order."""
+    prefix, _, rest = name.partition(".self_attn.proj_l.")
+    if rest:
+        return (f"{prefix}.{PROJ_L_SOURCE}.{rest}",)
+    if not name.startswith("blocks."):
+        return (name,)
+    _, layer, rest = name.split(".", 2)
+    module, _, leaf = rest.rpartition(".")
+    return tuple(f"blocks.{layer}.{part}.{leaf}" if part else f"blocks.{layer}.{leaf}"
+                 for part in BLOCK_LINEARS.get(module, (module,)))  # fmt: skip
+
+
+class _Packer:
+    """Turns the checkpoint's tensors into packed ones; holds a quantized Linear's scales until their turn comes."""
+
+    def __init__(self, reader: Checkpoint) -> None:
+        self._reader = reader
+        self._scales: dict[str, torch.Tensor] = {}
+
+    def pieces(self, name: str, meta: TensorMeta) -> Iterator[torch.Tensor]:
+        """The packed tensor's rows, one source at a time."""
+        for source in sources(name):
+            module, _, leaf = source.rpartition(".")
+            if leaf == "int8_weight" and not self._reader.quantized:
+                quantized, scale = block_quantize(self._reader.load(f"{module}.weight"))
+                self._scales[f"{module}.scale"] = _finite(scale, f"{module}.weight")
+                yield quantized
+            elif source in self._scales:
+                yield self._scales.pop(source)
+            else:
+                # Modulations lose their leading 1; the rest keep their shape: only the bytes matter here.
+                for piece in self._reader.load(source).reshape(-1).split(_PIECE):
+                    yield _finite(piece.to(TORCH_DTYPES[meta.dtype]), source)
+
+
+def _finite(tensor: torch.Tensor, name: str) -> torch.Tensor:
+    """The tensor itself. Raises UserError on NaN or infinity, which would poison every video without a word."""
+    if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+        raise UserError(
+            f"The checkpoint's {name} holds NaN or infinity.",
+            expected="finite weights",
+            remedy="the file is damaged or its training diverged: take another copy",
+        )
+    return tensor

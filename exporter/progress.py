@@ -1,0 +1,91 @@
+"""How the long stages tell what they are doing: a protocol, the terminal's implementation and a recording one."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Protocol
+
+from rich import progress as bars
+from rich.console import Console
+
+Update = Callable[[int, int], None]  # (done, total), in any unit of the stage's own
+
+
+class Progress(Protocol):
+    """What a stage may say. ``stage`` yields the function that moves its bar."""
+
+    def stage(self, title: str) -> AbstractContextManager[Update]: ...
+
+    def note(self, text: str) -> None: ...
+
+
+class RichProgress:
+    """Bars on a terminal; elsewhere (a log, a pipe) one line for each finished stage."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self._console = console or Console(stderr=True, highlight=False)
+        self._bars: bars.Progress | None = None
+        self._depth = 0
+
+    @contextmanager
+    def stage(self, title: str) -> Iterator[Update]:
+        started = time.monotonic()
+        if not self._console.is_terminal:
+            yield lambda done, total: None
+            self.note(f"{title}: {time.monotonic() - started:.1f} s")
+            return
+        display = self._enter()
+        task = display.add_task(title, total=None)
+        try:
+            yield lambda done, total: display.update(task, completed=done, total=total)
+            last = next(t.total for t in display.tasks if t.id == task) or 1
+            display.update(task, completed=last, total=last)
+        finally:
+            display.stop_task(task)
+            self._leave()
+
+    def note(self, text: str) -> None:
+        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def _enter(self) -> bars.Progress:
+        """The display shared by nested stages: rich shows one at a time."""
+        if self._bars is None:
+            self._bars = bars.Progress(
+                bars.TextColumn("{task.description}", markup=False),
+                bars.BarColumn(bar_width=30),
+                bars.TaskProgressColumn(),
+                bars.TimeElapsedColumn(),
+                console=self._console,
+            )
+            self._bars.start()
+        self._depth += 1
+        return self._bars
+
+    def _leave(self) -> None:
+        self._depth -= 1
+        if self._depth == 0 and self._bars is not None:
+            self._bars.stop()
+            self._bars = None
+
+
+class SilentProgress:
+    """Shows nothing; keeps titles, notes and the last (done, total) of each stage."""
+
+    def __init__(self) -> None:
+        self.titles: list[str] = []
+        self.notes: list[str] = []
+        self.updates: dict[str, tuple[int, int]] = {}
+
+    @contextmanager
+    def stage(self, title: str) -> Iterator[Update]:
+        self.titles.append(title)
+
+        def update(done: int, total: int) -> None:
+            self.updates[title] = (done, total)
+
+        yield update
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)

@@ -1,0 +1,117 @@
+"""ExportSpec: everything one export is asked for, validated once. The only place where choices are made."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, cast, get_args
+
+from exporter.gpus import Flavour, GpuSpec, gpu_named
+from exporter.models import ModelSpec, model_named
+from exporter.weights import LinearMode
+from plugins.errors import UserError
+
+Attention = Literal["sagesla", "sla", "sage"]
+ATTENTIONS: tuple[str, ...] = get_args(Attention)
+LINEARS: tuple[str, ...] = get_args(LinearMode)
+DEFAULT_TOPK = "0.1"
+
+
+@dataclass(frozen=True)
+class ExportSpec:
+    """One model for one GPU. ``out`` will hold the folder ``<model>-<gpu>/``; ``checkpoint`` None: no weights."""
+
+    model: ModelSpec
+    gpu: GpuSpec
+    attention: Attention = "sagesla"
+    topk_milli: int = 100
+    linear: LinearMode = "int8"
+    checkpoint: str | None = None
+    out: Path = Path("engines")
+    onnx_only: bool = False
+    one_file: bool = False
+
+    def __post_init__(self) -> None:
+        _one_of("--attention", self.attention, ATTENTIONS)
+        _one_of("--linear", self.linear, LINEARS)
+        if not 1 <= self.topk_milli <= 1000:
+            raise UserError("This share of kept blocks cannot be used.", expected="1 to 1000 thousandths",
+                            got=str(self.topk_milli))  # fmt: skip
+        if self.one_file and self.checkpoint is None:
+            raise UserError(
+                "A one-file engine holds the weights, and there is no checkpoint.",
+                remedy="give --checkpoint PATH or HF_ID, or drop --one-file",
+            )
+        if self.one_file and self.onnx_only:
+            raise UserError(
+                "--one-file asks for an engine and --onnx-only for none.", remedy="drop one of the two options"
+            )
+
+    @property
+    def flavour(self) -> Flavour:
+        return self.gpu.flavour
+
+    @property
+    def allow_missing_proj_l(self) -> bool:
+        """Whether a checkpoint without proj_l will do: only where the user chose another attention than ours."""
+        return self.attention in ("sage", "sla")
+
+    @property
+    def bundle_dir(self) -> Path:
+        return self.out / f"{self.model.name}-{self.gpu.name}"
+
+
+def _one_of(option: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise UserError(f"{option} {value!r} is not known.", expected=", ".join(known), got=value)
+
+
+def parse_topk(text: str) -> int:
+    """Thousandths in a decimal string, exactly: "0.1" → 100. Never through a float, whose product would round."""
+    match = re.fullmatch(r"(0|1)?(?:\.([0-9]{1,3}))?", text.strip())
+    milli = int(match[1] or 0) * 1000 + int((match[2] or "0").ljust(3, "0")) if match else 0
+    if not 1 <= milli <= 1000:
+        raise UserError(
+            f"--topk {text!r} cannot be used.",
+            expected="a decimal from 0.001 to 1 with at most three digits after the point, such as 0.1",
+            got=text,
+        )
+    return milli
+
+
+def parse_linear(text: str) -> LinearMode:
+    """The mode of the Linears. Raises UserError listing the known ones."""
+    _one_of("--linear", text, LINEARS)
+    return cast(LinearMode, text)
+
+
+def export_spec(
+    *,
+    model: str,
+    gpu: str,
+    attention: str = "sagesla",
+    topk: str | None = None,
+    linear: str = "int8",
+    checkpoint: str | None = None,
+    out: Path = Path("engines"),
+    onnx_only: bool = False,
+    one_file: bool = False,
+) -> ExportSpec:
+    """The spec for options as they are typed; ``checkpoint`` None or "none" means engines only. Raises UserError."""
+    if topk is not None and attention == "sage":
+        raise UserError("--attention sage is dense: it keeps every block, so --topk has no meaning.",
+                        remedy="drop --topk, or choose --attention sagesla or sla")  # fmt: skip
+    if checkpoint is not None and not checkpoint.strip():
+        raise UserError("--checkpoint is empty.", expected="a path, a Hugging Face id, or none")
+    return ExportSpec(
+        model=model_named(model),
+        gpu=gpu_named(gpu),
+        attention=cast(Attention, attention),
+        topk_milli=parse_topk(topk or DEFAULT_TOPK),
+        linear=cast(LinearMode, linear),
+        checkpoint=None if checkpoint in (None, "none") else checkpoint,
+        out=out,
+        onnx_only=onnx_only,
+        one_file=one_file,
+    )

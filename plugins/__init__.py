@@ -1,0 +1,1 @@
+"""turbotrt's custom ops: declarations, Triton kernels, launch plans and the TensorRT plugins made from them."""

@@ -1,0 +1,149 @@
+"""W8A8 block-128 GEMM in Triton: INT8 tensor-core products, scaled into an fp32 accumulator every 128 of K.
+
+Operations 2·M·N·K; bytes M·K + N·K + the output. A 128×128 tile has one scale a side and K step, so scaling is one
+scalar product and one fused multiply-add an element, and the tile is exactly one quantization block of the output.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import triton
+import triton.language as tl
+
+from plugins.expr import ceil_div
+from plugins.plan_builder import Dim, Launch, LaunchPlan
+from plugins.triton_math import gelu_tanh, quantize_tile
+
+BLOCK = 128
+SHARED_LIMIT = {80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}  # KiB a program
+
+
+@dataclass(frozen=True)
+class GemmConfig:
+    """Launch parameters of one GEMM: warps, pipeline stages, and how many row tiles share a weight tile in L2."""
+
+    num_warps: int
+    num_stages: int
+    group_m: int = 8
+
+
+#: Chosen per SM: Hopper's and Blackwell's asynchronous tensor cores feed on deep pipelines, the others on 99 KiB.
+CONFIGS: Mapping[int, GemmConfig] = {
+    80: GemmConfig(8, 3),
+    86: GemmConfig(8, 2),
+    89: GemmConfig(8, 2),
+    90: GemmConfig(4, 3),
+    100: GemmConfig(4, 3),
+    120: GemmConfig(8, 2),
+}
+
+
+def legal(config: GemmConfig, sm: int) -> str | None:
+    """Why a config cannot run on an SM, or None."""
+    if config.num_warps not in (4, 8):
+        return f"{config.num_warps} warps: the tile is cut for 4 or 8"
+    shared = config.num_stages * 2 * BLOCK * BLOCK
+    if shared > SHARED_LIMIT[sm] * 1024:
+        return f"{config.num_stages} stages need {shared // 1024} KiB of shared memory, sm_{sm} has {SHARED_LIMIT[sm]}"
+    return None
+
+
+@triton.jit
+def _tile_of(pid, m_tiles, n_tiles, GROUP_M: tl.constexpr):
+    """Row and column tile of a program: GROUP_M row tiles walk the columns together, to reuse both operands in L2."""
+    group = pid // (GROUP_M * n_tiles)
+    first = group * GROUP_M
+    size = min(m_tiles - first, GROUP_M)
+    local = pid % (GROUP_M * n_tiles)
+    return first + local % size, local // size
+
+
+@triton.jit
+def block_int8_gemm(
+    x_ptr,
+    x_scale_ptr,
+    weight_ptr,
+    weight_scale_ptr,
+    bias_ptr,
+    gate_ptr,
+    residual_ptr,
+    y_ptr,
+    y_scale_ptr,
+    M,
+    N: tl.constexpr,
+    K: tl.constexpr,
+    EPILOGUE: tl.constexpr,
+    GROUP_M: tl.constexpr,
+):
+    """One 128×128 tile of y; EPILOGUE is "bias", "gelu" or "residual"."""
+    BLOCK: tl.constexpr = 128
+    K_BLOCKS: tl.constexpr = (K + 127) // 128
+    N_BLOCKS: tl.constexpr = (N + 127) // 128
+    row_tile, column_tile = _tile_of(tl.program_id(0), tl.cdiv(M, BLOCK), N_BLOCKS, GROUP_M)
+    x = tl.make_tensor_descriptor(x_ptr, [M, K], [K, 1], [BLOCK, BLOCK])
+    weight = tl.make_tensor_descriptor(weight_ptr, [N, K], [K, 1], [BLOCK, BLOCK])
+    x_scale_ptr += row_tile * K_BLOCKS
+    weight_scale_ptr += column_tile * K_BLOCKS
+    acc = tl.zeros([BLOCK, BLOCK], tl.float32)
+    for block in range(K_BLOCKS):
+        a = x.load([row_tile * BLOCK, block * BLOCK])
+        b = weight.load([column_tile * BLOCK, block * BLOCK])
+        scale = tl.load(x_scale_ptr + block) * tl.load(weight_scale_ptr + block)
+        acc += tl.dot(a, b.T, out_dtype=tl.int32).to(tl.float32) * scale
+
+    rows = row_tile * BLOCK + tl.arange(0, BLOCK)
+    columns = column_tile * BLOCK + tl.arange(0, BLOCK)
+    inside = (rows < M)[:, None] & (columns < N)[None, :]
+    offsets = rows.to(tl.int64)[:, None] * N + columns[None, :]
+    y = acc + tl.load(bias_ptr + columns, mask=columns < N, other=0.0)[None, :]
+    if EPILOGUE == "gelu":
+        q, y_scale = quantize_tile(tl.where(inside, gelu_tanh(y), 0.0))
+        tl.store(y_ptr + offsets, q, mask=inside)
+        tl.store(y_scale_ptr + row_tile * N_BLOCKS + column_tile, y_scale)
+    else:
+        if EPILOGUE == "residual":
+            gate = tl.load(gate_ptr + columns, mask=columns < N, other=0.0)
+            y = tl.load(residual_ptr + offsets, mask=inside, other=0.0).to(tl.float32) + gate[None, :] * y
+        tl.store(y_ptr + offsets, y.to(tl.bfloat16), mask=inside)
+
+
+def _plan(dims: Mapping[str, Dim], sm: int, epilogue: str) -> LaunchPlan:
+    config = CONFIGS[sm]
+    if (reason := legal(config, sm)) is not None:
+        raise ValueError(f"BlockInt8Gemm on sm_{sm}: {reason}")
+    m, n, k = dims["M"], dims["N"], dims["K"]
+    if k % 16 != 0:
+        raise ValueError(f"BlockInt8Gemm: K must be a multiple of 16 (rows aligned for bulk copies), got {k}")
+    args: dict[str, str | Dim] = {
+        "x_ptr": "x",
+        "x_scale_ptr": "x_scale",
+        "weight_ptr": "weight",
+        "weight_scale_ptr": "weight_scale",
+        "bias_ptr": "bias",
+        "y_ptr": "y",
+        "M": m,
+    }
+    args |= {"y_scale_ptr": "y_scale"} if epilogue == "gelu" else {}
+    args |= {"gate_ptr": "gate", "residual_ptr": "residual"} if epilogue == "residual" else {}
+    constants = {"N": n, "K": k, "EPILOGUE": epilogue, "GROUP_M": config.group_m}
+    constants |= {name: None for name in ("gate_ptr", "residual_ptr", "y_scale_ptr") if name not in args}
+    grid = (ceil_div(m, BLOCK) * ceil_div(n, BLOCK), 1, 1)
+    launch = Launch(block_int8_gemm, grid, args, constants, config.num_warps, config.num_stages)
+    return LaunchPlan(buffers=(), launches=(launch,))
+
+
+def launch_plan(dims: Mapping[str, Dim], attributes: Mapping[str, int | str], sm: int) -> LaunchPlan:
+    """Plan of BlockInt8Gemm."""
+    return _plan(dims, sm, "bias")
+
+
+def gelu_launch_plan(dims: Mapping[str, Dim], attributes: Mapping[str, int | str], sm: int) -> LaunchPlan:
+    """Plan of BlockInt8GemmGelu."""
+    return _plan(dims, sm, "gelu")
+
+
+def residual_launch_plan(dims: Mapping[str, Dim], attributes: Mapping[str, int | str], sm: int) -> LaunchPlan:
+    """Plan of BlockInt8GemmResidual."""
+    return _plan(dims, sm, "residual")

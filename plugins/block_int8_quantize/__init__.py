@@ -1,0 +1,1 @@
+"""Block-128 INT8 quantization of activations."""

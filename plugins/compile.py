@@ -1,0 +1,144 @@
+"""Launch plan of an op for a target GPU: Triton kernels cross-compiled to cubins, no GPU needed."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import subprocess
+import tempfile
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from plugins.dtypes import DTYPES
+from plugins.expr import apply, fold, to_plain
+from plugins.op import AttrValue, Op, symbol
+from plugins.plan import KernelImage, LaunchSpec, Plan, TensorSpec, encode
+from plugins.plan_builder import Buffer, Launch, LaunchPlan
+
+SMS = (80, 86, 89, 90, 100, 120)
+
+
+def build_plan(op: Op, static_dims: Mapping[str, int], attributes: Mapping[str, AttrValue], sm: int) -> Plan:
+    """The compiled plan of an op whose static symbols have these values; its dynamic symbols stay symbolic."""
+    dims = {name: symbol(name) if name in op.dynamic else static_dims[name] for name in op.symbol_sources()}
+    values = op.attribute_values(attributes)
+    module = importlib.import_module(f"plugins.{op.folder}.kernel")
+    body: LaunchPlan = getattr(module, op.plan_function)(dims, values, sm)
+    return _compile(op, dims, values, sm, body)
+
+
+@lru_cache(maxsize=None)
+def _cached_plan(op_name: str, static: tuple[tuple[str, int], ...], attributes: tuple[Any, ...], sm: int) -> bytes:
+    from plugins.registry import OPS
+
+    return encode(build_plan(OPS[op_name], dict(static), dict(attributes), sm))
+
+
+def plan_bytes(op: Op, static_dims: Mapping[str, int], attributes: Mapping[str, AttrValue], sm: int) -> bytes:
+    """Encoded plan, compiled once a process for the same op, static dims, attributes and SM."""
+    static = tuple(sorted((name, int(value)) for name, value in static_dims.items() if name not in op.dynamic))
+    return _cached_plan(op.name, static, tuple(sorted(op.attribute_values(attributes).items())), sm)
+
+
+def _compile(op: Op, dims: Mapping[str, Any], values: Mapping[str, AttrValue], sm: int, body: LaunchPlan) -> Plan:
+    def concrete(tensor: Any) -> TensorSpec:
+        return TensorSpec(tensor.name, tensor.dtype, [to_plain(_substitute(dim, dims)) for dim in tensor.dims])
+
+    inputs, outputs = [concrete(t) for t in op.inputs], [concrete(t) for t in op.outputs]
+    buffers = [_buffer_spec(buffer) for buffer in body.buffers]
+    dtypes = {spec.name: spec.dtype for spec in (*inputs, *outputs, *buffers)}
+    kernels: list[KernelImage] = []
+    launches: list[LaunchSpec] = []
+    for launch in body.launches:
+        image = compile_kernel(launch, dtypes, sm)
+        if image not in kernels:
+            kernels.append(image)
+        launches.append(_launch_spec(launch, kernels.index(image)))
+    sources = {name: source for name, source in op.symbol_sources().items() if name in op.dynamic}
+    return Plan(op.name, sm, dict(values), sources, inputs, outputs, buffers, kernels, launches)
+
+
+def _substitute(dim: Any, dims: Mapping[str, Any]) -> Any:
+    """The dim with static symbols replaced by their values."""
+    return fold(dim, lambda value: value, lambda name: dims[name], apply)
+
+
+def _buffer_spec(buffer: Buffer) -> TensorSpec:
+    return TensorSpec(buffer.name, buffer.dtype, [to_plain(dim) for dim in buffer.shape])
+
+
+def _launch_spec(launch: Launch, kernel: int) -> LaunchSpec:
+    names = [name for name in launch.kernel.arg_names if name not in launch.constants]
+    args = []
+    for name in names:
+        value = launch.args[name]
+        args.append(["tensor", value] if isinstance(value, str) else ["i32", to_plain(value)])
+    return LaunchSpec(kernel, [to_plain(dim) for dim in launch.grid], args)
+
+
+def compile_kernel(launch: Launch, dtypes: Mapping[str, str], sm: int) -> KernelImage:
+    """One kernel's cubin for sm; pointers are promised 16-byte alignment."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    names = launch.kernel.arg_names
+    _check_arguments(launch, names)
+    signature, attrs = {}, {}
+    for index, name in enumerate(names):
+        if name in launch.constants:
+            signature[name] = "constexpr"
+        elif isinstance(value := launch.args[name], str):
+            signature[name] = "*" + DTYPES[dtypes[value]].triton
+            attrs[(index,)] = [["tt.divisibility", 16]]
+        else:
+            signature[name] = "i32"
+    source = ASTSource(launch.kernel, signature, dict(launch.constants), attrs)
+    options = {"num_warps": launch.num_warps, "num_stages": launch.num_stages}
+    with triton.knobs.compilation.scope():
+        # Without this the cubin holds the folder the sources lie in, and two checkouts give two engines.
+        triton.knobs.compilation.disable_line_info = True
+        compiled = triton.compile(source, target=GPUTarget("cuda", sm, 32), options=options)
+    meta = compiled.metadata
+    if meta.profile_scratch_size or getattr(meta, "num_ctas", 1) != 1:
+        raise NotImplementedError(f"{meta.name}: profile scratch and clusters are not part of a launch plan")
+    registers, spills = resource_usage(compiled.asm["cubin"])
+    return KernelImage(
+        meta.name,
+        compiled.asm["cubin"],
+        meta.num_warps,
+        meta.shared,
+        meta.global_scratch_size,
+        meta.global_scratch_align,
+        registers,
+        spills,
+    )
+
+
+def _check_arguments(launch: Launch, names: list[str]) -> None:
+    given = set(launch.args) | set(launch.constants)
+    if given != set(names):
+        name = launch.kernel.__name__
+        raise ValueError(f"{name}: missing {set(names) - given or 'none'}, unknown {given - set(names) or 'none'}")
+
+
+def binary_tool(name: str) -> Path:
+    """cuobjdump or nvdisasm as the triton wheel carries it."""
+    import triton
+
+    return Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name
+
+
+def resource_usage(cubin: bytes) -> tuple[int, int]:
+    """Registers a thread and stack bytes a thread (spills and local arrays) of the one kernel in a cubin."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        command = [str(binary_tool("cuobjdump")), "--dump-resource-usage", file.name]
+        text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    match = re.search(r"REG:(\d+) STACK:(\d+)", text)
+    if match is None:
+        raise ValueError(f"cuobjdump printed no resource usage:\n{text}")
+    return int(match[1]), int(match[2])

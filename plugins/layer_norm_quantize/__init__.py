@@ -1,0 +1,1 @@
+"""LayerNorm, modulation and block-128 INT8 quantization."""

@@ -1,0 +1,44 @@
+"""What an op's kernel.py hands over: its launches before compilation. Heavy only in that kernels are Triton functions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from plugins.expr import Dim
+
+__all__ = ["Buffer", "Dim", "Launch", "LaunchPlan"]
+
+
+@dataclass(frozen=True)
+class Buffer:
+    """A workspace buffer; its content is undefined before a launch writes it."""
+
+    name: str
+    dtype: str
+    shape: tuple[Dim, ...]
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One launch of a Triton kernel.
+
+    ``args`` gives every non-constexpr parameter by name: a str names an input, output or buffer (a pointer), an int or
+    expression is an i32. ``constants`` gives every constexpr parameter.
+    """
+
+    kernel: Any
+    grid: tuple[Dim, Dim, Dim]
+    args: Mapping[str, str | Dim]
+    constants: Mapping[str, Any] = field(default_factory=dict)
+    num_warps: int = 4
+    num_stages: int = 2
+
+
+@dataclass(frozen=True)
+class LaunchPlan:
+    """Workspace and launches of one op, in order."""
+
+    buffers: tuple[Buffer, ...]
+    launches: tuple[Launch, ...]

@@ -1,0 +1,1 @@
+"""RMSNorm over all heads, with rotary embedding for self-attention."""

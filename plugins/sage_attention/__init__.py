@@ -1,0 +1,1 @@
+"""SageAttention: dense attention, INT8 or bf16."""

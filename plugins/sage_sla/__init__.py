@@ -1,0 +1,1 @@
+"""SageSLA: block-sparse attention plus a linear branch."""

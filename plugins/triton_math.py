@@ -1,0 +1,27 @@
+"""Triton functions shared by several ops' kernels."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def round_half_even(x):
+    """Nearest integer, ties to even, for |x| < 2^22: adding 1.5·2^23 leaves no bits below the units."""
+    return (x + 12582912.0) - 12582912.0
+
+
+@triton.jit
+def quantize_tile(y):
+    """(int8 tile, fp32 scale) of one fp32 block as in semantics.md; elements outside the tensor must be 0."""
+    amax = tl.maximum(tl.max(tl.max(tl.abs(y), axis=1), axis=0), 1e-8)
+    q = tl.minimum(tl.maximum(round_half_even(y * (128.0 / amax)), -128.0), 127.0)
+    return q.to(tl.int8), amax / 128.0
+
+
+@triton.jit
+def gelu_tanh(x):
+    """x·(1 + tanh(u))/2 with u = √(2/π)(x + 0.044715x³), written as x·sigmoid(2u)."""
+    u = 0.7978845608028654 * (x + 0.044715 * x * x * x)
+    return x / (1.0 + tl.exp(-2.0 * u))

@@ -1,0 +1,239 @@
+"""The bundle: a folder with a manifest that says what every file is, and the checks before any of it is trusted."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import msgspec
+from msgspec import Meta, Struct
+
+from plugins.errors import UserError
+
+MANIFEST_NAME = "manifest.json"
+SCHEMA_VERSION = 1
+MAX_MANIFEST_BYTES = 16 << 20  # a manifest is some tens of kilobytes; anything this long is not one
+_CHUNK = 1 << 20
+
+StageName = Literal["embed", "block", "head", "one-file"]
+Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
+Positive = Annotated[int, Meta(gt=0)]
+Count = Annotated[int, Meta(ge=0)]
+
+
+class _Record(Struct, frozen=True):
+    """What all parts of a manifest have in common: immutable, and an unknown field is an error, not ignored."""
+
+
+class ModelFacts(_Record, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The architecture and the default video; ``size`` is (width, height) in pixels."""
+
+    name: str
+    dim: Positive
+    layers: Positive
+    heads: Positive
+    ffn_dim: Positive
+    in_channels: Positive
+    text_length: Positive
+    freq_dim: Positive
+    size: tuple[Positive, Positive]
+    frames: Positive
+    fps: Positive
+    max_tokens: Positive
+    experts: tuple[str, ...]
+
+
+class SamplerFacts(_Record, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How the loop runs; ``boundary`` is the time below which the second expert takes over, None with one expert."""
+
+    steps: Positive
+    sigma_max: float
+    boundary: float | None
+    topk_milli: Annotated[int, Meta(ge=1, le=1000)]
+    attention: Literal["sagesla", "sla", "sage"]
+    linear: Literal["int8", "bf16"]
+
+
+class GpuFacts(_Record, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The GPU the engines and plans are for."""
+
+    name: str
+    sm: Positive
+    flavour: Literal["tensorrt_rtx", "tensorrt"]
+
+
+class TensorInfo(_Record, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A stage's input or output; a dim is a number or the name of a symbol."""
+
+    name: str
+    dtype: str
+    dims: tuple[int | str, ...]
+
+
+class Profile(_Record, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The range of L, the number of tokens, that a stage's engine accepts."""
+
+    min: Positive
+    opt: Positive
+    max: Positive
+
+    def __post_init__(self) -> None:
+        if not self.min <= self.opt <= self.max:
+            raise ValueError(f"a profile must rise: {self.min}, {self.opt}, {self.max}")
+
+
+class StageFiles(_Record, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """One stage. ``engine`` is None in an ONNX-only bundle; ``activation_bytes`` is the builder's own figure."""
+
+    name: StageName
+    engine: str | None = None
+    onnx: str
+    inputs: tuple[TensorInfo, ...]
+    outputs: tuple[TensorInfo, ...]
+    profile: Profile
+    activation_bytes: Count | None = None
+
+
+class FileInfo(_Record, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Content hash and size; ``inputs`` is the hash of all that the file was made from, by which re-export skips it."""
+
+    sha256: Sha256
+    bytes: Count
+    inputs: str | None = None
+
+
+class Manifest(_Record, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Everything about one bundle. ``plans``: plugin node → file; ``weights``: expert → file; no time, no path."""
+
+    schema_version: int = SCHEMA_VERSION
+    model: ModelFacts
+    sampler: SamplerFacts
+    gpu: GpuFacts
+    tools: dict[str, str]
+    stages: tuple[StageFiles, ...]
+    plans: dict[str, str]
+    files: dict[str, FileInfo]
+    weights: dict[str, str]
+    has_proj_l: bool | None = None
+    vram_estimate_bytes: Count
+
+    def __post_init__(self) -> None:
+        for name in self.files:
+            _check_plain(name)
+        for name in self._referenced():
+            if name not in self.files:
+                raise ValueError(f"{name!r} is used but not listed under files")
+        for expert in self.weights:
+            if expert not in self.model.experts:
+                raise ValueError(f"weights for {expert!r}, but the experts are {', '.join(self.model.experts)}")
+
+    def _referenced(self) -> Iterator[str]:
+        for stage in self.stages:
+            yield stage.onnx
+            if stage.engine is not None:
+                yield stage.engine
+        yield from self.plans.values()
+        yield from self.weights.values()
+
+
+class _Version(Struct):
+    schema_version: int
+
+
+_T = TypeVar("_T", bound=Struct)
+
+
+def _check_plain(name: str) -> None:
+    """A manifest comes from anywhere: its names must stay inside the folder, whatever the system's separators."""
+    if name in ("", ".", "..", MANIFEST_NAME) or any(c in name for c in "/\\:") or not name.isprintable():
+        raise ValueError(f"{name!r} is not the plain name of a file in the bundle")
+
+
+def sha256_of(path: Path, update: Callable[[int], Any] | None = None) -> str:
+    """SHA-256 of a file in hexadecimal, read by parts; ``update`` hears the bytes of each part."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+            if update is not None:
+                update(len(chunk))
+    return digest.hexdigest()
+
+
+def file_info(path: Path, inputs: str | None = None) -> FileInfo:
+    """The manifest's entry for a file as it is now."""
+    return FileInfo(sha256=sha256_of(path), bytes=path.stat().st_size, inputs=inputs)
+
+
+def load_manifest(folder: Path) -> Manifest:
+    """The manifest of a bundle. Raises UserError where it is missing, corrupt or of another schema version."""
+    path = folder / MANIFEST_NAME
+    if not path.is_file():
+        raise UserError(f"{folder} is not a bundle.", expected=f"a folder holding {MANIFEST_NAME}",
+                        got="no such folder" if not folder.exists() else f"no {MANIFEST_NAME}",
+                        remedy="give the folder that turbotrt export wrote")  # fmt: skip
+    if path.stat().st_size > MAX_MANIFEST_BYTES:
+        raise _corrupt(path, f"it is longer than {MAX_MANIFEST_BYTES} bytes")
+    data = path.read_bytes()
+    version = _decode(path, data, _Version).schema_version
+    if version != SCHEMA_VERSION:
+        newer = version > SCHEMA_VERSION
+        raise UserError(f"{path} has another schema version.", expected=str(SCHEMA_VERSION), got=str(version),
+                        remedy="upgrade turbotrt" if newer else "export the bundle again")  # fmt: skip
+    return _decode(path, data, Manifest)
+
+
+def _decode(path: Path, data: bytes, kind: type[_T]) -> _T:
+    try:
+        return msgspec.json.decode(data, type=kind)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise _corrupt(path, str(error)) from error
+
+
+def _corrupt(path: Path, why: str) -> UserError:
+    return UserError(f"{path} is corrupt: {why}.", remedy="export the bundle again")
+
+
+def encode_manifest(manifest: Manifest) -> bytes:
+    """The manifest's JSON; equal manifests give equal bytes."""
+    return msgspec.json.format(msgspec.json.encode(manifest, order="deterministic"), indent=2) + b"\n"
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> Path:
+    """Write manifest.json under a temporary name, then rename it: a reader sees the old one or the new one, whole."""
+    path = folder / MANIFEST_NAME
+    descriptor, temporary = tempfile.mkstemp(prefix=f".{MANIFEST_NAME}.", dir=folder)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(encode_manifest(manifest))
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)  # mkstemp makes it private; a bundle is for anyone
+        os.replace(temporary, path)
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+    return path
+
+
+def verify_file(folder: Path, name: str, info: FileInfo, update: Callable[[int], Any] | None = None) -> str | None:
+    """What is wrong with one file, or None. The size is compared first: reading a truncated file is for nothing."""
+    path = folder / name
+    if not path.is_file():
+        return f"{name}: missing"
+    size = path.stat().st_size
+    if size != info.bytes:
+        return f"{name}: {size} bytes, the manifest says {info.bytes}"
+    digest = sha256_of(path, update)
+    if digest != info.sha256:
+        return f"{name}: sha256 {digest[:12]}…, the manifest says {info.sha256[:12]}…"
+    return None
+
+
+def verify_files(folder: Path, manifest: Manifest) -> list[str]:
+    """What is wrong with the files the manifest lists, one line each; empty where all is well."""
+    checks = (verify_file(folder, name, info) for name, info in sorted(manifest.files.items()))
+    return [problem for problem in checks if problem is not None]

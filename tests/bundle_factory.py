@@ -1,0 +1,79 @@
+"""A small bundle that is right in every respect but the contents of its engines."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from plugins.plan import KernelImage, LaunchSpec, Plan, TensorSpec, encode
+from runtime.bundle import (
+    GpuFacts,
+    Manifest,
+    ModelFacts,
+    Profile,
+    SamplerFacts,
+    StageFiles,
+    TensorInfo,
+    file_info,
+    write_manifest,
+)
+
+TINY = ModelFacts(
+    name="wan-tiny",
+    dim=256,
+    layers=2,
+    heads=2,
+    ffn_dim=512,
+    in_channels=16,
+    text_length=512,
+    freq_dim=256,
+    size=(128, 80),
+    frames=17,
+    fps=16,
+    max_tokens=4096,
+    experts=("model",),
+)
+
+
+def plan_bytes(sm: int = 120) -> bytes:
+    """A plan of one kernel that copies x to y, with no machine code worth the name."""
+    tensor = TensorSpec("x", "fp32", [128])
+    kernel = KernelImage("copy_kernel", b"\x7fELF", 4, 0, 0, 0, 32, 0)
+    launch = LaunchSpec(0, [1, 1, 1], [["tensor", "x"]])
+    return encode(Plan("Copy", sm, {}, {}, [tensor], [tensor], [], [kernel], [launch]))
+
+
+def make_bundle(folder: Path, *, plan: bytes | None = None, model: ModelFacts = TINY) -> Manifest:
+    """Write the files and the manifest of a bundle for rtx5090, without weights; returns the manifest."""
+    folder.mkdir(parents=True, exist_ok=True)
+    contents = {"block.plan": plan_bytes() if plan is None else plan}
+    for stage in ("embed", "block", "head"):
+        contents |= {f"{stage}.onnx": stage.encode() * 10, f"{stage}.engine": stage.encode() * 20}
+    for name, data in contents.items():
+        (folder / name).write_bytes(data)
+    stages = tuple(
+        StageFiles(
+            name=stage,
+            engine=f"{stage}.engine",
+            onnx=f"{stage}.onnx",
+            inputs=(TensorInfo(name="x", dtype="bf16", dims=(1, "L", 256)),),
+            outputs=(TensorInfo(name="y", dtype="bf16", dims=(1, "L", 256)),),
+            profile=Profile(min=1, opt=200, max=4096),
+            activation_bytes=123_456_789,
+        )
+        for stage in ("embed", "block", "head")
+    )
+    manifest = Manifest(
+        model=model,
+        sampler=SamplerFacts(
+            steps=4, sigma_max=80.0, boundary=None, topk_milli=100, attention="sagesla", linear="int8"
+        ),
+        gpu=GpuFacts(name="rtx5090", sm=120, flavour="tensorrt_rtx"),
+        tools={"triton": "3.7.1", "torch": "2.13.0"},
+        stages=stages,
+        plans={"/blocks/copy": "block.plan"},
+        files={name: file_info(folder / name) for name in contents},
+        weights={},
+        vram_estimate_bytes=5_800_000,
+    )
+    write_manifest(folder, manifest)
+    return manifest

@@ -1,0 +1,105 @@
+"""The attention plans under Triton's interpreter against their references: one line a case, run by a test.
+
+The interpreter's bf16 dots and fp32→FP8 casts are wrong, so plans are made for sm_80 (P·V in fp16) with ``exact``
+(fp32 instead of bf16 dots): bf16 rounding before dots, the FP8 branch and the compiled code itself are not covered.
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ["TRITON_INTERPRET"] = "1"
+
+import torch
+
+from plugins.expr import symbol
+from plugins.sage_attention import kernel as dense
+from plugins.sage_attention import reference as dense_reference
+from plugins.sage_sla import kernel as sparse
+from plugins.sage_sla import reference as sparse_reference
+from tests.interpret import run_plan
+
+#: Largest relative L2 error by precision: INT8 q·kᵀ against fp32; bf16 is fp32 dots here, but the
+#: interpreter truncates the output to bf16 where the reference rounds: half the values differ by one step, 4e-3 RMS.
+TOLERANCE = {"int8": 2e-2, "bf16": 8e-3}
+HEADS = 2
+
+
+def make(length: int, width: int, seed: int) -> torch.Tensor:
+    """bf16 [length, width] with a channel bias, as keys after RMSNorm have."""
+    generator = torch.Generator().manual_seed(seed)
+    bias = 2 * torch.randn(width, generator=generator)
+    return (torch.randn(length, width, generator=generator) + bias).bfloat16()
+
+
+def error(got: torch.Tensor, want: torch.Tensor) -> float:
+    return float((got.float() - want.float()).norm() / want.float().norm())
+
+
+def check(name: str, got: torch.Tensor, want: torch.Tensor, precision: str) -> None:
+    relative = error(got, want)
+    print(f"{name} {precision}: error {relative:.2e}")  # noqa: T201
+    if not relative < TOLERANCE[precision]:
+        raise SystemExit(f"{name} {precision}: error {relative:.3e}, tolerance {TOLERANCE[precision]}")
+
+
+def run_dense(length: int, keys: int, precision: str, wide: bool) -> None:
+    d = 128 * HEADS
+    e = 3 * d if wide else d
+    q, k, v = make(length, d, 1), make(keys, d, 2), make(keys, e, 3)
+    dims = {"L": symbol("L"), "S": symbol("S"), "D": d, "E": e}
+    plan = dense.launch_plan(dims, {"precision": precision}, 80, exact=True)
+    o = torch.full_like(q, float("nan"))
+    run_plan(plan, {"q": q, "k": k, "v": v, "o": o}, {"L": length, "S": keys})
+    check(f"SageAttention L={length} S={keys} E={e}", o, dense_reference.reference(q, k, v), precision)
+
+
+def check_selection(name: str, lut: torch.Tensor, q: torch.Tensor, k: torch.Tensor, topk_milli: int) -> None:
+    """The kept set is the reference's, but for pairs whose scores differ by rounding (1e-5 of the row's range)."""
+    want = sparse_reference.kept_blocks(q, k, topk_milli)
+    scores = sparse_reference.selection_scores(q, k)
+    span = scores.amax(-1) - scores.amin(-1)
+    if lut.shape != want.shape or not bool((lut.diff(dim=-1) > 0).all()):
+        raise SystemExit(f"{name}: LUT {tuple(lut.shape)} is not ascending or not {tuple(want.shape)}")
+    got_scores, want_scores = (scores.gather(-1, x.long()).sort(-1).values for x in (lut, want))
+    worst = ((got_scores - want_scores).abs().amax(-1) / span.clamp_min(1e-9)).max()
+    if worst > 1e-5:
+        raise SystemExit(f"{name}: kept blocks differ from the reference by {worst:.2e} of the score range")
+
+
+def run_sparse(length: int, topk_milli: int, precision: str, wide: bool) -> None:
+    d = 128 * HEADS
+    e = 3 * d if wide else d
+    q, k, v = make(length, d, 1), make(length, d, 2), make(length, e, 3)
+    weight, bias = torch.randn(128, 128) / 128**0.5, torch.randn(128)
+    dims = {"L": symbol("L"), "D": d, "E": e}
+    plan = sparse.launch_plan(dims, {"topk_milli": topk_milli, "precision": precision}, 80, exact=True)
+    o = torch.full_like(q, float("nan"))
+    tensors = {"q": q, "k": k, "v": v, "proj_weight": weight, "proj_bias": bias, "o": o}
+    lut = run_plan(plan, tensors, {"L": length})["lut"]
+    name = f"SageSLA L={length} topk={topk_milli} E={e}"
+    check_selection(name, lut, q, k, topk_milli)
+    check(name, o, sparse_reference.reference(q, k, v, weight, bias, topk_milli=topk_milli, kept=lut), precision)
+
+
+def ties() -> None:
+    """Equal scores keep the lower block index; infinities and negatives order as numbers."""
+    scores = torch.tensor([[[1.0, 3.0, 1.0, 1.0, -2.0, 3.0]], [[-1.0, -5.0, -1.0, float("-inf"), -1.0, -0.5]]])
+    lut = torch.full((2, 1, 4), -1, dtype=torch.int32)
+    sparse.select_blocks[(1, 2)](scores, lut, 6, 4, BLOCKS=sparse.MAX_BLOCKS)
+    if lut.flatten(1).tolist() != [[0, 1, 2, 5], [0, 2, 4, 5]]:
+        raise SystemExit(f"select_blocks: ties gave {lut.tolist()}")
+
+
+def main() -> None:
+    torch.manual_seed(0)
+    ties()
+    for precision in ("int8", "bf16"):
+        for length, keys, wide in ((40, 40, False), (200, 512, True), (130, 77, False)):
+            run_dense(length, keys, precision, wide)
+        for length, topk_milli, wide in ((40, 100, False), (200, 500, True), (1000, 300, False), (640, 1000, True)):
+            run_sparse(length, topk_milli, precision, wide)
+
+
+if __name__ == "__main__":
+    main()
