@@ -67,7 +67,7 @@ def plugin_class(trt: Any) -> Any:
             return PlanPlugin(self.data)
 
         def get_output_data_types(self, input_types: Any) -> Any:
-            return [getattr(trt, DTYPES[spec.dtype].tensorrt) for spec in self.plan.outputs]
+            return [getattr(trt.DataType, DTYPES[spec.dtype].tensorrt) for spec in self.plan.outputs]
 
         def get_output_shapes(self, inputs: Any, shape_inputs: Any, builder: Any) -> Any:
             return [
@@ -78,7 +78,7 @@ def plugin_class(trt: Any) -> Any:
         def supports_format_combination(self, position: int, in_out: Any, num_inputs: int) -> bool:
             spec = [*self.plan.inputs, *self.plan.outputs][position]
             described = in_out[position].desc
-            wanted = getattr(trt, DTYPES[spec.dtype].tensorrt)
+            wanted = getattr(trt.DataType, DTYPES[spec.dtype].tensorrt)
             return bool(described.format == trt.TensorFormat.LINEAR and described.type == wanted)
 
         def configure_plugin(self, inputs: Any, outputs: Any) -> None:

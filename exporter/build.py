@@ -1,0 +1,81 @@
+"""Builds one engine in a child process, shows its progress, and turns its death into an error with the log's end."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import msgspec
+
+from exporter.build_child import BuildRequest, BuildResult
+from exporter.flavour import library_folder
+from exporter.gpus import gpu_named
+from exporter.progress import Update
+from plugins.errors import UserError
+
+_ROOT = Path(__file__).resolve().parent.parent
+_LOG_LINES = 15
+
+
+def build_engine(request: BuildRequest, update: Update) -> BuildResult:
+    """Run the builder; ``request.engine`` is written only when it succeeds. Raises UserError with the log's end."""
+    with tempfile.TemporaryDirectory(prefix="turbotrt-build-") as scratch:
+        folder = Path(scratch)
+        (folder / "request.json").write_bytes(msgspec.json.encode(request))
+        command = [sys.executable, "-m", "exporter.build_child", str(folder / "request.json")]
+        errors = folder / "stderr"
+        with errors.open("wb") as stderr:
+            child = subprocess.Popen(
+                command, stdout=subprocess.PIPE, stderr=stderr, env=_environment(request, folder), text=True
+            )
+            try:
+                answer = _listen(child, update)
+            except BaseException:
+                child.kill()
+                raise
+            finally:
+                child.wait()
+        if "result" in answer:
+            return msgspec.convert(answer["result"], BuildResult)
+        raise _failure(request, child.returncode, answer.get("error"), errors.read_text(errors="replace"))
+
+
+def _environment(request: BuildRequest, folder: Path) -> dict[str, str]:
+    """The child's environment: RTX's parser opens libtensorrt_rtx.so by that name, and its wheel has only .so.1."""
+    environment = dict(os.environ)
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(_ROOT), environment.get("PYTHONPATH")]))
+    if libraries := library_folder(gpu_named(request.gpu).flavour):
+        (folder / "libtensorrt_rtx.so").symlink_to(libraries / "libtensorrt_rtx.so.1")
+        paths = [scratch for scratch in (str(folder), environment.get("LD_LIBRARY_PATH")) if scratch]
+        environment["LD_LIBRARY_PATH"] = os.pathsep.join(paths)
+    return environment
+
+
+def _listen(child: subprocess.Popen[str], update: Update) -> dict[str, object]:
+    answer: dict[str, object] = {}
+    for line in child.stdout or ():
+        try:
+            message = json.loads(line)
+        except ValueError:
+            continue  # a library printed to stdout
+        if "progress" in message:
+            update(*message["progress"])
+        else:
+            answer |= message
+    return answer
+
+
+def _failure(request: BuildRequest, status: int, error: object, stderr: str) -> UserError:
+    log = Path(request.log)
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.is_file() else []
+    tail = "\n".join([*lines[-_LOG_LINES:], *stderr.splitlines()[-_LOG_LINES:]])
+    how = f"ended with status {status}" if status >= 0 else f"was killed by signal {-status}"
+    return UserError(
+        f"Building {Path(request.engine).name} failed: the builder {how}.",
+        got=str(error or "no reason given"),
+        remedy=f"read the log, whose end is below (whole: {log})\n{tail}",
+    )

@@ -1,0 +1,147 @@
+"""The child process that builds one engine: ``python -m exporter.build_child REQUEST.json``.
+
+A process of its own, because TensorRT may end the process it runs in, and because libtensorrt_rtx.so must be on
+LD_LIBRARY_PATH before the process starts. Writes JSON lines to stdout: progress while building, then the result.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+
+class BuildRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """What to build: ONNX file → engine file, the GPU's name, and the profile (min, opt, max) of L."""
+
+    onnx: str
+    engine: str
+    log: str
+    gpu: str
+    profile: tuple[int, int, int]
+
+
+class BuildResult(msgspec.Struct, frozen=True, kw_only=True):
+    """What the builder said: its "Total Activation Memory" in bytes, and the layers by kind after parsing."""
+
+    activation_bytes: int | None
+    plugin_layers: list[str]
+    other_layers: list[str]
+
+
+def _emit(kind: str, value: Any) -> None:
+    sys.stdout.write(json.dumps({kind: value}) + "\n")
+    sys.stdout.flush()
+
+
+def _logger(trt: Any, path: str) -> Any:
+    class FileLogger(trt.ILogger):  # type: ignore[misc]
+        """Keeps TensorRT's messages, informational ones included, in the bundle's log."""
+
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+            self.file = Path(path).open("a", encoding="utf-8")  # noqa: SIM115 (lives as long as the logger)
+            self.activation: int | None = None
+            self.errors: list[str] = []
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity == trt.ILogger.VERBOSE:
+                return
+            self.file.write(f"[{severity.name}] {message}\n")
+            self.file.flush()
+            if match := re.search(r"Total Activation Memory: (\d+)", message):
+                self.activation = int(match[1])
+            if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
+                self.errors.append(message)
+
+    return FileLogger()
+
+
+def _monitor(trt: Any) -> Any:
+    class PipeMonitor(trt.IProgressMonitor):  # type: ignore[misc]
+        """Tells the parent the step of the outermost phase."""
+
+        def __init__(self) -> None:
+            trt.IProgressMonitor.__init__(self)
+            self.phases: dict[str, tuple[int, bool]] = {}
+
+        def phase_start(self, phase_name: str, parent_phase: Any, num_steps: int) -> None:
+            self.phases[phase_name] = (num_steps, parent_phase is None)
+
+        def step_complete(self, phase_name: str, step: int) -> bool:
+            total, outermost = self.phases.get(phase_name, (0, False))
+            if outermost:
+                _emit("progress", [step + 1, total])
+            return True
+
+        def phase_finish(self, phase_name: str) -> None:
+            self.phases.pop(phase_name, None)
+
+    return PipeMonitor()
+
+
+def _parse(trt: Any, builder: Any, logger: Any, request: BuildRequest) -> Any:
+    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    parser = trt.OnnxParser(network, logger)
+    if not parser.parse_from_file(request.onnx):
+        raise RuntimeError("\n".join(str(parser.get_error(i)) for i in range(parser.num_errors)))
+    return network
+
+
+def _config(trt: Any, builder: Any, network: Any, request: BuildRequest) -> Any:
+    from exporter.flavour import target
+    from exporter.gpus import gpu_named
+
+    config = builder.create_builder_config()
+    config.clear_flag(trt.BuilderFlag.TF32)  # on by default: the fp32 head and time MLP would run in TF32
+    config.progress_monitor = _monitor(trt)
+    target(trt, config, gpu_named(request.gpu))
+    profile = builder.create_optimization_profile()
+    for index in range(network.num_inputs):
+        tensor = network.get_input(index)
+        if -1 in tuple(tensor.shape):
+            shapes = [tuple(size if dim == -1 else dim for dim in tensor.shape) for size in request.profile]
+            profile.set_shape(tensor.name, *shapes)
+    config.add_optimization_profile(profile)
+    return config
+
+
+def build(request: BuildRequest) -> BuildResult:
+    """Build one engine in this process and write it. Raises RuntimeError with TensorRT's own errors."""
+    from exporter.flavour import load
+    from exporter.gpus import gpu_named
+    from plugins.registry import OPS
+    from plugins.tensorrt_plugin import register
+
+    trt = load(gpu_named(request.gpu).flavour)
+    logger = _logger(trt, request.log)
+    register(trt, OPS)
+    builder = trt.Builder(logger)
+    network = _parse(trt, builder, logger, request)
+    layers = [network.get_layer(index) for index in range(network.num_layers)]
+    ours = [layer.name for layer in layers if layer.type == trt.LayerType.PLUGIN_V3]
+    others = [f"{layer.type.name} {layer.name}" for layer in layers if layer.type != trt.LayerType.PLUGIN_V3]
+    engine = builder.build_serialized_network(network, _config(trt, builder, network, request))
+    if engine is None:
+        raise RuntimeError("\n".join(logger.errors) or "TensorRT built no engine and gave no reason")
+    with Path(request.engine).open("wb") as file:
+        file.write(engine)
+    return BuildResult(activation_bytes=logger.activation, plugin_layers=ours, other_layers=others)
+
+
+def main() -> None:
+    request = msgspec.json.decode(Path(sys.argv[1]).read_bytes(), type=BuildRequest)
+    try:
+        result = build(request)
+    except RuntimeError as error:
+        _emit("error", str(error))
+        sys.exit(1)
+    _emit("result", msgspec.to_builtins(result))
+
+
+if __name__ == "__main__":
+    main()
