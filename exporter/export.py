@@ -235,9 +235,7 @@ def _engine_key(spec: ExportSpec, graph: StageGraph, profile: Profile) -> str:
     return hashlib.sha256(text.encode() + graph.onnx).hexdigest()
 
 
-def _kept_engine(
-    spec: ExportSpec, previous: Manifest | None, name: str, key: str, staging: Path
-) -> FileInfo | None:
+def _kept_engine(spec: ExportSpec, previous: Manifest | None, name: str, key: str, staging: Path) -> FileInfo | None:
     info = previous.files.get(name) if previous else None
     if info is None or info.inputs != key or verify_file(spec.bundle_dir, name, info) is not None:
         return None

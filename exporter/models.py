@@ -58,7 +58,9 @@ class ModelSpec:
         width, height = size or self.size
         frames = frames or self.frames
         if frames < 1 or frames % 4 != 1:
-            raise UserError("This number of frames cannot be encoded.", expected="4n+1 frames (1, 5, … 81)", got=str(frames))
+            raise UserError(
+                "This number of frames cannot be encoded.", expected="4n+1 frames (1, 5, … 81)", got=str(frames)
+            )
         if width < 16 or height < 16 or width % 16 or height % 16:
             raise UserError(
                 "This size cannot be patchified.", expected="multiples of 16 pixels", got=f"{width}x{height}"

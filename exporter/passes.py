@@ -60,7 +60,9 @@ def static_dims(op: Op, node: Any) -> dict[str, int]:
             continue
         value = node.inputs[index].shape[axis] if node.inputs[index].shape is not None else None
         if not isinstance(value, int):
-            raise ValueError(f"{op.name} {node.name}: {op.inputs[index].name} axis {axis} must be static, got {value!r}")
+            raise ValueError(
+                f"{op.name} {node.name}: {op.inputs[index].name} axis {axis} must be static, got {value!r}"
+            )
         dims[name] = value
     return dims
 

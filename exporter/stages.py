@@ -58,10 +58,10 @@ def embed(
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, weights: Weights, options: BlockOptions) -> Tensor:
     if options.attention == "sage":
-        return call("SageAttention", q, k, v, precision="int8")  # type: ignore[no-any-return]
+        return call("SageAttention", q, k, v, precision="int8")
     precision = "int8" if options.attention == "sagesla" else "bf16"
     proj = (weights["self_attn.proj_l.weight"], weights["self_attn.proj_l.bias"])
-    return call("SageSLA", q, k, v, *proj, topk_milli=options.topk_milli, precision=precision)  # type: ignore[no-any-return]
+    return call("SageSLA", q, k, v, *proj, topk_milli=options.topk_milli, precision=precision)
 
 
 def block(
@@ -97,7 +97,7 @@ def _block_int8(
 
     u = call("LayerNormQuantize", x, 1 + m[4], m[3])
     hidden = call("BlockInt8GemmGelu", *u, *operands("ffn.0"))
-    return call("BlockInt8GemmResidual", *hidden, *operands("ffn.2"), m[5], x)  # type: ignore[no-any-return]
+    return call("BlockInt8GemmResidual", *hidden, *operands("ffn.2"), m[5], x)
 
 
 def _layer_norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -111,9 +111,7 @@ def _block_bf16(
         return (x.float() + gate * y.float()).bfloat16()
 
     qkv = _linear_bf16(_layer_norm(x, 1 + m[1], m[0]), weights, "self_attn.qkv")
-    q, k = call(
-        "QkNormRope", qkv, weights["self_attn.norm_q.weight"], weights["self_attn.norm_k.weight"], cos, sin
-    )
+    q, k = call("QkNormRope", qkv, weights["self_attn.norm_q.weight"], weights["self_attn.norm_k.weight"], cos, sin)
     x = gated(x, m[2], _linear_bf16(_attend(q, k, qkv, weights, options), weights, "self_attn.o"))
 
     z = _layer_norm(x, weights["norm3.weight"], weights["norm3.bias"])

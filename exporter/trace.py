@@ -1,4 +1,4 @@
-"""Stage functions traced on meta tensors to ONNX with the dynamo exporter: named inputs, weights as inputs, L dynamic."""
+"""Stage functions traced on meta tensors to ONNX: named inputs, weights as inputs, the number of tokens L dynamic."""
 
 from __future__ import annotations
 
@@ -71,11 +71,11 @@ def stage_function(stage: Stage, options: BlockOptions) -> Callable[..., Any]:
             tokens, time_features, text, rest[-1], *rest[:-1]
         )
     if stage == "block":
-        return lambda *args: stages.block(*args, options)
+        return lambda x, context, e0, cos, sin, weights: stages.block(x, context, e0, cos, sin, weights, options)
     return stages.head
 
 
-class _StageModule(torch.nn.Module):
+class _StageModule(torch.nn.Module):  # type: ignore[misc]
     def __init__(self, function: Callable[..., Any], activations: int, weights: tuple[str, ...]):
         super().__init__()
         self.function, self.activations, self.weights = function, activations, weights
@@ -94,7 +94,7 @@ def trace(model: ModelSpec, stage: Stage, options: BlockOptions) -> Any:
     args, shapes = [], []
     for spec in activations.values():
         dims = [_TRACE_LENGTH if dim == L else dim for dim in spec.dims]
-        args.append(torch.empty(dims, dtype=torch_dtype(spec.dtype), device="meta"))  # type: ignore[arg-type]
+        args.append(torch.empty(dims, dtype=torch_dtype(spec.dtype), device="meta"))
         shapes.append({axis: length for axis, dim in enumerate(spec.dims) if dim == L} or None)
     for weight in weights.values():
         args.append(torch.empty(weight.shape, dtype=torch_dtype(weight.dtype), device="meta"))

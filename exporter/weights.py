@@ -104,7 +104,9 @@ def _head(model: ModelSpec) -> dict[str, WeightSpec]:
 
 def stage_weights(model: ModelSpec, stage: Stage, linear: LinearMode = "int8") -> dict[str, WeightSpec]:
     """The weights one stage takes as inputs, by name; a block's names carry no ``blocks.N.`` prefix."""
-    return {"embed": lambda: _embed(model), "block": lambda: _block(model, linear), "head": lambda: _head(model)}[stage]()
+    return {"embed": lambda: _embed(model), "block": lambda: _block(model, linear), "head": lambda: _head(model)}[
+        stage
+    ]()
 
 
 def packed_tensors(model: ModelSpec, linear: LinearMode = "int8") -> dict[str, WeightSpec]:

@@ -7,7 +7,7 @@ import re
 import subprocess
 import tempfile
 from collections.abc import Mapping
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ def build_plan(op: Op, static_dims: Mapping[str, int], attributes: Mapping[str, 
     return _compile(op, dims, values, sm, body)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _cached_plan(op_name: str, static: tuple[tuple[str, int], ...], attributes: tuple[Any, ...], sm: int) -> bytes:
     from plugins.registry import OPS
 

@@ -9,7 +9,7 @@ from types import MappingProxyType
 
 @dataclass(frozen=True)
 class DType:
-    """``torch``, ``tensorrt`` and ``onnx`` are attribute names there (TensorProto's for ONNX); ``triton`` is a pointee."""
+    """Attribute names in torch, TensorRT's DataType and ONNX's TensorProto, and a pointee in Triton; size in bytes."""
 
     bytes: int
     torch: str

@@ -1,6 +1,7 @@
 """Runs launch plans with cuda-python on given pointers and a stream: no torch, no Triton, no allocation.
 
-The torch ops on CUDA and the TensorRT plugin's enqueue both come through here, so that what one measures the other runs.
+The torch ops on CUDA and the TensorRT plugin's enqueue both come through here, so that
+what one measures the other runs.
 """
 
 from __future__ import annotations
@@ -38,7 +39,12 @@ class PlanExecutor:
         return evaluate(self.plan.workspace_bytes, self.plan.bind(shapes))
 
     def run(
-        self, shapes: Sequence[Sequence[int]], inputs: Sequence[int], outputs: Sequence[int], workspace: int, stream: int
+        self,
+        shapes: Sequence[Sequence[int]],
+        inputs: Sequence[int],
+        outputs: Sequence[int],
+        workspace: int,
+        stream: int,
     ) -> None:
         """Enqueue the launches. Pointers are device addresses (256-byte aligned workspace), stream a cudaStream_t."""
         from cuda.core import Stream, launch

@@ -65,7 +65,7 @@ class Op:
                 yield index, axis, dim
 
     def bind(self, shapes: Sequence[Sequence[int]]) -> dict[str, int]:
-        """The symbols' values for these input shapes. Raises ValueError where the shapes disagree with the declaration."""
+        """The symbols' values for these input shapes. Raises ValueError where the declaration does not allow them."""
         for tensor, shape in zip(self.inputs, shapes, strict=True):
             if len(shape) != len(tensor.shape):
                 raise ValueError(f"{self.name}: {tensor.name} has shape {tuple(shape)}, expected {len(tensor.shape)}-D")

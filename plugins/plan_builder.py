@@ -1,4 +1,4 @@
-"""What an op's kernel.py hands over: its launches before compilation. Heavy only in that kernels are Triton functions."""
+"""What an op's kernel.py hands over: its launches before compilation, kernels still being Triton functions."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ rebuilds the plugin from it. Importing this module imports no TensorRT; the flav
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 from plugins.dtypes import DTYPES
@@ -39,7 +39,7 @@ def tensorrt_dims(trt: Any, dim: Dim, inputs: Any, plan: Plan, builder: Any) -> 
     return fold(dim, builder.constant, named, lambda op, a, b: builder.operation(operators[op], a, b))
 
 
-@lru_cache(maxsize=None)
+@cache
 def plugin_class(trt: Any) -> Any:
     """The IPluginV3 of this flavour of TensorRT."""
 
@@ -116,7 +116,7 @@ def plugin_class(trt: Any) -> Any:
     return PlanPlugin
 
 
-@lru_cache(maxsize=None)
+@cache
 def creator_class(trt: Any) -> Any:
     """The IPluginCreatorV3One of this flavour of TensorRT."""
 

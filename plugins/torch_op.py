@@ -5,8 +5,8 @@ from __future__ import annotations
 import importlib
 import inspect
 from collections.abc import Callable, Sequence
-from functools import lru_cache
-from typing import Any
+from functools import cache, lru_cache
+from typing import Any, cast
 
 import torch
 
@@ -23,7 +23,7 @@ NAMESPACE = "turbotrt"
 
 def torch_dtype(name: str) -> torch.dtype:
     """The torch dtype of one of DTYPES' names."""
-    return getattr(torch, DTYPES[name].torch)  # type: ignore[no-any-return]
+    return getattr(torch, DTYPES[name].torch)
 
 
 def reference(op: Op) -> Callable[..., Any]:
@@ -77,12 +77,12 @@ def run_plan(plan: bytes, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
     loaded = executor(plan, device.index)
     shapes = [tuple(tensor.shape) for tensor in inputs]
     symbols = loaded.plan.bind(shapes)
-    outputs = [torch.empty(shape_of(s, symbols), dtype=torch_dtype(s.dtype), device=device) for s in loaded.plan.outputs]
+    outputs = [
+        torch.empty(shape_of(s, symbols), dtype=torch_dtype(s.dtype), device=device) for s in loaded.plan.outputs
+    ]
     workspace = torch.empty(max(1, loaded.workspace_bytes(shapes)), dtype=torch.uint8, device=device)
     stream = torch.cuda.current_stream(device).cuda_stream
-    loaded.run(
-        shapes, [t.data_ptr() for t in inputs], [t.data_ptr() for t in outputs], workspace.data_ptr(), stream
-    )
+    loaded.run(shapes, [t.data_ptr() for t in inputs], [t.data_ptr() for t in outputs], workspace.data_ptr(), stream)
     return outputs
 
 
@@ -118,13 +118,13 @@ def _signature(op: Op, function: Callable[..., Any]) -> Callable[..., Any]:
     return function
 
 
-@lru_cache(maxsize=None)
+@cache
 def torch_op(name: str) -> Callable[..., Any]:
     """The custom op ``turbotrt::<name>``; called with the inputs, then the attributes, all positional."""
     op = OPS[name]
     custom = torch.library.custom_op(f"{NAMESPACE}::{name}", _signature(op, _implementation(op)), mutates_args=())
     custom.register_fake(_fake(op))
-    return custom
+    return cast(Callable[..., Any], custom)
 
 
 def call(name: str, *inputs: torch.Tensor, **attributes: AttrValue) -> Any:
