@@ -16,7 +16,9 @@ def finish(proto: Any, stage: str, sm: int) -> tuple[Any, dict[str, bytes]]:
     """The cleaned ModelProto with plans attached, and node name → plan bytes. Same input, same bytes."""
     import onnx
     import onnx_graphsurgeon as gs
+    from onnx_graphsurgeon.logger import G_LOGGER
 
+    G_LOGGER.severity = G_LOGGER.ERROR  # it warns that numpy has no bf16 of its own, and that it prints no colours
     graph = gs.import_onnx(proto)
     graph.cleanup(remove_unused_graph_inputs=False).toposort()
     plans = attach_plans(graph, stage, sm)
