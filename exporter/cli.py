@@ -110,7 +110,7 @@ def export(
     one_file: Annotated[
         bool,
         typer.Option(
-            "--one-file", help="Also one engine holding all blocks and weights; takes RAM of 3.3 × the weights."
+            "--one-file", help="One engine holding all blocks and weights: not built yet, refused."
         ),
     ] = False,
 ) -> None:
