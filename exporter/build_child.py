@@ -137,7 +137,7 @@ def main() -> None:
     request = msgspec.json.decode(Path(sys.argv[1]).read_bytes(), type=BuildRequest)
     try:
         result = build(request)
-    except RuntimeError as error:
+    except (RuntimeError, OSError) as error:  # OSError: no room or no right to write the engine
         _emit("error", str(error))
         sys.exit(1)
     _emit("result", msgspec.to_builtins(result))

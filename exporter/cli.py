@@ -109,9 +109,7 @@ def export(
     ] = False,
     one_file: Annotated[
         bool,
-        typer.Option(
-            "--one-file", help="One engine holding all blocks and weights: not built yet, refused."
-        ),
+        typer.Option("--one-file", help="One engine holding all blocks and weights: not built yet, refused."),
     ] = False,
 ) -> None:
     """Build the bundle of one [bold]model[/] for one [bold]GPU[/]: engines, ONNX, launch plans and packed weights.

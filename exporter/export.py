@@ -6,6 +6,7 @@ interrupted export leaves the previous bundle as it was. Weights come last: with
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import shutil
@@ -47,7 +48,6 @@ from runtime.bundle import (
 
 STAGES: tuple[Stage, ...] = ("embed", "block", "head")
 MIN_TOKENS = 16
-LOG_NAME = "build.log"
 WEIGHTS_NAME = "weights.safetensors"
 _TOOLS = ("turbotrt", "torch", "triton", "onnx", "onnxscript", "onnx-graphsurgeon", "tensorrt-rtx", "tensorrt")
 
@@ -77,6 +77,11 @@ def export_bundle(spec: ExportSpec, report: Progress) -> Path:
     if spec.checkpoint is not None:
         _add_weights(spec, manifest, report)
     return spec.bundle_dir
+
+
+def log_name(stage: Stage) -> str:
+    """The file that keeps what TensorRT said while it built a stage's engine."""
+    return f"{stage}.log"
 
 
 def tools() -> dict[str, str]:
@@ -125,24 +130,35 @@ def _previous(folder: Path) -> Manifest | None:
 
 @contextmanager
 def _staging(folder: Path) -> Iterator[Path]:
-    """A folder that takes the bundle's place when the block ends well, and vanishes when it does not."""
+    """A folder that takes the bundle's place when the block ends well, and vanishes when it does not.
+
+    Exports into one --out take turns here. What a killed export left behind is put right by the next one.
+    """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    staging = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
-    retired = folder.with_name(f".{folder.name}.{os.getpid()}.previous")
-    staging.mkdir()
+    staging = folder.with_name(f".{folder.name}.partial")
+    retired = folder.with_name(f".{folder.name}.previous")
+    lock = os.open(folder.parent, os.O_RDONLY)
     try:
-        yield staging
-        if folder.exists():
-            folder.rename(retired)
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        _restore(folder, staging, retired)
+        staging.mkdir()
         try:
+            yield staging
+            if folder.exists():
+                folder.rename(retired)
             staging.rename(folder)
-        except BaseException:
-            if retired.exists():
-                retired.rename(folder)
-            raise
+        finally:
+            _restore(folder, staging, retired)
     finally:
-        shutil.rmtree(staging, ignore_errors=True)
-        shutil.rmtree(retired, ignore_errors=True)
+        os.close(lock)
+
+
+def _restore(folder: Path, staging: Path, retired: Path) -> None:
+    """Bring back a bundle whose replacement never came, and remove what else an export left."""
+    if retired.exists() and not folder.exists():
+        retired.rename(folder)
+    shutil.rmtree(staging, ignore_errors=True)
+    shutil.rmtree(retired, ignore_errors=True)
 
 
 def _write(
@@ -191,6 +207,8 @@ def _stage(
     key = _engine_key(spec, graph, profile)
     if (kept := _kept_engine(spec, previous, engine_name, key, staging)) is not None and previous is not None:
         report.note(f"{engine_name}: unchanged, kept")
+        if (spec.bundle_dir / log_name(graph.name)).is_file():
+            os.link(spec.bundle_dir / log_name(graph.name), staging / log_name(graph.name))
         files[engine_name] = kept
         activation = next(old.activation_bytes for old in previous.stages if old.name == graph.name)
     else:
@@ -208,7 +226,9 @@ def _stage(
 
 
 def _build(spec: ExportSpec, graph: StageGraph, profile: Profile, staging: Path, report: Progress) -> int | None:
-    log = spec.bundle_dir.parent / f".{spec.bundle_dir.name}.{LOG_NAME}"  # outlives the staging folder on failure
+    log = (
+        spec.bundle_dir.parent / f".{spec.bundle_dir.name}.{log_name(graph.name)}"
+    )  # outlives the staging folder on failure
     log.unlink(missing_ok=True)
     request = BuildRequest(
         onnx=str(staging / f"{graph.name}.onnx"),
@@ -218,12 +238,14 @@ def _build(spec: ExportSpec, graph: StageGraph, profile: Profile, staging: Path,
         profile=(profile.min, profile.opt, profile.max),
     )
     with report.stage(f"build {graph.name}.engine for {spec.gpu.name}") as update:
-        result = build_engine(request, update)
+        try:
+            result = build_engine(request, update)
+        except KeyboardInterrupt:
+            log.unlink(missing_ok=True)
+            raise
     if len(result.plugin_layers) != len(graph.plans):
         raise RuntimeError(f"{graph.name}: {len(graph.plans)} plugin nodes, TensorRT parsed {result.plugin_layers}")
-    with (staging / LOG_NAME).open("ab") as kept:
-        kept.write(f"== {graph.name}\n".encode() + log.read_bytes())
-    log.unlink()
+    log.rename(staging / log_name(graph.name))
     return result.activation_bytes
 
 
