@@ -17,6 +17,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from exporter.build import build_engine
 from exporter.build_child import BuildRequest
 from exporter.flavour import check_buildable
@@ -70,8 +72,8 @@ def export_bundle(spec: ExportSpec, report: Progress) -> Path:
     if not spec.onnx_only:
         check_buildable(spec.gpu)
     graphs = [_graph(spec, stage, report) for stage in STAGES]
-    previous = _previous(spec.bundle_dir)
     with _staging(spec.bundle_dir) as staging:
+        previous = _previous(spec.bundle_dir)  # only now: staging may just have brought it back
         manifest = _write(spec, graphs, previous, staging, report)
         write_manifest(staging, manifest)
     if spec.checkpoint is not None:
@@ -214,21 +216,12 @@ def _stage(
     else:
         activation = _build(spec, graph, profile, staging, report)
         files[engine_name] = file_info(staging / engine_name, inputs=key)
-    return StageFiles(
-        name=graph.name,
-        engine=engine_name,
-        onnx=onnx_name,
-        inputs=graph.inputs,
-        outputs=graph.outputs,
-        profile=profile,
-        activation_bytes=activation,
-    )
+    return msgspec.structs.replace(stage, engine=engine_name, activation_bytes=activation)
 
 
 def _build(spec: ExportSpec, graph: StageGraph, profile: Profile, staging: Path, report: Progress) -> int | None:
-    log = (
-        spec.bundle_dir.parent / f".{spec.bundle_dir.name}.{log_name(graph.name)}"
-    )  # outlives the staging folder on failure
+    # Beside the bundle, so that it outlives the staging folder when the build fails.
+    log = spec.bundle_dir.with_name(f".{spec.bundle_dir.name}.{log_name(graph.name)}")
     log.unlink(missing_ok=True)
     request = BuildRequest(
         onnx=str(staging / f"{graph.name}.onnx"),
