@@ -5,50 +5,29 @@ from __future__ import annotations
 import json
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
-from typer.core import TyperCommand
 
+from exporter.command import (
+    CHECKPOINT_HELP,
+    EPILOG,
+    AttentionOption,
+    Command,
+    GpuOption,
+    JsonOption,
+    LinearOption,
+    ModelOption,
+    TopkOption,
+    console,
+)
 from exporter.models import model_named
 from exporter.progress import RichProgress
-from exporter.spec import DEFAULT_TOPK, ExportSpec, export_spec, parse_linear
+from exporter.spec import ExportSpec, export_spec, parse_linear
 from plugins.errors import UserError
 
 if TYPE_CHECKING:
     from exporter.packing import PackedWeights
-
-# fmt: off
-EXPORT_EXTRA = frozenset((
-    "torch", "triton", "sageattention", "onnx", "onnx_ir", "onnxscript", "onnx_graphsurgeon", "polygraphy",
-    "huggingface_hub", "ml_dtypes",
-))
-# fmt: on
-EPILOG = "All sizes are in GB = 10⁹ bytes. A mistake of the caller ends with one message and status 2."
-
-
-class _Command(TyperCommand):
-    """A command whose user errors are one message and status 2, and whose interruption is status 130."""
-
-    def invoke(self, ctx: Any) -> Any:
-        try:
-            return super().invoke(ctx)
-        except UserError as error:
-            typer.echo(str(error), err=True)
-            raise typer.Exit(2) from error
-        except ModuleNotFoundError as error:
-            if (error.name or "").partition(".")[0] not in EXPORT_EXTRA:
-                raise
-            remedy = "pip install 'turbotrt[export]'"
-            typer.echo(
-                str(UserError(f"This command needs {error.name}, which is not installed.", remedy=remedy)), err=True
-            )
-            raise typer.Exit(2) from error
-        except KeyboardInterrupt as error:
-            typer.echo("interrupted; nothing half-written was kept", err=True)
-            raise typer.Exit(130) from error
-
 
 app = typer.Typer(
     help="Exports TurboDiffusion's distilled Wan video models to TensorRT engines, on a machine without a GPU.",
@@ -59,36 +38,8 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 
-ModelOption = Annotated[
-    str, typer.Option("--model", metavar="MODEL", help="Model, as [bold]turbotrt list[/] names it.")
-]
-GpuOption = Annotated[str, typer.Option("--gpu", metavar="GPU", help="Target GPU, as [bold]turbotrt list[/] names it.")]
-LinearOption = Annotated[
-    str, typer.Option("--linear", metavar="int8|bf16", help="int8: W8A8 in blocks of 128, half the size of bf16.")
-]
-AttentionOption = Annotated[
-    str,
-    typer.Option(
-        metavar="sagesla|sla|sage",
-        help="Self-attention. sagesla: sparse-linear, INT8 scores; sla: the same, exact; sage: dense INT8.",
-    ),
-]
-TopkOption = Annotated[
-    str | None,
-    typer.Option(
-        metavar="SHARE",
-        help=f"Share of key blocks that sparse attention keeps, 0.001 to 1; 0.1 to 0.15 is usual. "
-        f"[dim]\\[default: {DEFAULT_TOPK}][/]",
-    ),
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
-CHECKPOINT_HELP = (
-    "Weights: a file or folder (.safetensors, shards with an index, .pth), a Hugging Face id (org/repo or "
-    "org/repo:file), or HIGH,LOW for a model of two experts."
-)
 
-
-@app.command(cls=_Command)
+@app.command(cls=Command)
 def export(
     model: ModelOption,
     gpu: GpuOption,
@@ -161,7 +112,7 @@ def _closing_lines(spec: ExportSpec, folder: Path) -> list[str]:
     ]
 
 
-@app.command("list", cls=_Command)
+@app.command("list", cls=Command)
 def list_(as_json: JsonOption = False) -> None:
     """List the models and GPUs: sizes, tokens, weights, VRAM, and where engines for each GPU can be built."""
     from exporter import catalogue
@@ -169,10 +120,10 @@ def list_(as_json: JsonOption = False) -> None:
     if as_json:
         typer.echo(json.dumps(catalogue.catalogue(), indent=2))
     else:
-        catalogue.show_catalogue(_console())
+        catalogue.show_catalogue(console())
 
 
-@app.command(cls=_Command)
+@app.command(cls=Command)
 def inspect(
     bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A folder that turbotrt export wrote.")],
     as_json: JsonOption = False,
@@ -187,12 +138,12 @@ def inspect(
     if as_json:
         typer.echo(json.dumps(found.plain(), indent=2))
     else:
-        show_inspection(_console(), found)
+        show_inspection(console(), found)
     if found.problems:
         raise typer.Exit(1)
 
 
-@app.command(cls=_Command)
+@app.command(cls=Command)
 def pack(
     checkpoint: Annotated[str, typer.Option(metavar="PATH|HF_ID", help=CHECKPOINT_HELP)],
     model: ModelOption,
@@ -244,7 +195,7 @@ def pack(
         typer.echo(f"{path}: {path.stat().st_size / 1e9:.2f} GB")
 
 
-@app.command(cls=_Command)
+@app.command(cls=Command)
 def merge(
     base: Annotated[str, typer.Option(metavar="PATH|HF_ID", help="The model both trainings started from.")],
     sla: Annotated[str, typer.Option(metavar="PATH|HF_ID", help="Its sparse-linear attention training, with proj_l.")],
@@ -267,16 +218,10 @@ def merge(
     typer.echo(f"{out}: {out.stat().st_size / 1e9:.2f} GB")
 
 
-def _console() -> Console:
-    """For tables on standard output: names come from files, so no markup; wide enough where there is no terminal."""
-    console = Console(markup=False, emoji=False, highlight=False)
-    return console if console.is_terminal else Console(markup=False, emoji=False, highlight=False, width=160)
-
-
 export_app = typer.Typer(
     add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich", no_args_is_help=True
 )
-export_app.command(cls=_Command, epilog=EPILOG)(export)
+export_app.command(cls=Command, epilog=EPILOG)(export)
 
 
 def main() -> None:
