@@ -83,6 +83,7 @@ def compile_kernel(launch: Launch, dtypes: Mapping[str, str], sm: int) -> Kernel
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
+    from triton.experimental.gluon._runtime import GluonASTSource
 
     names = launch.kernel.arg_names
     _check_arguments(launch, names)
@@ -95,7 +96,9 @@ def compile_kernel(launch: Launch, dtypes: Mapping[str, str], sm: int) -> Kernel
             attrs[(index,)] = [["tt.divisibility", 16]]
         else:
             signature[name] = "i32"
-    source = ASTSource(launch.kernel, signature, dict(launch.constants), attrs)
+    source = (GluonASTSource if launch.kernel.is_gluon() else ASTSource)(
+        launch.kernel, signature, dict(launch.constants), attrs
+    )
     options = {"num_warps": launch.num_warps, "num_stages": launch.num_stages}
     with triton.knobs.compilation.scope():
         # Without this the cubin holds the folder the sources lie in, and two checkouts give two engines.

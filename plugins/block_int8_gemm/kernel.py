@@ -1,7 +1,8 @@
-"""W8A8 block-128 GEMM in Triton: INT8 tensor-core products, scaled into an fp32 accumulator every 128 of K.
+"""W8A8 block-128 GEMM: INT8 tensor-core products, scaled into an fp32 accumulator every 128 of K.
 
 Operations 2·M·N·K; bytes M·K + N·K + the output. A 128×128 tile has one scale a side and K step, so scaling is one
 scalar product and one fused multiply-add an element, and the tile is exactly one quantization block of the output.
+This file has the Triton kernel for every SM, and the plans; hopper.py has the one that sm_90 runs.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ from dataclasses import dataclass
 import triton
 import triton.language as tl
 
-from plugins.expr import ceil_div
+from plugins.block_int8_gemm.hopper import block_int8_gemm_hopper
+from plugins.expr import ceil_div, minimum
 from plugins.plan_builder import Dim, Launch, LaunchPlan
 from plugins.triton_math import gelu_tanh, quantize_tile
 
@@ -22,29 +24,39 @@ SHARED_LIMIT = {80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}  # KiB a pr
 
 @dataclass(frozen=True)
 class GemmConfig:
-    """Launch parameters of one GEMM: warps, pipeline stages, and how many row tiles share a weight tile in L2."""
+    """Launch parameters of one GEMM: pipeline stages, how many row tiles share a weight tile in L2, rows of a tile.
+
+    128 rows: the Triton kernel, by ``num_warps`` warps. 256: hopper.py's, whose warps are fixed, one program an SM.
+    """
 
     num_warps: int
     num_stages: int
     group_m: int = 8
+    tile_m: int = 128
 
 
-#: Chosen per SM: Hopper's and Blackwell's asynchronous tensor cores feed on deep pipelines, the others on 99 KiB.
+#: Chosen per SM: Hopper runs its own kernel, data-center Blackwell feeds on a deep pipeline, the others on 99 KiB.
 CONFIGS: Mapping[int, GemmConfig] = {
     80: GemmConfig(8, 3),
     86: GemmConfig(8, 2),
     89: GemmConfig(8, 2),
-    90: GemmConfig(4, 3),
+    90: GemmConfig(4, 4, group_m=8, tile_m=256),
     100: GemmConfig(4, 3),
     120: GemmConfig(8, 2),
 }
+HOPPER_PROGRAMS = 132  # the SMs of H100 SXM and H200; a part with fewer runs the rest in a second wave
 
 
 def legal(config: GemmConfig, sm: int) -> str | None:
     """Why a config cannot run on an SM, or None."""
-    if config.num_warps not in (4, 8):
-        return f"{config.num_warps} warps: the tile is cut for 4 or 8"
-    shared = config.num_stages * 2 * BLOCK * BLOCK
+    if config.tile_m not in (128, 256):
+        return f"tiles of {config.tile_m} rows: there are kernels for 128 and 256"
+    if config.tile_m == 256 and sm != 90:
+        return f"tiles of 256 rows are sm_90's kernel, not sm_{sm}'s"
+    if config.num_warps not in ((4,) if config.tile_m == 256 else (4, 8)):
+        return f"{config.num_warps} warps: the tile is cut for {'4' if config.tile_m == 256 else '4 or 8'}"
+    # 256 rows: each consumer's outputs pass through 8 KiB a half on their way to memory.
+    shared = config.num_stages * (config.tile_m + BLOCK) * BLOCK + (20 * 1024 if config.tile_m == 256 else 0)
     if shared > SHARED_LIMIT[sm] * 1024:
         return f"{config.num_stages} stages need {shared // 1024} KiB of shared memory, sm_{sm} has {SHARED_LIMIT[sm]}"
     return None
@@ -129,8 +141,12 @@ def _plan(dims: Mapping[str, Dim], sm: int, epilogue: str) -> LaunchPlan:
     args |= {"gate_ptr": "gate", "residual_ptr": "residual"} if epilogue == "residual" else {}
     constants = {"N": n, "K": k, "EPILOGUE": epilogue, "GROUP_M": config.group_m}
     constants |= {name: None for name in ("gate_ptr", "residual_ptr", "y_scale_ptr") if name not in args}
-    grid = (ceil_div(m, BLOCK) * ceil_div(n, BLOCK), 1, 1)
-    launch = Launch(block_int8_gemm, grid, args, constants, config.num_warps, config.num_stages)
+    tiles = ceil_div(m, config.tile_m) * ceil_div(n, BLOCK)
+    if config.tile_m == 256:
+        constants["STAGES"] = config.num_stages
+        programs = minimum(tiles, HOPPER_PROGRAMS)
+        return LaunchPlan((), (Launch(block_int8_gemm_hopper, (programs, 1, 1), args, constants, config.num_warps),))
+    launch = Launch(block_int8_gemm, (tiles, 1, 1), args, constants, config.num_warps, config.num_stages)
     return LaunchPlan(buffers=(), launches=(launch,))
 
 
