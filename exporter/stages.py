@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -56,12 +57,13 @@ def embed(
     return x, context, e, e0.reshape(6, e.shape[1])
 
 
-def _attend(q: Tensor, k: Tensor, v: Tensor, weights: Weights, options: BlockOptions) -> Tensor:
+def _attend(q: Tensor, k: Tensor, v: Tensor, weights: Weights, options: BlockOptions, suffix: str = "") -> Any:
+    """Self-attention; with suffix "Quantize" its output is INT8 with scales."""
     if options.attention == "sage":
-        return call("SageAttention", q, k, v, precision="int8")
+        return call(f"SageAttention{suffix}", q, k, v, precision="int8")
     precision = "int8" if options.attention == "sagesla" else "bf16"
     proj = (weights["self_attn.proj_l.weight"], weights["self_attn.proj_l.bias"])
-    return call("SageSLA", q, k, v, *proj, topk_milli=options.topk_milli, precision=precision)
+    return call(f"SageSLA{suffix}", q, k, v, *proj, topk_milli=options.topk_milli, precision=precision)
 
 
 def block(
@@ -82,17 +84,17 @@ def _block_int8(
         return weights[f"{name}.norm_q.weight"], weights[f"{name}.norm_k.weight"]
 
     y = call("LayerNormQuantize", x, 1 + m[1], m[0])
-    qkv = call("BlockInt8Gemm", *y, *operands("self_attn.qkv"))
-    q, k = call("QkNormRope", qkv, *norms("self_attn"), cos, sin)
-    o = call("BlockInt8Quantize", _attend(q, k, qkv, weights, options))
+    # v's projection comes after q and k are normalized: their raw [L, 2D] is gone by then, and the peak is lower.
+    q, k = call("QkNormRope", call("BlockInt8Gemm", *y, *operands("self_attn.qk")), *norms("self_attn"), cos, sin)
+    v = call("BlockInt8Gemm", *y, *operands("self_attn.v"))
+    o = _attend(q, k, v, weights, options, "Quantize")
     x = call("BlockInt8GemmResidual", *o, *operands("self_attn.o"), m[2], x)
 
     norm_q, norm_k = norms("cross_attn")
     z = call("LayerNormQuantize", x, weights["norm3.weight"], weights["norm3.bias"])
     q = call("RmsNorm", call("BlockInt8Gemm", *z, *operands("cross_attn.q")), norm_q)
     kv = call("BlockInt8Gemm", *call("BlockInt8Quantize", context), *operands("cross_attn.kv"))
-    o = call("SageAttention", q, call("RmsNorm", kv, norm_k), kv, precision="bf16")
-    o = call("BlockInt8Quantize", o)
+    o = call("SageAttentionQuantize", q, call("RmsNorm", kv, norm_k), kv, precision="bf16")
     x = call("BlockInt8GemmResidual", *o, *operands("cross_attn.o"), torch.ones_like(m[2]), x)
 
     u = call("LayerNormQuantize", x, 1 + m[4], m[3])
@@ -110,9 +112,11 @@ def _block_bf16(
     def gated(x: Tensor, gate: Tensor | float, y: Tensor) -> Tensor:
         return (x.float() + gate * y.float()).bfloat16()
 
-    qkv = _linear_bf16(_layer_norm(x, 1 + m[1], m[0]), weights, "self_attn.qkv")
-    q, k = call("QkNormRope", qkv, weights["self_attn.norm_q.weight"], weights["self_attn.norm_k.weight"], cos, sin)
-    x = gated(x, m[2], _linear_bf16(_attend(q, k, qkv, weights, options), weights, "self_attn.o"))
+    y = _layer_norm(x, 1 + m[1], m[0])
+    norms = weights["self_attn.norm_q.weight"], weights["self_attn.norm_k.weight"]
+    q, k = call("QkNormRope", _linear_bf16(y, weights, "self_attn.qk"), *norms, cos, sin)
+    o = _attend(q, k, _linear_bf16(y, weights, "self_attn.v"), weights, options)
+    x = gated(x, m[2], _linear_bf16(o, weights, "self_attn.o"))
 
     z = _layer_norm(x, weights["norm3.weight"], weights["norm3.bias"])
     q = call("RmsNorm", _linear_bf16(z, weights, "cross_attn.q"), weights["cross_attn.norm_q.weight"])

@@ -1,6 +1,6 @@
 """What the packed weights file holds: one table of tensors per stage, shared by the packer, the tracer and the engines.
 
-A packed file names tensors as Wan does, with three differences: q, k, v are one matrix (cross-attention: k and v),
+A packed file names tensors as Wan does, with three differences: q and k are one matrix (cross-attention: k and v),
 a quantized Linear holds ``int8_weight`` and ``scale`` in place of ``weight``, and proj_l lies directly under self_attn.
 Matrices that are not quantized are bf16 (the dtype the authors run them in; products with the time MLP and the head
 are still formed in fp32); vectors, which cost nothing, are fp32.
@@ -19,7 +19,8 @@ Stage = Literal["embed", "block", "head"]
 
 # One packed Linear: the checkpoint's Linears whose rows it concatenates, in order.
 BLOCK_LINEARS: Mapping[str, tuple[str, ...]] = {
-    "self_attn.qkv": ("self_attn.q", "self_attn.k", "self_attn.v"),
+    "self_attn.qk": ("self_attn.q", "self_attn.k"),
+    "self_attn.v": ("self_attn.v",),
     "self_attn.o": ("self_attn.o",),
     "cross_attn.q": ("cross_attn.q",),
     "cross_attn.kv": ("cross_attn.k", "cross_attn.v"),
@@ -46,7 +47,8 @@ def block_linear_shapes(model: ModelSpec) -> dict[str, tuple[int, int]]:
     """(N, K) of every packed Linear of a block."""
     d, f = model.dim, model.ffn_dim
     return {
-        "self_attn.qkv": (3 * d, d),
+        "self_attn.qk": (2 * d, d),
+        "self_attn.v": (d, d),
         "self_attn.o": (d, d),
         "cross_attn.q": (d, d),
         "cross_attn.kv": (2 * d, d),

@@ -10,8 +10,8 @@ from plugins.block_int8_quantize.op import BLOCK_INT8_QUANTIZE
 from plugins.layer_norm_quantize.op import LAYER_NORM_QUANTIZE
 from plugins.op import Op
 from plugins.rms_norm_rope.op import QK_NORM_ROPE, RMS_NORM
-from plugins.sage_attention.op import SAGE_ATTENTION
-from plugins.sage_sla.op import SAGE_SLA
+from plugins.sage_attention.op import SAGE_ATTENTION, SAGE_ATTENTION_QUANTIZE
+from plugins.sage_sla.op import SAGE_SLA, SAGE_SLA_QUANTIZE
 
 OPS: Mapping[str, Op] = MappingProxyType(
     {
@@ -25,7 +25,9 @@ OPS: Mapping[str, Op] = MappingProxyType(
             QK_NORM_ROPE,
             RMS_NORM,
             SAGE_SLA,
+            SAGE_SLA_QUANTIZE,
             SAGE_ATTENTION,
+            SAGE_ATTENTION_QUANTIZE,
         )
     }
 )

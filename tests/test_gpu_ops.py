@@ -171,3 +171,18 @@ def test_sage_attention(length: int, keys: int | None, precision: str) -> None:
     inputs = attention_inputs(length, keys or length, 2 * D)
     (got,) = call("SageAttention", *inputs, precision=precision)
     close(got, reference("SageAttention", *inputs)[0], ATTENTION_TOLERANCE[precision])
+
+
+@pytest.mark.parametrize("precision", ["int8", "bf16"])
+@pytest.mark.parametrize("length", LENGTHS)
+@pytest.mark.parametrize("op", ["SageSLA", "SageAttention"])
+def test_attention_quantized(op: str, length: int, precision: str) -> None:
+    """The op with an INT8 output is the other's output, quantized: bf16 rounding moves an element by one at most."""
+    inputs = attention_inputs(length, length, D)
+    if op == "SageSLA":
+        inputs += (torch.randn(128, 128, device="cuda") / 128**0.5, torch.randn(128, device="cuda"))
+    (want,) = call(op, *inputs, precision=precision)
+    got, scale = call(f"{op}Quantize", *inputs, precision=precision)
+    expected, expected_scale = quantize(want)
+    torch.testing.assert_close(scale, expected_scale, rtol=2**-8, atol=0)
+    assert int((got.short() - expected.short()).abs().max()) <= 1

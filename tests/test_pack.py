@@ -74,10 +74,10 @@ def test_values(linear: str, canonical: Path, tmp_path: Path) -> None:
         got = {name: file.get_tensor(name) for name in table}
     for name, spec in table.items():
         assert (tuple(got[name].shape), got[name].dtype) == (spec.shape, NAMES[spec.dtype]), name
-    qkv = torch.cat([STATE[f"blocks.1.self_attn.{x}.weight"] for x in "qkv"])
+    qk = torch.cat([STATE[f"blocks.1.self_attn.{x}.weight"] for x in "qk"])
     kv = torch.cat([STATE[f"blocks.1.cross_attn.{x}.weight"] for x in "kv"])
     for name, weight in {
-        "blocks.1.self_attn.qkv": qkv, "blocks.1.cross_attn.kv": kv, "blocks.0.ffn.2": STATE["blocks.0.ffn.2.weight"]
+        "blocks.1.self_attn.qk": qk, "blocks.1.cross_attn.kv": kv, "blocks.0.ffn.2": STATE["blocks.0.ffn.2.weight"]
     }.items():  # fmt: skip
         if linear == "int8":
             q, scale = block_quantize(weight)
@@ -85,8 +85,8 @@ def test_values(linear: str, canonical: Path, tmp_path: Path) -> None:
             assert torch.equal(got[name + ".scale"], scale), name
         else:
             assert torch.equal(got[name + ".weight"], weight), name
-    bias = torch.cat([STATE[f"blocks.0.self_attn.{x}.bias"] for x in "qkv"]).float()
-    assert torch.equal(got["blocks.0.self_attn.qkv.bias"], bias)
+    bias = torch.cat([STATE[f"blocks.0.self_attn.{x}.bias"] for x in "qk"]).float()
+    assert torch.equal(got["blocks.0.self_attn.qk.bias"], bias)
     assert torch.equal(got["blocks.1.modulation"], STATE["blocks.1.modulation"][0].float())
     assert torch.equal(got["head.modulation"], STATE["head.modulation"][0].float())
     proj = "blocks.1.self_attn.attn_op.local_attn.proj_l.weight"

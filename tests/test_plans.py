@@ -24,10 +24,12 @@ STATIC = {
     "BlockInt8Gemm": GEMM,
     "BlockInt8GemmGelu": GEMM,
     "BlockInt8GemmResidual": GEMM,
-    "QkNormRope": {"D": 256, "E": 768},
+    "QkNormRope": {"D": 256, "E": 512},
     "RmsNorm": {"D": 256, "E": 512},
-    "SageSLA": {"D": 256, "E": 768},
+    "SageSLA": {"D": 256, "E": 256},
+    "SageSLAQuantize": {"D": 256, "E": 256},
     "SageAttention": {"D": 256, "E": 512},
+    "SageAttentionQuantize": {"D": 256, "E": 512},
 }
 LENGTHS = (1, 40, 128, 200, 1000, 32760, 75600)
 #: (op, SM) → stack bytes a thread its kernels may use, as measured; every other op's kernels use none. On sm_90 the

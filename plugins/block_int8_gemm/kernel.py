@@ -15,11 +15,10 @@ import triton.language as tl
 
 from plugins.block_int8_gemm.hopper import block_int8_gemm_hopper
 from plugins.expr import ceil_div, minimum
-from plugins.plan_builder import Dim, Launch, LaunchPlan
+from plugins.plan_builder import HOPPER_SMS, SHARED_LIMIT, Dim, Launch, LaunchPlan
 from plugins.triton_math import gelu_tanh, quantize_tile
 
 BLOCK = 128
-SHARED_LIMIT = {80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}  # KiB a program
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,6 @@ CONFIGS: Mapping[int, GemmConfig] = {
     100: GemmConfig(4, 3),
     120: GemmConfig(8, 2),
 }
-HOPPER_PROGRAMS = 132  # the SMs of H100 SXM and H200; a part with fewer runs the rest in a second wave
 
 
 def legal(config: GemmConfig, sm: int) -> str | None:
@@ -144,7 +142,7 @@ def _plan(dims: Mapping[str, Dim], sm: int, epilogue: str) -> LaunchPlan:
     tiles = ceil_div(m, config.tile_m) * ceil_div(n, BLOCK)
     if config.tile_m == 256:
         constants["STAGES"] = config.num_stages
-        programs = minimum(tiles, HOPPER_PROGRAMS)
+        programs = minimum(tiles, HOPPER_SMS)
         return LaunchPlan((), (Launch(block_int8_gemm_hopper, (programs, 1, 1), args, constants, config.num_warps),))
     launch = Launch(block_int8_gemm, (tiles, 1, 1), args, constants, config.num_warps, config.num_stages)
     return LaunchPlan(buffers=(), launches=(launch,))

@@ -31,7 +31,7 @@ def _rotated(x, cos_ptr, sin_ptr, BLOCK_D: tl.constexpr):
 
 @triton.jit
 def qk_norm_rope(
-    qkv_ptr,
+    qk_ptr,
     weight_q_ptr,
     weight_k_ptr,
     cos_ptr,
@@ -46,11 +46,11 @@ def qk_norm_rope(
     row = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, BLOCK_D)
     if tl.program_id(1) == 0:
-        x = _normalized(qkv_ptr + row * E, weight_q_ptr, D, BLOCK_D)
+        x = _normalized(qk_ptr + row * E, weight_q_ptr, D, BLOCK_D)
         y = _rotated(x, cos_ptr + row * 64, sin_ptr + row * 64, BLOCK_D)
         tl.store(q_ptr + row * D + columns, y.to(tl.bfloat16), mask=columns < D)
     else:
-        x = _normalized(qkv_ptr + row * E + D, weight_k_ptr, D, BLOCK_D)
+        x = _normalized(qk_ptr + row * E + D, weight_k_ptr, D, BLOCK_D)
         y = _rotated(x, cos_ptr + row * 64, sin_ptr + row * 64, BLOCK_D)
         tl.store(k_ptr + row * D + columns, y.to(tl.bfloat16), mask=columns < D)
 
@@ -81,4 +81,4 @@ def launch_plan(dims: Mapping[str, Dim], attributes: Mapping[str, int | str], sm
 
 def qk_launch_plan(dims: Mapping[str, Dim], attributes: Mapping[str, int | str], sm: int) -> LaunchPlan:
     """Plan of QkNormRope."""
-    return _launch(qk_norm_rope, ("qkv", "weight_q", "weight_k", "cos", "sin", "q", "k"), dims, 2)
+    return _launch(qk_norm_rope, ("qk", "weight_q", "weight_k", "cos", "sin", "q", "k"), dims, 2)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from plugins.op import Op, Tensor
 
-#: q and k are the first and second D columns of the QKV projection; v, the last D, is left where it is.
+#: q and k are the first and second D columns of their joint projection.
 QK_NORM_ROPE = Op(
     name="QkNormRope",
     folder="rms_norm_rope",
     inputs=(
-        Tensor("qkv", "bf16", ("L", "E")),
+        Tensor("qk", "bf16", ("L", "E")),
         Tensor("weight_q", "fp32", ("D",)),
         Tensor("weight_k", "fp32", ("D",)),
         Tensor("cos", "fp32", ("L", 64)),

@@ -25,10 +25,10 @@ def reference(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
 
 
 def qk_reference(
-    qkv: torch.Tensor, weight_q: torch.Tensor, weight_k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
+    qk: torch.Tensor, weight_q: torch.Tensor, weight_k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """bf16 q and k [L, D]: RMSNorm and rotary embedding of the first and second D columns of qkv [L, E]."""
+    """bf16 q and k [L, D]: RMSNorm and rotary embedding of the first and second D columns of qk [L, E]."""
     d = weight_q.shape[0]
-    q = rope(rms_norm(qkv[:, :d], weight_q), cos, sin)
-    k = rope(rms_norm(qkv[:, d : 2 * d], weight_k), cos, sin)
+    q = rope(rms_norm(qk[:, :d], weight_q), cos, sin)
+    k = rope(rms_norm(qk[:, d : 2 * d], weight_k), cos, sin)
     return q.bfloat16(), k.bfloat16()

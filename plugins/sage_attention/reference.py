@@ -6,6 +6,8 @@ import math
 
 import torch
 
+from plugins.block_int8_quantize.reference import reference as quantize
+
 HEAD_DIM = 128
 _ROWS = 1024  # query rows at a time: 1024 × 80,640 fp32 scores are 330 MB
 
@@ -15,16 +17,29 @@ def heads(x: torch.Tensor, width: int) -> torch.Tensor:
     return x[:, x.shape[1] - width :].unflatten(1, (-1, HEAD_DIM)).transpose(0, 1)
 
 
-def reference(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, precision: str = "int8") -> torch.Tensor:
-    """softmax(q·kᵀ/√128)·v per head, in fp32. q [L,D], k [S,D], v [S,E≥D] bf16 → [L,D] bf16; precision is ignored."""
-    del precision  # both precisions approximate the same function
+def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    """softmax(q·kᵀ/√128)·v per head, in fp32. q [L,D], k [S,D], v [S,E≥D] bf16 → [L,D] fp32."""
     width = q.shape[1]
-    out = torch.empty_like(q)
+    out = torch.empty_like(q, dtype=torch.float32)
     scale = 1 / math.sqrt(HEAD_DIM)
     for head, (qh, kh, vh) in enumerate(zip(heads(q, width), heads(k, width), heads(v, width), strict=True)):
         keys, values = kh.float(), vh.float()
         columns = slice(HEAD_DIM * head, HEAD_DIM * (head + 1))
         for start in range(0, q.shape[0], _ROWS):
             scores = qh[start : start + _ROWS].float() @ keys.T
-            out[start : start + _ROWS, columns] = (torch.softmax(scores * scale, -1) @ values).to(out.dtype)
+            out[start : start + _ROWS, columns] = torch.softmax(scores * scale, -1) @ values
     return out
+
+
+def reference(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, precision: str = "int8") -> torch.Tensor:
+    """bf16 [L,D]: the attention. Both precisions approximate the same function: ``precision`` is ignored."""
+    del precision
+    return attention(q, k, v).bfloat16()
+
+
+def quantize_reference(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, precision: str = "int8"
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """int8 [L,D] and fp32 scales [⌈L/128⌉, D/128]: the attention, quantized without rounding to bf16 first."""
+    del precision
+    return quantize(attention(q, k, v))

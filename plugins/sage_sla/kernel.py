@@ -1,6 +1,6 @@
 """SageSLA's launch plan, and the Triton kernels that choose the key blocks.
 
-Statistics, quantization and the attention itself are plugins.sage_attention.kernel's.
+Statistics, quantization and the attention itself are plugins.sage_attention's; sm_90 has its own in hopper.py.
 Limit: L ≤ 131072, because a row of scores is selected in registers (MAX_BLOCKS = 2048 blocks of 64 keys).
 """
 
@@ -12,19 +12,12 @@ import triton
 import triton.language as tl
 
 from plugins.errors import UserError
-from plugins.expr import Dim, ceil_div, maximum
-from plugins.plan_builder import Buffer, Launch, LaunchPlan
-from plugins.sage_attention.kernel import (
-    BLOCK_K,
-    BLOCK_Q,
-    HEAD,
-    attention_config,
-    attention_launch,
-    check_widths,
-    load_rows,
-    quantize_launches,
-    statistics_launches,
-)
+from plugins.expr import Dim, ceil_div, maximum, minimum
+from plugins.plan_builder import HOPPER_SMS, Buffer, Launch, LaunchPlan
+from plugins.sage_attention.kernel import attention_config, attention_launch, check_widths
+from plugins.sage_attention.keys_kernel import quantize_launches, statistics_launches
+from plugins.sage_attention.primitives_kernel import BLOCK_K, BLOCK_Q, HEAD, load_rows
+from plugins.sage_sla.hopper import sage_sla_hopper
 
 MAX_BLOCKS = 2048
 
@@ -42,7 +35,7 @@ def pool_queries(q, pooled, L, D: tl.constexpr):
 def block_scores(pooled_q, pool, kmean, scores, L, nq, nk, BLOCK: tl.constexpr, DEPTH: tl.constexpr):
     """pooled q · (pooled k − kmean), fp32 [H,nq,nk]. Grid (⌈nk/BLOCK⌉, ⌈nq/BLOCK⌉, H).
 
-    pool holds block sums of k. fp32 products (not TF32): the kept set must not depend on the GPU.
+    pool holds block sums of k. Three TF32 products give fp32's accuracy: the kept set must not depend on the GPU.
     """
     columns = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     rows = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
@@ -54,7 +47,7 @@ def block_scores(pooled_q, pool, kmean, scores, L, nq, nk, BLOCK: tl.constexpr, 
         a = tl.load(pooled_q + (head * nq + rows[:, None]) * HEAD + c[None, :], mask=(rows < nq)[:, None], other=0.0)
         b = tl.load(pool + (head * nk + columns[:, None]) * HEAD + c[None, :], mask=(columns < nk)[:, None], other=0.0)
         b = b / count[:, None] - tl.load(kmean + head * HEAD + c)[None, :]
-        acc = tl.dot(a, tl.trans(b), acc, input_precision="ieee")
+        acc = tl.dot(a, tl.trans(b), acc, input_precision="tf32x3")
     out = scores + (head * nq + rows[:, None]).to(tl.int64) * nk + columns[None, :]
     tl.store(out, acc, mask=(rows < nq)[:, None] & (columns < nk)[None, :])
 
@@ -99,10 +92,10 @@ def selection_launches(length: Dim, d: int, kept: Dim) -> tuple[list[Buffer], li
         Buffer("lut", "int32", (heads, nq, kept)),
     ]
     score_args = {"pooled_q": "pooled_q", "pool": "pool", "kmean": "kmean", "scores": "scores", "L": length}
-    score_grid = (ceil_div(nk, 32), ceil_div(nq, 32), heads)
+    score_grid = (ceil_div(nk, 64), ceil_div(nq, 64), heads)
     launches = [
         Launch(pool_queries, (nq, heads, 1), {"q": "q", "pooled": "pooled_q", "L": length}, {"D": d}),
-        Launch(block_scores, score_grid, score_args | {"nq": nq, "nk": nk}, {"BLOCK": 32, "DEPTH": 32}),
+        Launch(block_scores, score_grid, score_args | {"nq": nq, "nk": nk}, {"BLOCK": 64, "DEPTH": 32}),
         Launch(
             select_blocks,
             (nq, heads, 1),
@@ -113,10 +106,19 @@ def selection_launches(length: Dim, d: int, kept: Dim) -> tuple[list[Buffer], li
     return buffers, launches
 
 
-def launch_plan(
-    dims: Mapping[str, Dim], attributes: Mapping[str, int | str], sm: int, *, exact: bool = False
+def hopper_launch(length: Dim, d: int, kept: Dim, quantize: bool) -> Launch:
+    """sage_sla_hopper, one program an SM."""
+    heads, nq, nk = d // 128, ceil_div(length, 128), ceil_div(length, 64)
+    args: dict[str, str | Dim] = {name: name for name in ("q", "o", "kq", "vq", "lut", "kv_proj")}
+    args |= {"k_scale": "kscale", "v_scale": "vscale", "z": "z_total", "bias": "proj_bias"}
+    args |= {"L": length, "nq": nq, "nk": nk, "kept": kept} | ({"o_scale": "o_scale"} if quantize else {})
+    constants = {"H": heads, "STAGES": 5, "QUANTIZE": quantize} | ({} if quantize else {"o_scale": None})
+    return Launch(sage_sla_hopper, (minimum(nq * heads, HOPPER_SMS), 1, 1), args, constants, num_warps=4)
+
+
+def _plan(
+    dims: Mapping[str, Dim], attributes: Mapping[str, int | str], sm: int, quantize: bool, exact: bool
 ) -> LaunchPlan:
-    """SageSLA's plan. ``exact`` (interpreter tests only): fp32 instead of bf16 dots."""
     length, d, e = dims["L"], dims["D"], dims["E"]
     check_widths(d, e)
     topk_milli = int(attributes["topk_milli"])
@@ -129,5 +131,22 @@ def launch_plan(
         stages.append(quantize_launches(length, d, e, config.pv))
     buffers = [buffer for stage, _ in stages for buffer in stage]
     launches = [launch for _, stage in stages for launch in stage]
-    launches.append(attention_launch(length, length, d, e, config, kept, exact))
+    if sm == 90 and config.pv == "fp8":
+        launches.append(hopper_launch(length, d, kept, quantize))
+    else:
+        launches.append(attention_launch(length, length, d, e, config, kept, quantize, exact))
     return LaunchPlan(tuple(buffers), tuple(launches))
+
+
+def launch_plan(
+    dims: Mapping[str, Dim], attributes: Mapping[str, int | str], sm: int, *, exact: bool = False
+) -> LaunchPlan:
+    """SageSLA's plan. ``exact`` (interpreter tests only): fp32 instead of bf16 dots."""
+    return _plan(dims, attributes, sm, False, exact)
+
+
+def quantize_launch_plan(
+    dims: Mapping[str, Dim], attributes: Mapping[str, int | str], sm: int, *, exact: bool = False
+) -> LaunchPlan:
+    """SageSLAQuantize's plan."""
+    return _plan(dims, attributes, sm, True, exact)

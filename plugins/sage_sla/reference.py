@@ -7,6 +7,7 @@ import math
 import torch
 import torch.nn.functional as F
 
+from plugins.block_int8_quantize.reference import reference as quantize
 from plugins.sage_attention.reference import HEAD_DIM, heads
 
 BLOCK_Q = 128
@@ -75,6 +76,23 @@ def _linear(
     return ratio @ weight.float().T + bias.float()
 
 
+def sparse_linear_attention(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    proj_weight: torch.Tensor,
+    proj_bias: torch.Tensor,
+    kept: torch.Tensor,
+) -> torch.Tensor:
+    """Sparse plus linear branch, in fp32. q, k [L,D], v [L,E≥D] bf16, kept integer [H,nq,K] → [L,D] fp32."""
+    width = q.shape[1]
+    out = torch.empty_like(q, dtype=torch.float32)
+    for head, (qh, kh, vh) in enumerate(zip(heads(q, width), heads(k, width), heads(v, width), strict=True)):
+        value = _sparse(qh, kh, vh, kept[head].long()) + _linear(qh, kh, vh, proj_weight, proj_bias)
+        out[:, HEAD_DIM * head : HEAD_DIM * (head + 1)] = value
+    return out
+
+
 def reference(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -86,15 +104,26 @@ def reference(
     precision: str = "int8",
     kept: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """o = sparse + linear branch, in fp32. q, k [L,D], v [L,E≥D] bf16, proj [128,128] and [128] fp32 → [L,D] bf16.
-
-    ``kept`` (integer [H,nq,K]) replaces the selection, to compare under the same one; ``precision`` is ignored.
+    """bf16 [L,D] of q, k [L,D], v [L,E≥D] bf16, proj [128,128] and [128] fp32; ``kept`` replaces the selection, to
+    compare under the same one; ``precision`` is ignored, as both approximate the same function.
     """
-    del precision  # both precisions approximate the same function
-    width = q.shape[1]
-    kept = kept_blocks(q, k, topk_milli) if kept is None else kept.long()
-    out = torch.empty_like(q)
-    for head, (qh, kh, vh) in enumerate(zip(heads(q, width), heads(k, width), heads(v, width), strict=True)):
-        value = _sparse(qh, kh, vh, kept[head]) + _linear(qh, kh, vh, proj_weight, proj_bias)
-        out[:, HEAD_DIM * head : HEAD_DIM * (head + 1)] = value.to(out.dtype)
-    return out
+    del precision
+    kept = kept_blocks(q, k, topk_milli) if kept is None else kept
+    return sparse_linear_attention(q, k, v, proj_weight, proj_bias, kept).bfloat16()
+
+
+def quantize_reference(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    proj_weight: torch.Tensor,
+    proj_bias: torch.Tensor,
+    *,
+    topk_milli: int = 100,
+    precision: str = "int8",
+    kept: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """int8 [L,D] and fp32 scales [⌈L/128⌉, D/128] of the same, quantized without rounding to bf16 first."""
+    del precision
+    kept = kept_blocks(q, k, topk_milli) if kept is None else kept
+    return quantize(sparse_linear_attention(q, k, v, proj_weight, proj_bias, kept))

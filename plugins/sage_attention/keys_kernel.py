@@ -1,0 +1,188 @@
+"""Statistics and quantization of k and v, and the linear branch's sums: one pass that reads, one that adds, one that
+writes.
+
+Layouts, with H heads of 128 columns, S keys, nk = ⌈S/64⌉ blocks: quantized k is int8 [H,nk,64,128]; quantized v is
+fp8 [H,nk,128,64] (transposed: FP8 tensor cores read their second operand along keys; keys in fragment_order) or fp16
+[H,nk,64,128]. Every tile is contiguous and zero after the last key, so that the loop over blocks needs neither masks
+nor strides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import triton
+import triton.language as tl
+
+from plugins.expr import Dim, ceil_div
+from plugins.plan_builder import Buffer, Launch
+from plugins.sage_attention.primitives_kernel import (
+    BLOCK_K,
+    HEAD,
+    QUANT_MAX,
+    feature_map,
+    load_rows,
+    round_to_int8,
+    scalar,
+)
+
+
+@triton.jit
+def fragment_order(key):
+    """Where key number ``key`` of a block lies in quantized v.
+
+    A score tile leaves the tensor cores with keys 2q, 2q+1 of each 8 in thread q of a quad; an 8-bit operand wants
+    4q … 4q+3 of each 16. The sum over keys may run in any order, so v takes the order that p's registers already have.
+    """
+    return key // 16 * 16 + key % 8 // 2 * 4 + key // 8 % 2 * 2 + key % 2
+
+
+@triton.jit
+def kv_pass(
+    k, v, pool, ksum, vmax, kv, z, S, D: tl.constexpr, E: tl.constexpr, LINEAR: tl.constexpr, EXACT: tl.constexpr
+):
+    """Partial sums over one split of the keys of one head. Grid (splits, H).
+
+    ksum = Σk, vmax = max|v| fp32 [H,splits,128]; with LINEAR also pool = Σ of each block's k [H,nk,128],
+    kv = φ(k)ᵀv [H,splits,128,128], z = Σφ(k) [H,splits,128], all fp32. EXACT: fp32 dots, for the interpreter.
+    """
+    split, head = tl.program_id(0), tl.program_id(1)
+    c = tl.arange(0, HEAD)
+    nk = tl.cdiv(S, BLOCK_K)
+    share = tl.cdiv(nk, tl.num_programs(0))
+    k_total = tl.zeros([HEAD], tl.float32)
+    v_amax = tl.zeros([HEAD], tl.float32)
+    z_total = tl.zeros([HEAD], tl.float32)
+    kv_total = tl.zeros([HEAD, HEAD], tl.float32)
+    for i in range(split * share, tl.minimum(split * share + share, nk)):
+        block = scalar(i)
+        keys = load_rows(k, block, head, S, BLOCK_K, D, 0).to(tl.float32)
+        values = load_rows(v, block, head, S, BLOCK_K, E, E - D)
+        block_sum = tl.sum(keys, 0)
+        k_total += block_sum
+        v_amax = tl.maximum(v_amax, tl.max(tl.abs(values.to(tl.float32)), 0))
+        if LINEAR:
+            tl.store(pool + (head * nk + block) * HEAD + c, block_sum)
+            real = block * BLOCK_K + tl.arange(0, BLOCK_K) < S
+            phi = tl.where(real[:, None], feature_map(keys), 0.0)
+            z_total += tl.sum(phi, 0)
+            if EXACT:
+                kv_total = tl.dot(tl.trans(phi), values.to(tl.float32), kv_total, input_precision="ieee")
+            else:
+                kv_total = tl.dot(tl.trans(phi.to(tl.bfloat16)), values, kv_total)
+    part = head * tl.num_programs(0) + split
+    tl.store(ksum + part * HEAD + c, k_total)
+    tl.store(vmax + part * HEAD + c, v_amax)
+    if LINEAR:
+        tl.store(z + part * HEAD + c, z_total)
+        tl.store(kv + part * HEAD * HEAD + c[:, None] * HEAD + c[None, :], kv_total)
+
+
+@triton.jit
+def kv_reduce(
+    ksum, vmax, kv, z, weight, kmean, vscale, kv_proj, z_total, S, splits, ROWS: tl.constexpr, LINEAR: tl.constexpr
+):
+    """Add the splits, ROWS of the 128 channels a program. Grid (128/ROWS, H).
+
+    kmean, vscale, z_total fp32 [H,128]; kv_proj = KV·weightᵀ bf16 [H,128,128] (proj_l folded into KV).
+    """
+    head = tl.program_id(1)
+    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    c = tl.arange(0, HEAD)
+    k_total = tl.zeros([ROWS], tl.float32)
+    v_amax = tl.zeros([ROWS], tl.float32)
+    z_sum = tl.zeros([ROWS], tl.float32)
+    kv_sum = tl.zeros([ROWS, HEAD], tl.float32)
+    for part in range(head * splits, head * splits + splits):
+        k_total += tl.load(ksum + part * HEAD + rows)
+        v_amax = tl.maximum(v_amax, tl.load(vmax + part * HEAD + rows))
+        if LINEAR:
+            z_sum += tl.load(z + part * HEAD + rows)
+            kv_sum += tl.load(kv + part * HEAD * HEAD + rows[:, None] * HEAD + c[None, :])
+    tl.store(kmean + head * HEAD + rows, k_total / S)
+    tl.store(vscale + head * HEAD + rows, tl.maximum(v_amax, 1e-8) / QUANT_MAX)
+    if LINEAR:
+        weight_t = tl.load(weight + c[None, :] * HEAD + c[:, None])
+        projected = tl.dot(kv_sum, weight_t, input_precision="tf32x3")  # 22 bits, and then rounded to bf16
+        tl.store(z_total + head * HEAD + rows, z_sum)
+        tl.store(kv_proj + (head * HEAD + rows[:, None]) * HEAD + c[None, :], projected.to(tl.bfloat16))
+
+
+@triton.jit
+def kv_quantize(k, v, kmean, vscale, kq, kscale, vq, S, D: tl.constexpr, E: tl.constexpr, PV: tl.constexpr):
+    """k − kmean to int8 with a scale per block, v to PV with a scale per channel. Grid (nk, H)."""
+    block, head = tl.program_id(0), tl.program_id(1)
+    c = tl.arange(0, HEAD)
+    rows = tl.arange(0, BLOCK_K)
+    tile = head * tl.num_programs(0) + block
+    real = block * BLOCK_K + rows < S
+    keys = load_rows(k, block, head, S, BLOCK_K, D, 0).to(tl.float32) - tl.load(kmean + head * HEAD + c)[None, :]
+    keys = tl.where(real[:, None], keys, 0.0)
+    amax = tl.maximum(tl.max(tl.abs(keys)), 1e-8)
+    tl.store(kscale + tile, amax / 127.0)
+    out = rows[:, None] * HEAD + c[None, :]
+    tl.store(kq + tile.to(tl.int64) * (BLOCK_K * HEAD) + out, round_to_int8(keys * (127.0 / amax)))
+    values = load_rows(v, block, head, S, BLOCK_K, E, E - D).to(tl.float32)
+    values = values * (1.0 / tl.load(vscale + head * HEAD + c))[None, :]
+    vq += tile.to(tl.int64) * (BLOCK_K * HEAD)
+    if PV == "fp8":
+        values = tl.minimum(tl.maximum(values, -QUANT_MAX), QUANT_MAX).to(tl.float8e4nv)
+        tl.store(vq + c[:, None] * BLOCK_K + fragment_order(rows)[None, :], tl.trans(values))
+    else:
+        tl.store(vq + out, values.to(tl.float16))
+
+
+def statistics_launches(
+    s: Dim, d: int, e: int, linear: Mapping[str, str] | None, exact: bool
+) -> tuple[list[Buffer], list[Launch]]:
+    """kv_pass and kv_reduce. ``linear`` names proj_weight's tensor under "weight" if the linear branch is wanted."""
+    heads = d // 128
+    splits = min(64, 640 // heads + 1)  # about five programs an SM
+    names = ("pool", "kv", "z", "kv_proj", "z_total", "weight")
+    optional = {n: (linear or {}).get(n, n) for n in names} if linear is not None else {}
+    absent = {} if linear is not None else dict.fromkeys(names)
+    buffers = [Buffer(name, "fp32", (heads, splits, 128)) for name in ("ksum", "vmax")]
+    buffers += [Buffer(name, "fp32", (heads, 128)) for name in ("kmean", "vscale")]
+    if linear is not None:
+        buffers += [
+            Buffer("pool", "fp32", (heads, ceil_div(s, 64), 128)),
+            Buffer("kv", "fp32", (heads, splits, 128, 128)),
+            Buffer("z", "fp32", (heads, splits, 128)),
+            Buffer("kv_proj", "bf16", (heads, 128, 128)),
+            Buffer("z_total", "fp32", (heads, 128)),
+        ]
+    shared = {"ksum": "ksum", "vmax": "vmax", "S": s}
+    flags = {"LINEAR": linear is not None}
+
+    def pick(source: Mapping, wanted: tuple[str, ...]) -> dict:
+        return {name: source[name] for name in wanted if name in source}
+
+    first, second = ("pool", "kv", "z"), ("kv", "z", "weight", "kv_proj", "z_total")
+    run = Launch(
+        kv_pass,
+        (splits, heads, 1),
+        {"k": "k", "v": "v"} | shared | pick(optional, first),
+        {"D": d, "E": e, "EXACT": exact} | flags | pick(absent, first),
+        num_warps=8,
+        num_stages=2,
+    )
+    add = Launch(
+        kv_reduce,
+        (8, heads, 1),
+        {"kmean": "kmean", "vscale": "vscale", "splits": splits} | shared | pick(optional, second),
+        {"ROWS": 16} | flags | pick(absent, second),
+        num_warps=8,
+    )
+    return buffers, [run, add]
+
+
+def quantize_launches(s: Dim, d: int, e: int, pv: str) -> tuple[list[Buffer], list[Launch]]:
+    """kv_quantize and its buffers."""
+    heads, nk = d // 128, ceil_div(s, 64)
+    buffers = [
+        Buffer("kq", "int8", (heads, nk, 64, 128)),
+        Buffer("kscale", "fp32", (heads, nk)),
+        Buffer("vq", pv, (heads, nk, 64, 128)),
+    ]
+    args = {name: name for name in ("k", "v", "kmean", "vscale", "kq", "kscale", "vq")}
+    return buffers, [Launch(kv_quantize, (nk, heads, 1), args | {"S": s}, {"D": d, "E": e, "PV": pv})]

@@ -1,0 +1,52 @@
+"""Triton functions and constants that the attention kernels share.
+
+Rows of inputs are addressed by int64, because L·E passes 2^31.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+HEAD = tl.constexpr(128)
+BLOCK_Q = tl.constexpr(128)
+BLOCK_K = tl.constexpr(64)
+QUANT_MAX = tl.constexpr(448.0)  # largest e4m3; v is scaled to it per channel, in fp16 too, so that no bf16 v overflows
+P_SHIFT = tl.constexpr(8.807354922057604)  # log2(448): fp8 probabilities use e4m3's whole range
+LOG2E = tl.constexpr(1.4426950408889634)
+SCORE_SCALE = tl.constexpr(1.4426950408889634 / 128**0.5)  # log2(e)/√d: softmax runs on exp2
+MAGIC = tl.constexpr(12582912.0)  # 1.5·2^23: an fp32 next to it is an integer in its low mantissa bits
+
+
+@triton.jit
+def round_to_int8(x):
+    """fp32 within ±127.5 → int8, half to even; no libdevice, so that the interpreter runs it too."""
+    return (x + MAGIC).to(tl.int32, bitcast=True).to(tl.int8)
+
+
+@triton.jit
+def scalar(x):
+    """x as an int32 value: the interpreter's loop counters are Python ints, which break in inlined functions."""
+    return tl.program_id(0) * 0 + x
+
+
+@triton.jit
+def int64(x):
+    """x as an int64 value."""
+    return scalar(x).to(tl.int64)
+
+
+@triton.jit
+def feature_map(x):
+    """φ: softmax over the 128 channels. x fp32 [rows,128]."""
+    e = tl.exp2((x - tl.max(x, 1)[:, None]) * LOG2E)
+    return e * (1.0 / tl.sum(e, 1))[:, None]
+
+
+@triton.jit
+def load_rows(x, block, head, length, BLOCK: tl.constexpr, STRIDE: tl.constexpr, OFFSET: tl.constexpr):
+    """Rows block·BLOCK… of head's 128 columns (after OFFSET columns) of x [length, STRIDE]; zeros past the end."""
+    rows = tl.arange(0, BLOCK)
+    pointers = x + int64(block) * BLOCK * STRIDE + head * HEAD + OFFSET
+    pointers += rows[:, None] * STRIDE + tl.arange(0, HEAD)[None, :]
+    return tl.load(pointers, mask=(block * BLOCK + rows < length)[:, None], other=0.0)
