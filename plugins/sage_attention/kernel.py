@@ -16,21 +16,24 @@ from plugins.sage_attention.keys_kernel import quantize_launches, statistics_lau
 class AttentionConfig:
     """How flash_attention is compiled. ``pv`` is the dtype of P·V: "bf16" (and bf16 q·kᵀ), "fp16" or "fp8".
 
-    ``blocks`` is the number of key blocks a step takes, 1 or 2.
+    ``blocks`` is the number of key blocks a step takes, 1 or 2; ``kv_warps`` are kv_pass's warps.
     """
 
     pv: str
     num_warps: int
     num_stages: int
     blocks: int = 1
+    kv_warps: int = 8
 
 
 #: (precision, SM) → config. Two blocks a step where 255 registers hold them.
 CONFIGS: Mapping[tuple[str, int], AttentionConfig] = {
-    **{("bf16", sm): AttentionConfig("bf16", 8, 2) for sm in (80, 86, 89, 90, 100, 120)},
+    **{("bf16", sm): AttentionConfig("bf16", 8, 2) for sm in (80, 86, 89, 100, 120)},
+    ("bf16", 90): AttentionConfig("bf16", 8, 2, kv_warps=4),
     **{("int8", sm): AttentionConfig("fp16", 8, 3) for sm in (80, 86)},
     **{("int8", sm): AttentionConfig("fp8", 8, 3) for sm in (89, 120)},
-    **{("int8", sm): AttentionConfig("fp8", 8, 3, blocks=2) for sm in (90, 100)},
+    ("int8", 90): AttentionConfig("fp8", 8, 3, blocks=2, kv_warps=4),
+    ("int8", 100): AttentionConfig("fp8", 8, 3, blocks=2),
 }
 
 
@@ -97,7 +100,10 @@ def _plan(
     buffers: list[Buffer] = []
     launches: list[Launch] = []
     if config.pv != "bf16":
-        for more, steps in (statistics_launches(s, d, e, None, exact), quantize_launches(s, d, e, config.pv)):
+        for more, steps in (
+            statistics_launches(s, d, e, None, config.kv_warps, exact),
+            quantize_launches(s, d, e, config.pv),
+        ):
             buffers += more
             launches += steps
     launches.append(attention_launch(length, s, d, e, config, None, quantize, exact))

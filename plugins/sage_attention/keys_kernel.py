@@ -28,42 +28,47 @@ from plugins.sage_attention.primitives_kernel import (
 
 
 @triton.jit
-def fragment_order(key):
-    """Where key number ``key`` of a block lies in quantized v.
+def fragment_order(x):
+    """Reorder the 64 columns (keys) of x [128,64]: 16 keys (jj, q, b) of 2 × 4 × 2 become (q, jj, b).
 
     A score tile leaves the tensor cores with keys 2q, 2q+1 of each 8 in thread q of a quad; an 8-bit operand wants
     4q … 4q+3 of each 16. The sum over keys may run in any order, so v takes the order that p's registers already have.
     """
-    return key // 16 * 16 + key % 8 // 2 * 4 + key // 8 % 2 * 2 + key % 2
+    groups = tl.reshape(x, [HEAD, BLOCK_K // 16, 2, 4, 2])
+    return tl.reshape(tl.permute(groups, (0, 1, 3, 2, 4)), [HEAD, BLOCK_K])
 
 
 @triton.jit
 def kv_pass(
-    k, v, pool, ksum, vmax, kv, z, S, D: tl.constexpr, E: tl.constexpr, LINEAR: tl.constexpr, EXACT: tl.constexpr
-):
-    """Partial sums over one split of the keys of one head. Grid (splits, H).
+    k, v, pool, ksum, vmax, kv, z, S,
+    D: tl.constexpr, E: tl.constexpr, ROWS: tl.constexpr, LINEAR: tl.constexpr, EXACT: tl.constexpr,
+):  # fmt: skip
+    """Partial sums over one split of the keys of one head, ROWS (whole blocks) at a time. Grid (splits, H).
 
     ksum = Σk, vmax = max|v| fp32 [H,splits,128]; with LINEAR also pool = Σ of each block's k [H,nk,128],
     kv = φ(k)ᵀv [H,splits,128,128], z = Σφ(k) [H,splits,128], all fp32. EXACT: fp32 dots, for the interpreter.
     """
+    BLOCKS: tl.constexpr = ROWS // BLOCK_K
     split, head = tl.program_id(0), tl.program_id(1)
     c = tl.arange(0, HEAD)
     nk = tl.cdiv(S, BLOCK_K)
-    share = tl.cdiv(nk, tl.num_programs(0))
+    steps = tl.cdiv(S, ROWS)
+    share = tl.cdiv(steps, tl.num_programs(0))
     k_total = tl.zeros([HEAD], tl.float32)
     v_amax = tl.zeros([HEAD], tl.float32)
     z_total = tl.zeros([HEAD], tl.float32)
     kv_total = tl.zeros([HEAD, HEAD], tl.float32)
-    for i in range(split * share, tl.minimum(split * share + share, nk)):
-        block = scalar(i)
-        keys = load_rows(k, block, head, S, BLOCK_K, D, 0).to(tl.float32)
-        values = load_rows(v, block, head, S, BLOCK_K, E, E - D)
-        block_sum = tl.sum(keys, 0)
-        k_total += block_sum
+    for i in range(split * share, tl.minimum(split * share + share, steps)):
+        step = scalar(i)
+        keys = load_rows(k, step, head, S, ROWS, D, 0).to(tl.float32)
+        values = load_rows(v, step, head, S, ROWS, E, E - D)
+        block_sums = tl.sum(tl.reshape(keys, [BLOCKS, BLOCK_K, HEAD]), 1)
+        k_total += tl.sum(block_sums, 0)
         v_amax = tl.maximum(v_amax, tl.max(tl.abs(values.to(tl.float32)), 0))
         if LINEAR:
-            tl.store(pool + (head * nk + block) * HEAD + c, block_sum)
-            real = block * BLOCK_K + tl.arange(0, BLOCK_K) < S
+            blocks = step * BLOCKS + tl.arange(0, BLOCKS)
+            tl.store(pool + (head * nk + blocks[:, None]) * HEAD + c[None, :], block_sums, mask=(blocks < nk)[:, None])
+            real = step * ROWS + tl.arange(0, ROWS) < S
             phi = tl.where(real[:, None], feature_map(keys), 0.0)
             z_total += tl.sum(phi, 0)
             if EXACT:
@@ -127,17 +132,18 @@ def kv_quantize(k, v, kmean, vscale, kq, kscale, vq, S, D: tl.constexpr, E: tl.c
     vq += tile.to(tl.int64) * (BLOCK_K * HEAD)
     if PV == "fp8":
         values = tl.minimum(tl.maximum(values, -QUANT_MAX), QUANT_MAX).to(tl.float8e4nv)
-        tl.store(vq + c[:, None] * BLOCK_K + fragment_order(rows)[None, :], tl.trans(values))
+        tl.store(vq + c[:, None] * BLOCK_K + rows[None, :], fragment_order(tl.trans(values)))
     else:
         tl.store(vq + out, values.to(tl.float16))
 
 
 def statistics_launches(
-    s: Dim, d: int, e: int, linear: Mapping[str, str] | None, exact: bool
+    s: Dim, d: int, e: int, linear: Mapping[str, str] | None, num_warps: int, exact: bool
 ) -> tuple[list[Buffer], list[Launch]]:
     """kv_pass and kv_reduce. ``linear`` names proj_weight's tensor under "weight" if the linear branch is wanted."""
     heads = d // 128
-    splits = min(64, 640 // heads + 1)  # about five programs an SM
+    splits = min(64, 1280 // heads + 1)  # about ten programs an SM
+    rows = 128 if num_warps == 8 else 64
     names = ("pool", "kv", "z", "kv_proj", "z_total", "weight")
     optional = {n: (linear or {}).get(n, n) for n in names} if linear is not None else {}
     absent = {} if linear is not None else dict.fromkeys(names)
@@ -162,9 +168,9 @@ def statistics_launches(
         kv_pass,
         (splits, heads, 1),
         {"k": "k", "v": "v"} | shared | pick(optional, first),
-        {"D": d, "E": e, "EXACT": exact} | flags | pick(absent, first),
-        num_warps=8,
-        num_stages=2,
+        {"D": d, "E": e, "ROWS": rows, "EXACT": exact} | flags | pick(absent, first),
+        num_warps=num_warps,
+        num_stages=1,
     )
     add = Launch(
         kv_reduce,

@@ -25,10 +25,12 @@ NEVER = gl.constexpr(-(1 << 21))  # below any int32 score (128 products of ±127
 
 @gluon.jit
 def _produce(
-    lut, kq, vq, kv_proj, k_ring, v_ring, proj, full, empty, proj_full, proj_empty, nq, nk, kept, H: gl.constexpr
-):
-    """Keep the ring full of pairs of kept blocks; a tile's kv_proj follows its last pair."""
+    lut, kq, k_scale, vq, kv_proj, k_ring, v_ring, scale_ring, proj, full, empty, proj_full, proj_empty, nq, nk, kept,
+    H: gl.constexpr,
+):  # fmt: skip
+    """Keep the ring full of pairs of kept blocks with their k scales; a tile's kv_proj follows its last pair."""
     STAGES: gl.constexpr = full.shape[0]
+    both = gl.arange(0, 2, gl.BlockedLayout([1], [32], [1], [0]))
     k_tiles = tma.make_tensor_descriptor(kq, [H * nk * 64, 128], [128, 1], [64, 128], k_ring.type.layout)
     v_tiles = tma.make_tensor_descriptor(vq, [H * nk * 128, 64], [64, 1], [128, 64], v_ring.type.layout)
     matrices = tma.make_tensor_descriptor(kv_proj, [H * 128, 128], [128, 1], [128, 128], proj.type.layout)
@@ -41,12 +43,18 @@ def _produce(
         base = head * nk
         first = gl.load(chosen)
         second = gl.load(chosen + gl.minimum(1, kept - 1))
+        # Block numbers are read two steps ahead and scales one, so that no step waits for memory.
+        scales = gl.load(k_scale + base + gl.load(chosen + gl.minimum(both, kept - 1)))
+        ahead = gl.load(chosen + gl.minimum(2 + both, kept - 1))
         for pair in range(pairs):
+            next_scales = gl.load(k_scale + base + ahead)
+            ahead = gl.load(chosen + gl.minimum(2 * pair + 4 + both, kept - 1))
             next_first = gl.load(chosen + gl.minimum(2 * pair + 2, kept - 1))
             next_second = gl.load(chosen + gl.minimum(2 * pair + 3, kept - 1))
             stage = step % STAGES
             ready = full.index(stage)
             mbarrier.wait(empty.index(stage), ((step // STAGES) & 1) ^ 1)
+            scale_ring.index(stage).store(scales)
             mbarrier.expect(ready, 4 * 64 * 128)
             tma.async_copy_global_to_shared(k_tiles, [(base + first) * 64, 0], ready, k_ring.index(2 * stage))
             tma.async_copy_global_to_shared(k_tiles, [(base + second) * 64, 0], ready, k_ring.index(2 * stage + 1))
@@ -55,6 +63,7 @@ def _produce(
             step += 1
             first = next_first
             second = next_second
+            scales = next_scales
         mbarrier.wait(proj_empty, (turn & 1) ^ 1)
         mbarrier.expect(proj_full, 128 * 128 * 2)
         tma.async_copy_global_to_shared(matrices, [head * 128, 0], proj_full, proj)
@@ -69,14 +78,22 @@ def _fragments(p, O_LAYOUT: gl.constexpr):
 
 
 @gluon.jit
+def _scale(scale_ring, stage, index: gl.constexpr):
+    """One of a stage's two k scales. Not from global memory: its latency would stall the group in every step."""
+    value = scale_ring.index(stage).slice(index, 1, 0).load(gl.BlockedLayout([1], [32], [4], [0]))
+    return gl.sum(value, 0)
+
+
+@gluon.jit
 def _attend(
-    q, k_ring, v_ring, stage, scale, scale2, acc, total, best, limit, limit2,
+    q, k_ring, v_ring, scale_ring, stage, q_scale, acc, total, best, limit, limit2,
     S_LAYOUT: gl.constexpr, O_LAYOUT: gl.constexpr, MASKED: gl.constexpr,
 ):  # fmt: skip
     """One step of online softmax over the pair of blocks in a stage; MASKED: only their first ``limit`` keys."""
     zeros = gl.zeros([64, 64], gl.int32, S_LAYOUT)
     s = warpgroup_mma(q, k_ring.index(2 * stage).permute((1, 0)), zeros, use_acc=False, is_async=True)
     s2 = warpgroup_mma(q, k_ring.index(2 * stage + 1).permute((1, 0)), zeros, use_acc=False, is_async=True)
+    scale, scale2 = q_scale * _scale(scale_ring, stage, 0), q_scale * _scale(scale_ring, stage, 1)
     s, s2 = warpgroup_mma_wait(0, deps=[s, s2])
     keys = gl.arange(0, 64, gl.SliceLayout(0, S_LAYOUT))
     if MASKED:
@@ -120,7 +137,7 @@ def _features(x, z, LAYOUT: gl.constexpr):
 
 @gluon.jit
 def _consume(
-    GROUP: gl.constexpr, q, o, o_scale, k_scale, v_scale, lut, z, bias, k_ring, v_ring, proj, maxima,
+    GROUP: gl.constexpr, q, o, o_scale, v_scale, lut, z, bias, k_ring, v_ring, scale_ring, proj, maxima,
     full, empty, proj_full, proj_empty, met, L, nq, nk, kept, H: gl.constexpr, QUANTIZE: gl.constexpr,
 ):  # fmt: skip
     """Queries 64·GROUP… of every tile of 128."""
@@ -141,27 +158,16 @@ def _consume(
         queries = (x * (127.0 / amax) + MAGIC).to(gl.int32, bitcast=True).to(gl.int8)
         q_scale = amax * (SCORE_SCALE / 127.0)
         chosen = lut + tile.to(gl.int64) * kept
-        scales = k_scale + head * nk
         acc = gl.zeros([64, 128], gl.float32, O_LAYOUT)
         total = gl.zeros([64], gl.float32, gl.SliceLayout(1, S_LAYOUT))
         best = gl.full([64], float("-inf"), gl.float32, gl.SliceLayout(1, S_LAYOUT))
-        # Block numbers are read two steps ahead and scales one, so that no step waits for memory.
-        scale = q_scale * gl.load(scales + gl.load(chosen))
-        scale2 = q_scale * gl.load(scales + gl.load(chosen + gl.minimum(1, kept - 1)))
-        ahead = gl.load(chosen + gl.minimum(2, kept - 1))
-        ahead2 = gl.load(chosen + gl.minimum(3, kept - 1))
-        for pair in range(pairs - 1):
-            following, following2 = gl.load(scales + ahead), gl.load(scales + ahead2)
-            ahead = gl.load(chosen + gl.minimum(2 * pair + 4, kept - 1))
-            ahead2 = gl.load(chosen + gl.minimum(2 * pair + 5, kept - 1))
+        for _pair in range(pairs - 1):
             stage = step % STAGES
             mbarrier.wait(full.index(stage), (step // STAGES) & 1)
             acc, total, best = _attend(
-                queries, k_ring, v_ring, stage, scale, scale2, acc, total, best, 64, 64, S_LAYOUT, O_LAYOUT, False
+                queries, k_ring, v_ring, scale_ring, stage, q_scale, acc, total, best, 64, 64, S_LAYOUT, O_LAYOUT, False
             )
             mbarrier.arrive(empty.index(stage), count=1)
-            scale = q_scale * following
-            scale2 = q_scale * following2
             step += 1
         # The last pair may hold the short last block, and its second block is none of ours if kept is odd.
         stage = step % STAGES
@@ -169,8 +175,9 @@ def _consume(
         limit2 = gl.where(kept % 2 == 0, L - gl.load(chosen + kept - 1) * 64, 0)
         mbarrier.wait(full.index(stage), (step // STAGES) & 1)
         acc, total, best = _attend(
-            queries, k_ring, v_ring, stage, scale, scale2, acc, total, best, limit, limit2, S_LAYOUT, O_LAYOUT, True
-        )
+            queries, k_ring, v_ring, scale_ring, stage, q_scale, acc, total, best, limit, limit2,
+            S_LAYOUT, O_LAYOUT, True,
+        )  # fmt: skip
         mbarrier.arrive(empty.index(stage), count=1)
         step += 1
 
@@ -213,6 +220,7 @@ def sage_sla_hopper(
     """Tensors as flash_attention's with SPARSE and PV = "fp8". Any number of programs, one an SM is best."""
     k_ring = gl.allocate_shared_memory(gl.int8, [2 * STAGES, 64, 128], gl.NVMMASharedLayout(128, 8, 2))
     v_ring = gl.allocate_shared_memory(gl.float8e4nv, [2 * STAGES, 128, 64], gl.NVMMASharedLayout(64, 8, 2))
+    scale_ring = gl.allocate_shared_memory(gl.float32, [STAGES, 2], gl.SwizzledSharedLayout(1, 1, 1, order=[0]))
     proj = gl.allocate_shared_memory(gl.bfloat16, [128, 128], gl.NVMMASharedLayout(128, 16, 2))
     maxima = gl.allocate_shared_memory(gl.float32, [4, 64], gl.SwizzledSharedLayout(1, 1, 1, order=[0]))
     full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
@@ -229,12 +237,12 @@ def sage_sla_hopper(
     # Two consumers, then the producer; Triton's compiler reads no starred arguments.
     gl.warp_specialize(
         [
-            (_consume, (0, q, o, o_scale, k_scale, v_scale, lut, z, bias, k_ring, v_ring, proj, maxima,
+            (_consume, (0, q, o, o_scale, v_scale, lut, z, bias, k_ring, v_ring, scale_ring, proj, maxima,
                         full, empty, proj_full, proj_empty, met, L, nq, nk, kept, H, QUANTIZE)),
-            (_consume, (1, q, o, o_scale, k_scale, v_scale, lut, z, bias, k_ring, v_ring, proj, maxima,
+            (_consume, (1, q, o, o_scale, v_scale, lut, z, bias, k_ring, v_ring, scale_ring, proj, maxima,
                         full, empty, proj_full, proj_empty, met, L, nq, nk, kept, H, QUANTIZE)),
-            (_produce, (lut, kq, vq, kv_proj, k_ring, v_ring, proj, full, empty, proj_full, proj_empty,
-                        nq, nk, kept, H)),
+            (_produce, (lut, kq, k_scale, vq, kv_proj, k_ring, v_ring, scale_ring, proj, full, empty,
+                        proj_full, proj_empty, nq, nk, kept, H)),
         ],
         [4, 1],
         [232, 40],

@@ -126,7 +126,11 @@ def _plan(
         raise UserError("topk_milli is thousandths of the key blocks", expected="1 to 1000", got=str(topk_milli))
     config = attention_config(str(attributes["precision"]), sm)
     kept = kept_count(ceil_div(length, 64), topk_milli)
-    stages = [statistics_launches(length, d, e, {"weight": "proj_weight"}, exact), selection_launches(length, d, kept)]
+    linear = {"weight": "proj_weight"}
+    stages = [
+        statistics_launches(length, d, e, linear, config.kv_warps, exact),
+        selection_launches(length, d, kept),
+    ]
     if config.pv != "bf16":
         stages.append(quantize_launches(length, d, e, config.pv))
     buffers = [buffer for stage, _ in stages for buffer in stage]
