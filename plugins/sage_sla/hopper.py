@@ -1,6 +1,7 @@
 """SageSLA's attention for sm_90 in Gluon: a TMA producer warp feeds two consumer warpgroups of 64 queries each.
 
-While one warpgroup computes its softmax, the other's products run on the tensor cores. A stage of the ring holds two
+The two take turns at the tensor cores: while one computes its softmax, the other's products run; left alone, they
+fall into step, and the tensor cores and the exponentials wait for each other (15.6 ms, not 11). A stage of the ring holds two
 key blocks (k and v, 32 KiB). For each score: one product and one conversion on the way in, maximum, exponential (16 a
 clock and SM: the limit, with L2), sum, conversion to FP8. The grid is persistent; a head's tiles run together, so that
 its quantized k and v stay in L2.
@@ -85,16 +86,35 @@ def _scale(scale_ring, stage, index: gl.constexpr):
 
 
 @gluon.jit
-def _attend(
-    q, k_ring, v_ring, scale_ring, stage, q_scale, acc, total, best, limit, limit2,
-    S_LAYOUT: gl.constexpr, O_LAYOUT: gl.constexpr, MASKED: gl.constexpr,
-):  # fmt: skip
-    """One step of online softmax over the pair of blocks in a stage; MASKED: only their first ``limit`` keys."""
-    zeros = gl.zeros([64, 64], gl.int32, S_LAYOUT)
+def _enter(turn, GROUP: gl.constexpr, count):
+    """Wait for this group's turn at the tensor cores, number ``count``; group 0 has the first."""
+    mbarrier.wait(turn.index(GROUP), (count & 1) ^ (1 - GROUP))
+
+
+@gluon.jit
+def _leave(turn, GROUP: gl.constexpr):
+    """Give the turn to the other group."""
+    mbarrier.arrive(turn.index(1 - GROUP), count=1)
+
+
+@gluon.jit
+def _scores(q, k_ring, full, step, STAGES: gl.constexpr, LAYOUT: gl.constexpr):
+    """int32 q·kᵀ [64,64] of both blocks of a step, once they are there."""
+    stage = step % STAGES
+    mbarrier.wait(full.index(stage), (step // STAGES) & 1)
+    zeros = gl.zeros([64, 64], gl.int32, LAYOUT)
     s = warpgroup_mma(q, k_ring.index(2 * stage).permute((1, 0)), zeros, use_acc=False, is_async=True)
     s2 = warpgroup_mma(q, k_ring.index(2 * stage + 1).permute((1, 0)), zeros, use_acc=False, is_async=True)
+    return warpgroup_mma_wait(0, deps=[s, s2])
+
+
+@gluon.jit
+def _softmax(
+    s, s2, scale_ring, stage, q_scale, total, best, limit, limit2,
+    S_LAYOUT: gl.constexpr, O_LAYOUT: gl.constexpr, MASKED: gl.constexpr,
+):  # fmt: skip
+    """One step of online softmax: FP8 operands of p·v, then alpha, total, best; MASKED: ``limit`` keys of a block."""
     scale, scale2 = q_scale * _scale(scale_ring, stage, 0), q_scale * _scale(scale_ring, stage, 1)
-    s, s2 = warpgroup_mma_wait(0, deps=[s, s2])
     keys = gl.arange(0, 64, gl.SliceLayout(0, S_LAYOUT))
     if MASKED:
         s = gl.where((keys < limit)[None, :], s, NEVER)
@@ -109,14 +129,18 @@ def _attend(
         p = gl.where((keys < limit)[None, :], p, 0.0)
         p2 = gl.where((keys < limit2)[None, :], p2, 0.0)
     total = total * alpha + gl.sum(p + p2, 1)
-    # Tensor cores add FP8 products in some 14 bits: sum the pairs outside them, in true fp32.
-    zeros = gl.zeros([64, 128], gl.float32, O_LAYOUT)
+    return _fragments(p, O_LAYOUT), _fragments(p2, O_LAYOUT), alpha, total, new_best
+
+
+@gluon.jit
+def _accumulate(p, p2, alpha, v_ring, stage, acc, LAYOUT: gl.constexpr):
+    """acc·alpha + p·v of both blocks. Tensor cores add FP8 in some 14 bits: pairs are summed outside, in true fp32."""
     values, values2 = v_ring.index(2 * stage).permute((1, 0)), v_ring.index(2 * stage + 1).permute((1, 0))
-    product = warpgroup_mma(_fragments(p, O_LAYOUT), values, zeros, use_acc=False, is_async=True)
-    product = warpgroup_mma(_fragments(p2, O_LAYOUT), values2, product, is_async=True)
-    shrink = gl.convert_layout(alpha, gl.SliceLayout(1, O_LAYOUT))[:, None]
+    product = warpgroup_mma(p, values, gl.zeros([64, 128], gl.float32, LAYOUT), use_acc=False, is_async=True)
+    product = warpgroup_mma(p2, values2, product, is_async=True)
+    shrink = gl.convert_layout(alpha, gl.SliceLayout(1, LAYOUT))[:, None]
     product = warpgroup_mma_wait(0, deps=[product])
-    return acc * shrink + product, total, new_best
+    return acc * shrink + product
 
 
 @gluon.jit
@@ -138,7 +162,7 @@ def _features(x, z, LAYOUT: gl.constexpr):
 @gluon.jit
 def _consume(
     GROUP: gl.constexpr, q, o, o_scale, v_scale, lut, z, bias, k_ring, v_ring, scale_ring, proj, maxima,
-    full, empty, proj_full, proj_empty, met, L, nq, nk, kept, H: gl.constexpr, QUANTIZE: gl.constexpr,
+    full, empty, proj_full, proj_empty, turn, met, L, nq, nk, kept, H: gl.constexpr, QUANTIZE: gl.constexpr,
 ):  # fmt: skip
     """Queries 64·GROUP… of every tile of 128."""
     STAGES: gl.constexpr = full.shape[0]
@@ -149,7 +173,8 @@ def _consume(
     ROW: gl.constexpr = gl.SliceLayout(1, B_LAYOUT)
     pairs = (kept + 1) // 2
     step = 0
-    turn = 0
+    turns = 0
+    tiles = 0
     for tile in range(gl.program_id(0), nq * H, gl.num_programs(0)):
         head = tile // nq
         first = tile % nq * 128 + GROUP * 64
@@ -161,32 +186,40 @@ def _consume(
         acc = gl.zeros([64, 128], gl.float32, O_LAYOUT)
         total = gl.zeros([64], gl.float32, gl.SliceLayout(1, S_LAYOUT))
         best = gl.full([64], float("-inf"), gl.float32, gl.SliceLayout(1, S_LAYOUT))
-        for _pair in range(pairs - 1):
+        _enter(turn, GROUP, turns)
+        s, s2 = _scores(queries, k_ring, full, step, STAGES, S_LAYOUT)
+        _leave(turn, GROUP)
+        for pair in range(pairs - 1):
             stage = step % STAGES
-            mbarrier.wait(full.index(stage), (step // STAGES) & 1)
-            acc, total, best = _attend(
-                queries, k_ring, v_ring, scale_ring, stage, q_scale, acc, total, best, 64, 64, S_LAYOUT, O_LAYOUT, False
+            p, p2, alpha, total, best = _softmax(
+                s, s2, scale_ring, stage, q_scale, total, best, 64, 64, S_LAYOUT, O_LAYOUT, False
             )
+            _enter(turn, GROUP, turns + 1 + pair)
+            acc = _accumulate(p, p2, alpha, v_ring, stage, acc, O_LAYOUT)
             mbarrier.arrive(empty.index(stage), count=1)
             step += 1
+            s, s2 = _scores(queries, k_ring, full, step, STAGES, S_LAYOUT)
+            _leave(turn, GROUP)
         # The last pair may hold the short last block, and its second block is none of ours if kept is odd.
         stage = step % STAGES
         limit = L - gl.load(chosen + 2 * pairs - 2) * 64
         limit2 = gl.where(kept % 2 == 0, L - gl.load(chosen + kept - 1) * 64, 0)
-        mbarrier.wait(full.index(stage), (step // STAGES) & 1)
-        acc, total, best = _attend(
-            queries, k_ring, v_ring, scale_ring, stage, q_scale, acc, total, best, limit, limit2,
-            S_LAYOUT, O_LAYOUT, True,
-        )  # fmt: skip
+        p, p2, alpha, total, best = _softmax(
+            s, s2, scale_ring, stage, q_scale, total, best, limit, limit2, S_LAYOUT, O_LAYOUT, True
+        )
+        _enter(turn, GROUP, turns + pairs)
+        acc = _accumulate(p, p2, alpha, v_ring, stage, acc, O_LAYOUT)
+        _leave(turn, GROUP)
         mbarrier.arrive(empty.index(stage), count=1)
         step += 1
+        turns += pairs + 1
 
         columns = gl.arange(0, 128, gl.SliceLayout(0, O_LAYOUT))
         inverse = gl.convert_layout(1.0 / total, gl.SliceLayout(1, O_LAYOUT))[:, None]
         acc = acc * inverse * gl.load(v_scale + head * 128 + columns)[None, :] + gl.load(bias + columns)[None, :]
         F_LAYOUT: gl.constexpr = gl.DotOperandLayout(0, B_LAYOUT, 2)
         phi = _features(_load_queries(q, first, head, L, D, F_LAYOUT), z + head * 128, F_LAYOUT)
-        mbarrier.wait(proj_full, turn & 1)
+        mbarrier.wait(proj_full, tiles & 1)
         acc = warpgroup_mma(phi, proj, gl.convert_layout(acc, B_LAYOUT, assert_trivial=True), is_async=True)
         acc = warpgroup_mma_wait(0, deps=[acc])
         mbarrier.arrive(proj_empty, count=1)
@@ -199,17 +232,17 @@ def _consume(
             acc = gl.where(real, acc, 0.0)
             mine = gl.max(gl.abs(acc), 1)
             # Both groups need the larger maximum. Slots alternate: the slow group still reads when the fast one writes.
-            slot = (turn & 1) * 2
+            slot = (tiles & 1) * 2
             maxima.index(slot + GROUP).store(mine)
             mbarrier.arrive(met, count=1)
-            mbarrier.wait(met, turn & 1)
+            mbarrier.wait(met, tiles & 1)
             amax = gl.maximum(gl.max(gl.maximum(mine, maxima.index(slot + 1 - GROUP).load(ROW)), 0), 1e-8)
             y = gl.minimum(gl.maximum(acc * (128.0 / amax), -128.0), 127.0)
             gl.store(o + offsets, (y + MAGIC).to(gl.int32, bitcast=True).to(gl.int8), mask=real)
             gl.store(o_scale + tile % nq * H + head, amax / 128.0)
         else:
             gl.store(o + offsets, acc.to(gl.bfloat16), mask=real)
-        turn += 1
+        tiles += 1
 
 
 @gluon.jit
@@ -227,20 +260,23 @@ def sage_sla_hopper(
     empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     proj_full = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())
     proj_empty = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())
+    turn = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
     met = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())
     for i in gl.static_range(STAGES):
         mbarrier.init(full.index(i), count=1)
         mbarrier.init(empty.index(i), count=2)
     mbarrier.init(proj_full, count=1)
     mbarrier.init(proj_empty, count=2)
+    for i in gl.static_range(2):
+        mbarrier.init(turn.index(i), count=1)
     mbarrier.init(met, count=2)
     # Two consumers, then the producer; Triton's compiler reads no starred arguments.
     gl.warp_specialize(
         [
             (_consume, (0, q, o, o_scale, v_scale, lut, z, bias, k_ring, v_ring, scale_ring, proj, maxima,
-                        full, empty, proj_full, proj_empty, met, L, nq, nk, kept, H, QUANTIZE)),
+                        full, empty, proj_full, proj_empty, turn, met, L, nq, nk, kept, H, QUANTIZE)),
             (_consume, (1, q, o, o_scale, v_scale, lut, z, bias, k_ring, v_ring, scale_ring, proj, maxima,
-                        full, empty, proj_full, proj_empty, met, L, nq, nk, kept, H, QUANTIZE)),
+                        full, empty, proj_full, proj_empty, turn, met, L, nq, nk, kept, H, QUANTIZE)),
             (_produce, (lut, kq, k_scale, vq, kv_proj, k_ring, v_ring, scale_ring, proj, full, empty,
                         proj_full, proj_empty, nq, nk, kept, H)),
         ],
