@@ -1,4 +1,4 @@
-"""What a cubin's machine code shows: tensor-core instructions and local memory by loop, and occupancy, without a GPU."""
+"""What a cubin's machine code shows without a GPU: tensor-core instructions and local memory by loop, occupancy."""
 
 from __future__ import annotations
 

@@ -56,7 +56,7 @@ def all_rows() -> list[dict[str, Any]]:
 
 
 def bounds(rows: list[dict[str, Any]]) -> Bounds:
-    """``"op kernel sm"`` → the most registers, stack and shared bytes, and the fewest resident warps, over all sizes."""
+    """``"op kernel sm"`` → the most registers, stack, shared bytes and the fewest resident warps of all sizes."""
     found: Bounds = {}
     for row in rows:
         for op in row["ops"]:

@@ -9,13 +9,13 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("triton")
 
-from kernel_bounds import Bounds, all_rows, bounds, committed, distinct_calls  # noqa: E402
+from kernel_bounds import Bounds, all_rows, bounds, committed, distinct_calls
 
-from plugins.compile import SMS  # noqa: E402
-from plugins.control_flow import loops, parse  # noqa: E402
-from plugins.plan import KernelImage  # noqa: E402
-from plugins.registry import OPS  # noqa: E402
-from plugins.sass import INT8_MMA, SM_LIMITS, main_loops, resident_blocks  # noqa: E402
+from plugins.compile import SMS
+from plugins.control_flow import loops, parse
+from plugins.plan import KernelImage
+from plugins.registry import OPS
+from plugins.sass import INT8_MMA, SM_LIMITS, main_loops, resident_blocks
 
 #: A kernel as nvdisasm prints it: a loop in a loop whose wait spins behind the end, a spill in the outer one, and a
 #: function that is called. Comments give the index of each instruction.
