@@ -88,32 +88,34 @@ def _blocks(edges: Sequence[set[int]]) -> tuple[list[range], list[set[int]]]:
     return blocks, [{number[s] for s in edges[block[-1]]} for block in blocks]
 
 
-def _predecessors(successors: Sequence[set[int]]) -> list[set[int]]:
-    """Predecessors of each block, counting only blocks that the entry reaches."""
-    found: list[set[int]] = [set() for _ in successors]
-    reached, queue = {0}, [0]
-    while queue:
-        block = queue.pop()
-        for after in successors[block]:
-            found[after].add(block)
-            if after not in reached:
-                reached.add(after)
-                queue.append(after)
-    return found
+def _entries(successors: Sequence[set[int]]) -> set[int]:
+    """The first block, and the first of what no block leads to: the targets of indirect branches (warp roles)."""
+    entries: set[int] = set()
+    reached: set[int] = set()
+    for block in range(len(successors)):
+        if block in reached:
+            continue
+        entries.add(block)
+        queue = [block]
+        while queue:
+            if (at := queue.pop()) not in reached:
+                reached.add(at)
+                queue.extend(successors[at])
+    return entries
 
 
-def _dominators(predecessors: Sequence[set[int]]) -> list[int]:
-    """Each block's dominators as a bit set; blocks out of reach keep all bits."""
+def _dominators(predecessors: Sequence[set[int]], entries: set[int]) -> list[int]:
+    """Each block's dominators as a bit set."""
     everything = (1 << len(predecessors)) - 1
-    dominators = [1] + [everything] * (len(predecessors) - 1)
+    dominators = [1 << block if block in entries else everything for block in range(len(predecessors))]
     changed = True
     while changed:
         changed = False
-        for block in range(1, len(predecessors)):
-            if not predecessors[block]:
+        for block, befores in enumerate(predecessors):
+            if block in entries:
                 continue
             common = everything
-            for before in predecessors[block]:
+            for before in befores:
                 common &= dominators[before]
             if (new := common | 1 << block) != dominators[block]:
                 dominators[block], changed = new, True
@@ -125,8 +127,8 @@ def loops(code: Sequence[Instruction]) -> list[frozenset[int]]:
     if not code:
         return []
     blocks, successors = _blocks(_graph(code))
-    predecessors = _predecessors(successors)
-    dominators = _dominators(predecessors)
+    predecessors = [{b for b, after in enumerate(successors) if block in after} for block in range(len(blocks))]
+    dominators = _dominators(predecessors, _entries(successors))
     bodies: dict[int, set[int]] = {}
     for header, befores in enumerate(predecessors):
         for tail in befores:

@@ -18,7 +18,7 @@ from plugins.registry import OPS
 from plugins.sass import INT8_MMA, SM_LIMITS, main_loops, resident_blocks
 
 #: A kernel as nvdisasm prints it: a loop in a loop whose wait spins behind the end, a spill in the outer one, and a
-#: function that is called. Comments give the index of each instruction.
+#: function that is called; then a loop that only an indirect branch reaches.
 LISTING = """
 .text.kernel:
         /*0000*/                   STL [R1], R2 ;
@@ -42,15 +42,22 @@ LISTING = """
 $__internal_0:
         /*00e0*/                   HMMA.16816.F32 R4, R8, R10, R4 ;
         /*00f0*/                   RET.REL.NODEC R2 `(kernel) ;
+.L_x_4:
+        /*0100*/                   QGMMA.64x128x32.F32.E4M3.E4M3 R24, gdesc[UR4], R24 ;
+        /*0110*/               @P0 BRA `(.L_x_4) ;
+        /*0120*/                   EXIT ;
 """
 
 
 def test_loops_are_found_from_the_control_flow() -> None:
     code = parse(LISTING)
-    assert len(code) == 16
+    assert len(code) == 19
+    role = {16, 17}
     spin, inner = {11, 12}, {3, 4, 5, 6, 7, 8, 11, 12, 13}
-    assert sorted(map(set, loops(code)), key=len) == [spin, inner, inner | {1, 2, 9}]
-    assert main_loops(code, loops(code)) == [frozenset(inner)]
+    found = loops(code)
+    assert {frozenset(loop) for loop in (spin, inner, inner | {1, 2, 9}, role)} == set(found)
+    assert len(found) == 4
+    assert set(main_loops(code, found)) == {frozenset(inner), frozenset(role)}
 
 
 @pytest.mark.parametrize(
