@@ -106,7 +106,7 @@ def step_ms(model: ModelSpec, gpu: GpuSpec, options: BlockOptions) -> float:
 
 
 def estimate(model: ModelSpec, gpu: GpuSpec, options: BlockOptions) -> dict[str, Any]:
-    """Everything ``estimate --json`` prints. Times in ms, sizes in bytes; a step is all blocks, without embed and head."""
+    """What ``estimate --json`` prints. Times in ms, sizes in bytes; a step is all blocks, without embed and head."""
     estimates = estimate_block(model, gpu, options)
     block = sum(e.count * e.ms for e in estimates)
     unmeasured = sum(e.count * e.ms for e in estimates if e.efficiency is None)
