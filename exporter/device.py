@@ -23,7 +23,9 @@ def require_gpu(gpu: GpuSpec) -> str:
     """The present device's name. Raises UserError where it is not of the named GPU's compute capability."""
     if not torch.cuda.is_available():
         raise UserError(
-            f"There is no CUDA GPU here; this measures on a {gpu.product}.", remedy="run it on that machine"
+            "This runs on the GPU it is about, and there is no CUDA GPU here.",
+            expected=gpu.product,
+            remedy="run it on a machine that has one",
         )
     major, minor = torch.cuda.get_device_capability()
     name: str = torch.cuda.get_device_name()

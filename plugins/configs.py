@@ -14,9 +14,12 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-Config = TypeVar("Config")
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+Config = TypeVar("Config", bound="DataclassInstance")
 #: kernel → SM → size key → fields of the kernel's config that differ from its default.
 Table = dict[str, dict[str, dict[str, dict[str, Any]]]]
 
@@ -62,14 +65,15 @@ def config_for(kernel: str, sm: int, sizes: Mapping[str, int | str], default: Co
         chosen: Config = trial.config
         return chosen
     entry = table().get(kernel, {}).get(str(sm), {}).get(key, {})
-    if unknown := set(entry) - set(asdict(default)):  # type: ignore[call-overload]
-        raise ValueError(f"{FILE.name}: {kernel} has no config field {sorted(unknown)}; it has {sorted(asdict(default))}")  # type: ignore[call-overload]  # fmt: skip
-    return replace(default, **entry)  # type: ignore[type-var]
+    known = asdict(default)
+    if unknown := set(entry) - set(known):
+        raise ValueError(f"{FILE.name}: {kernel} has no config field {sorted(unknown)}; it has {sorted(known)}")
+    return replace(default, **entry)
 
 
 @contextmanager
 def trying(kernel: str, config: Any) -> Iterator[Trial]:
-    """Within it, ``config_for(kernel, …)`` answers ``config``. Plans must then be built anew, not taken from a cache."""
+    """Within it ``config_for(kernel, …)`` answers ``config``; plans must be built anew, not taken from a cache."""
     trial = Trial(kernel, config)
     token = _TRIAL.set(trial)
     try:
