@@ -1,4 +1,4 @@
-"""The fp32 block that the GPU accuracy tests measure against, checked itself: against the stage on the CPU's oracles."""
+"""The fp32 block that the GPU accuracy tests measure against, itself checked against the stage on the CPU oracles."""
 
 from __future__ import annotations
 
