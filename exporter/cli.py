@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from exporter import cli_kernels
 from exporter.command import (
     CHECKPOINT_HELP,
     EPILOG,
@@ -217,6 +218,10 @@ def merge(
         merge_checkpoints(resolve(base), resolve(sla), resolve(rcm), out, weight=weight, progress=update)
     typer.echo(f"{out}: {out.stat().st_size / 1e9:.2f} GB")
 
+
+bench_app = typer.Typer(help="Benchmarks on the GPU at hand.", no_args_is_help=True)
+app.add_typer(bench_app, name="bench")
+cli_kernels.register(app, bench_app)
 
 export_app = typer.Typer(
     add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich", no_args_is_help=True

@@ -32,10 +32,6 @@ STATIC = {
     "SageAttentionQuantize": {"D": 256, "E": 512},
 }
 LENGTHS = (1, 40, 128, 200, 1000, 32760, 75600)
-#: (op, SM) → stack bytes a thread its kernels may use, as measured; every other op's kernels use none. On sm_90 the
-#: GEMM's 128×128 int32 and fp32 accumulators fill all 255 registers of 4 warps, and the epilogue comes on top.
-STACK = {("BlockInt8Gemm", 90): 24, ("BlockInt8GemmGelu", 90): 32, ("BlockInt8GemmResidual", 90): 144}
-
 COMPILE = """
 import sys
 from pathlib import Path
@@ -144,7 +140,7 @@ def test_compiling_again_elsewhere_gives_equal_bytes(compiled: tuple[Path, Path]
 
 @each_plan
 def test_compiled_plan(compiled: tuple[Path, Path], name: str, sm: int) -> None:
-    """It decodes to the declared op; its expressions evaluate at every length; kernels spill only as STACK says."""
+    """It decodes to the declared op; its expressions evaluate at every length."""
     data = (compiled[0] / f"{name}-{sm}").read_bytes()
     plan, op = decode(data), OPS[name]
     assert encode(plan) == data
@@ -172,5 +168,3 @@ def test_compiled_plan(compiled: tuple[Path, Path], name: str, sm: int) -> None:
                 else:
                     assert kind == "i32"
                     assert 0 <= evaluate(from_plain(value), symbols) < 2**31
-    stack = {kernel.name: kernel.spills for kernel in plan.kernels}
-    assert {kernel: size for kernel, size in stack.items() if size > STACK.get((name, sm), 0)} == {}

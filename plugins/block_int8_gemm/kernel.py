@@ -7,13 +7,15 @@ This file has the Triton kernel for every SM, and the plans; hopper.py has the o
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import product
 
 import triton
 import triton.language as tl
 
 from plugins.block_int8_gemm.hopper import block_int8_gemm_hopper
+from plugins.configs import config_for
 from plugins.expr import ceil_div, minimum
 from plugins.plan_builder import HOPPER_SMS, SHARED_LIMIT, Dim, Launch, LaunchPlan
 from plugins.triton_math import gelu_tanh, quantize_tile
@@ -58,6 +60,14 @@ def legal(config: GemmConfig, sm: int) -> str | None:
     if shared > SHARED_LIMIT[sm] * 1024:
         return f"{config.num_stages} stages need {shared // 1024} KiB of shared memory, sm_{sm} has {SHARED_LIMIT[sm]}"
     return None
+
+
+def candidates(sm: int) -> Iterator[GemmConfig]:
+    """The configs worth measuring on an SM."""
+    for tile_m, num_warps, num_stages, group_m in product((128, 256), (4, 8), (2, 3, 4), (4, 8, 16)):
+        config = GemmConfig(num_warps, num_stages, group_m, tile_m)
+        if legal(config, sm) is None:
+            yield config
 
 
 @triton.jit
@@ -120,10 +130,10 @@ def block_int8_gemm(
 
 
 def _plan(dims: Mapping[str, Dim], sm: int, epilogue: str) -> LaunchPlan:
-    config = CONFIGS[sm]
+    m, n, k = dims["M"], dims["N"], dims["K"]
+    config = config_for("block_int8_gemm", sm, {"N": n, "K": k, "epilogue": epilogue}, CONFIGS[sm])
     if (reason := legal(config, sm)) is not None:
         raise ValueError(f"BlockInt8Gemm on sm_{sm}: {reason}")
-    m, n, k = dims["M"], dims["N"], dims["K"]
     if k % 16 != 0:
         raise ValueError(f"BlockInt8Gemm: K must be a multiple of 16 (rows aligned for bulk copies), got {k}")
     args: dict[str, str | Dim] = {

@@ -1,0 +1,145 @@
+"""``turbotrt bench kernels`` and ``bench step``: a model's block through its compiled plans on the GPU at hand."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Sequence
+from statistics import median
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from exporter.block_graph import OpCall, block_graph, call_of, our_op
+from exporter.device import median_ms, prepared, require_gpu
+from exporter.gpus import GpuSpec
+from exporter.models import ModelSpec
+from exporter.roofline import limit
+from exporter.stages import BlockOptions
+from exporter.synthetic import block_inputs, block_weights
+from plugins.cost import cost
+
+Measure = Callable[[OpCall, Sequence[torch.Tensor]], float]
+_STEPS = 3  # timed, after one that is not
+
+
+class MeasuringInterpreter(torch.fx.Interpreter):  # type: ignore[misc]
+    """Runs a block's graph and measures each distinct op call once, on the inputs it really gets."""
+
+    def __init__(self, graph: torch.fx.GraphModule, measure: Measure):
+        super().__init__(graph)
+        self.measure = measure
+        self.times: dict[OpCall, float] = {}
+        self.counts: dict[OpCall, int] = {}
+
+    def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if (op := our_op(target)) is not None:
+            call = call_of(op, args)
+            self.counts[call] = self.counts.get(call, 0) + 1
+            if call not in self.times:
+                self.times[call] = self.measure(call, args[: len(op.inputs)])
+        return super().call_function(target, args, kwargs)
+
+
+def kernel_row(call: OpCall, count: int, ms: float, gpu: GpuSpec) -> dict[str, Any]:
+    """One op's figures; ``share`` is of its roofline, ``tb_s`` and ``tops`` of needed bytes and operations."""
+    needs = cost(call.op, call.dims, dict(call.attributes))
+    best = limit(needs, gpu)
+    return {
+        "op": call.op.name,
+        "dims": call.dims,
+        "attributes": dict(call.attributes),
+        "count": count,
+        "ms": ms,
+        "tops": needs.total / ms / 1e9,
+        "tb_s": needs.bytes / ms / 1e9,
+        "bound": best.bound,
+        "limit_ms": best.ms,
+        "share": best.ms / ms,
+    }
+
+
+def bench_kernels(model: ModelSpec, gpu: GpuSpec, options: BlockOptions) -> dict[str, Any]:
+    """Each op of the block at the model's default size: median ms, TOPS, TB/s, share of the limit."""
+    device = require_gpu(gpu)
+
+    def measure(call: OpCall, inputs: Sequence[torch.Tensor]) -> float:
+        return median_ms(prepared(call.plan(gpu.cubin_sm), inputs)[0])
+
+    graph = MeasuringInterpreter(block_graph(model, options, model.tokens()), measure)
+    with torch.inference_mode():
+        inputs = block_inputs(model, 0, "cuda", model.latent_shape())
+        run_graph(graph, inputs, block_weights(model, options, 1, "cuda"))
+    rows = [kernel_row(call, graph.counts[call], ms, gpu) for call, ms in graph.times.items()]
+    block = sum(row["count"] * row["ms"] for row in rows)
+    return {**_head(model, gpu, device, options), "kernels": rows, "block_ms": block, "blocks_ms": model.layers * block}
+
+
+def run_graph(
+    graph: torch.fx.Interpreter, inputs: Sequence[torch.Tensor], weights: dict[str, torch.Tensor]
+) -> torch.Tensor:
+    """x after one block; a value is freed after its last use, as an engine reuses its memory."""
+    return graph.run(list(inputs), weights)
+
+
+def bench_step(model: ModelSpec, gpu: GpuSpec, options: BlockOptions) -> dict[str, Any]:
+    """All blocks of one step, each with its own weights: median ms of three after a warm-up, and peak device memory."""
+    device = require_gpu(gpu)
+    graph = torch.fx.Interpreter(block_graph(model, options, model.tokens()))
+    with torch.inference_mode():
+        layers = [block_weights(model, options, layer, "cuda") for layer in range(model.layers)]
+        torch.cuda.empty_cache()
+        weights = torch.cuda.memory_allocated()
+        x, *rest = block_inputs(model, 0, "cuda", model.latent_shape())
+
+        def step() -> torch.Tensor:
+            state = x
+            for layer in layers:
+                state = run_graph(graph, [state, *rest], layer)
+            return state
+
+        finite = bool(step().isfinite().all())
+        torch.cuda.reset_peak_memory_stats()
+        times = []
+        for _ in range(_STEPS):
+            start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            start.record()
+            step()
+            end.record()
+            torch.cuda.synchronize()
+            times.append(start.elapsed_time(end))
+    if not finite:
+        raise ArithmeticError(f"{model.name}: a step on random weights gave values that are not finite")
+    peak = torch.cuda.max_memory_allocated()
+    head = _head(model, gpu, device, options)
+    return {**head, "step_ms": median(times), "all_ms": times, "weights_bytes": weights, "peak_bytes": peak}
+
+
+def _head(model: ModelSpec, gpu: GpuSpec, device: str, options: BlockOptions) -> dict[str, Any]:
+    return {
+        "gpu": gpu.name,
+        "model": model.name,
+        "source": f"turbotrt bench on {device}, torch {torch.__version__}",
+        "tokens": model.tokens(),
+        "attention": options.attention,
+        "topk_milli": options.topk_milli,
+        "linear": options.linear,
+    }
+
+
+def show_kernels_bench(found: dict[str, Any], console: Console) -> None:
+    """The table, slowest first."""
+    title = f"{found['model']}, L = {found['tokens']:,}: {found['source']}"
+    table = Table(title=title, caption=f"a block {found['block_ms']:.2f} ms, all blocks {found['blocks_ms']:.0f} ms")
+    for heading in ("op", "dims"):
+        table.add_column(heading, no_wrap=heading == "op")
+    for heading in ("×", "ms", "TOPS", "TB/s", "bound", "of limit"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for row in sorted(found["kernels"], key=operator.itemgetter("ms"), reverse=True):
+        dims = " ".join(f"{name}={value}" for name, value in (row["dims"] | row["attributes"]).items())
+        table.add_row(
+            row["op"], dims, str(row["count"]), f"{row['ms']:.3f}", f"{row['tops']:.0f}" if row["tops"] else "–",
+            f"{row['tb_s']:.2f}", row["bound"], f"{row['share']:.0%}",
+        )  # fmt: skip
+    console.print(table)

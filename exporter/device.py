@@ -1,0 +1,77 @@
+"""The CUDA device that benchmarks and tuning run on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from statistics import median
+from typing import Any
+
+import torch
+
+from exporter.gpus import GpuSpec
+from plugins.errors import UserError
+from plugins.plan import shape_of
+from plugins.torch_op import executor, torch_dtype
+
+_SLEEP_CYCLES = (
+    20_000_000  # about 10 ms: time for the host to enqueue what is measured, so that no launch is waited for
+)
+_TARGET_MS = 200.0
+
+
+def require_gpu(gpu: GpuSpec) -> str:
+    """The present device's name. Raises UserError where it is not of the named GPU's compute capability."""
+    if not torch.cuda.is_available():
+        raise UserError(
+            "This runs on the GPU it is about, and there is no CUDA GPU here.",
+            expected=gpu.product,
+            remedy="run it on a machine that has one",
+        )
+    major, minor = torch.cuda.get_device_capability()
+    name: str = torch.cuda.get_device_name()
+    if 10 * major + minor != gpu.sm:
+        raise UserError(
+            f"The GPU here is not a {gpu.product}.",
+            expected=f"compute capability {gpu.compute_capability}",
+            got=f"{major}.{minor} ({name})",
+            remedy="name the GPU that is present with --gpu",
+        )
+    return name
+
+
+def prepared(plan: bytes, inputs: Sequence[torch.Tensor]) -> tuple[Callable[[], None], list[torch.Tensor]]:
+    """(a function that enqueues the plan on these CUDA tensors, its outputs): nothing is allocated in a call."""
+    device = inputs[0].device
+    loaded = executor(plan, device.index)
+    given = [tensor.contiguous() for tensor in inputs]
+    shapes = [tuple(tensor.shape) for tensor in given]
+    symbols = loaded.plan.bind(shapes)
+    outputs = [
+        torch.empty(shape_of(s, symbols), dtype=torch_dtype(s.dtype), device=device) for s in loaded.plan.outputs
+    ]
+    workspace = torch.empty(max(1, loaded.workspace_bytes(shapes)), dtype=torch.uint8, device=device)
+
+    def run() -> None:
+        pointers = [t.data_ptr() for t in given], [t.data_ptr() for t in outputs]
+        loaded.run(shapes, *pointers, workspace.data_ptr(), torch.cuda.current_stream(device).cuda_stream)
+
+    return run, outputs
+
+
+def _times(run: Callable[[], None], count: int) -> list[float]:
+    marks: list[tuple[Any, Any]] = []
+    torch.cuda._sleep(_SLEEP_CYCLES)
+    for _ in range(count):
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start.record()
+        run()
+        end.record()
+        marks.append((start, end))
+    torch.cuda.synchronize()
+    return [start.elapsed_time(end) for start, end in marks]
+
+
+def median_ms(run: Callable[[], None]) -> float:
+    """Median time of a call on the GPU by CUDA events, after three calls to warm up; 5 to 50 calls, about 0.2 s."""
+    first = min(_times(run, 3))
+    return float(median(_times(run, max(5, min(50, int(_TARGET_MS / max(first, 1e-3)))))))

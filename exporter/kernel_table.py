@@ -1,0 +1,49 @@
+"""Static facts about every kernel of the models' blocks, read off the cubins (``turbotrt kernels``)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from exporter.block_graph import OpCall, block_calls
+from exporter.models import ModelSpec
+from exporter.stages import BlockOptions
+from plugins.plan import decode
+from plugins.sass import report
+
+
+def kernel_rows(calls: Iterable[OpCall], sm: int) -> list[dict[str, Any]]:
+    """One row a distinct cubin: the ops that launch it, and ``plugins.sass.KernelReport``'s fields."""
+    rows: dict[bytes, dict[str, Any]] = {}
+    for call in calls:
+        for kernel in decode(call.plan(sm)).kernels:
+            if kernel.cubin not in rows:
+                rows[kernel.cubin] = {"ops": [], "sm": sm, **asdict(report(kernel, sm))}
+            if call.op.name not in rows[kernel.cubin]["ops"]:
+                rows[kernel.cubin]["ops"].append(call.op.name)
+    return list(rows.values())
+
+
+def block_kernels(model: ModelSpec, options: BlockOptions, sm: int) -> list[dict[str, Any]]:
+    """The rows of a model's block, compiled for an SM."""
+    return kernel_rows(block_calls(model, options), sm)
+
+
+def show_kernels(rows: list[dict[str, Any]], title: str, console: Console) -> None:
+    """The table."""
+    table = Table(title=title, caption="local: local-memory instructions in main loops / all loops / the kernel")
+    for heading in ("kernel", "ops", "MMA in main loops"):
+        table.add_column(heading, overflow="fold")
+    for heading in ("registers", "stack", "shared KiB", "warps/SM", "occupancy", "local"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for row in rows:
+        table.add_row(
+            row["name"], ", ".join(row["ops"]), " ".join(f"{name}×{n}" for name, n in row["main_mma"].items()),
+            str(row["registers"]), str(row["stack"]), f"{row['shared'] / 1024:.1f}", str(row["warps_per_sm"]),
+            f"{row['occupancy']:.0%}", f"{row['main_local']}/{row['loop_local']}/{row['local']}",
+        )  # fmt: skip
+    console.print(table)

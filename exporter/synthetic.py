@@ -1,0 +1,49 @@
+"""Random weights and inputs of a block, at the scale trained ones have: for benchmarks and accuracy tests.
+
+INT8 data is quantized from Gaussians: uniform INT8 toggles more bits, and a GPU at its power limit then clocks lower.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from exporter.models import ModelSpec
+from exporter.stages import BlockOptions
+from exporter.trace import L, activation_inputs
+from exporter.weights import stage_weights
+from plugins.block_int8_quantize.reference import reference as quantize
+from plugins.torch_op import torch_dtype
+from runtime.numerics import rope_tables
+
+
+def block_weights(model: ModelSpec, options: BlockOptions, seed: int, device: str) -> dict[str, torch.Tensor]:
+    """One block's packed weights: matrices of variance 1/K, norms near 1, biases and modulation small."""
+    generator = torch.Generator(device).manual_seed(seed)
+    made: dict[str, torch.Tensor] = {}
+    for name, spec in stage_weights(model, "block", options.linear).items():
+        if name.endswith(".scale"):
+            continue  # made with its int8_weight, which comes first
+        noise = torch.randn(spec.shape, generator=generator, device=device)
+        if name.endswith(".int8_weight"):
+            made[name], made[name.replace(".int8_weight", ".scale")] = quantize(noise / spec.shape[1] ** 0.5)
+        elif len(spec.shape) == 2 and name != "modulation":
+            made[name] = (noise / spec.shape[1] ** 0.5).to(torch_dtype(spec.dtype))
+        else:
+            made[name] = noise.mul_(0.1).add_(1.0 if "norm" in name and name.endswith("weight") else 0.0)
+    return made
+
+
+def block_inputs(model: ModelSpec, seed: int, device: str, shape: tuple[int, int, int]) -> list[torch.Tensor]:
+    """A block's activation inputs in order, for latents of (T, H, W): Gaussian, RoPE tables as they are."""
+    generator = torch.Generator(device).manual_seed(seed)
+    length = shape[0] * (shape[1] // 2) * (shape[2] // 2)
+    tables = dict(zip(("cos", "sin"), rope_tables(shape), strict=True))
+    made = []
+    for name, spec in activation_inputs(model, "block").items():
+        if name in tables:
+            made.append(torch.from_numpy(tables[name]).to(device))
+            continue
+        dims = [length if dim == L else dim for dim in spec.dims]
+        noise = torch.randn(dims, generator=generator, device=device)
+        made.append((noise * 0.3 if name == "e0" else noise).to(torch_dtype(spec.dtype)))
+    return made

@@ -1,0 +1,125 @@
+"""What a cubin's machine code shows without a GPU: tensor-core instructions and local memory by loop, occupancy."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import tempfile
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from plugins.compile import binary_tool
+from plugins.control_flow import Instruction, loops, parse
+from plugins.plan import KernelImage
+
+#: HMMA bf16/fp16/TF32, IMMA int8, QMMA FP8; G: Hopper's warpgroup form, UTC: data-center Blackwell's.
+_MMA = re.compile(r"(?:UTC)?[DHIQO]G?MMA")
+INT8_MMA = frozenset({"IMMA", "IGMMA", "UTCIMMA"})
+LOCAL = frozenset({"LDL", "STL"})
+
+
+@dataclass(frozen=True)
+class SmLimits:
+    """What one streaming multiprocessor holds at once; shared memory in KiB, ``block_shared`` for one block."""
+
+    warps: int
+    blocks: int
+    shared: int
+    block_shared: int
+
+
+REGISTERS = 65536  # 32-bit registers of an SM, of every one below
+_RESERVED_SHARED = 1024  # bytes the driver takes of each block
+#: CUDA C++ Programming Guide, "Technical Specifications per Compute Capability".
+SM_LIMITS: Mapping[int, SmLimits] = MappingProxyType(
+    {
+        80: SmLimits(64, 32, 164, 163),
+        86: SmLimits(48, 16, 100, 99),
+        89: SmLimits(48, 24, 100, 99),
+        90: SmLimits(64, 32, 228, 227),
+        100: SmLimits(64, 32, 228, 227),
+        120: SmLimits(48, 24, 100, 99),
+    }
+)
+
+
+@dataclass(frozen=True)
+class KernelReport:
+    """One kernel: MMA opcodes of the whole kernel and of its main loops, and how often local memory is touched.
+
+    A main loop is a loop that holds tensor-core instructions and no smaller loop that does. ``stack``: bytes a thread;
+    ``shared``: bytes a block; ``warps_per_sm``: resident warps.
+    """
+
+    name: str
+    mma: Mapping[str, int]
+    main_mma: Mapping[str, int]
+    main_loops: int
+    main_local: int
+    loop_local: int
+    local: int
+    registers: int
+    stack: int
+    shared: int
+    warps_per_sm: int
+    occupancy: float
+
+
+def disassemble(cubin: bytes) -> str:
+    """nvdisasm's listing of a cubin's code."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        command = [str(binary_tool("nvdisasm")), "-c", file.name]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def resident_blocks(kernel: KernelImage, sm: int) -> int:
+    """Blocks of a kernel that one SM holds (CUDA occupancy calculator: registers go to warps in units of 256)."""
+    limits = SM_LIMITS[sm]
+    per_warp = -(-kernel.registers * 32 // 256) * 256
+    by_registers = REGISTERS // 4 // per_warp * 4 // kernel.num_warps  # an SM's four partitions hold whole warps
+    by_shared = limits.shared * 1024 // (kernel.shared + _RESERVED_SHARED)
+    return min(limits.blocks, limits.warps // kernel.num_warps, by_registers, by_shared)
+
+
+def _count_local(code: Sequence[Instruction], places: frozenset[int]) -> int:
+    return sum(code[at].opcode in LOCAL for at in places)
+
+
+def main_loops(code: Sequence[Instruction], every: Sequence[frozenset[int]]) -> list[frozenset[int]]:
+    """The innermost among those loops that hold tensor-core instructions, as indices of instructions."""
+    found = [loop for loop in every if any(_MMA.fullmatch(code[at].opcode) for at in loop)]
+    return [loop for loop in found if not any(other < loop for other in found)]
+
+
+def report(kernel: KernelImage, sm: int) -> KernelReport:
+    """The report of one kernel of a plan. Raises ValueError where the listing holds no code."""
+    code = parse(disassemble(kernel.cubin))
+    if not code:
+        raise ValueError(f"nvdisasm printed no instructions for {kernel.name} (sm_{sm})")
+    every = loops(code)
+    mains = main_loops(code, every)
+    inside, looped = frozenset[int]().union(*mains), frozenset[int]().union(*every)
+
+    def mma(places: Sequence[int] | frozenset[int]) -> dict[str, int]:
+        return dict(sorted(Counter(code[at].opcode for at in places if _MMA.fullmatch(code[at].opcode)).items()))
+
+    everywhere = frozenset(range(len(code)))
+    warps = resident_blocks(kernel, sm) * kernel.num_warps
+    return KernelReport(
+        name=kernel.name,
+        mma=mma(everywhere),
+        main_mma=mma(inside),
+        main_loops=len(mains),
+        main_local=_count_local(code, inside),
+        loop_local=_count_local(code, looped),
+        local=_count_local(code, everywhere),
+        registers=kernel.registers,
+        stack=kernel.spills,
+        shared=kernel.shared,
+        warps_per_sm=warps,
+        occupancy=warps / SM_LIMITS[sm].warps,
+    )
