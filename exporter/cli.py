@@ -60,7 +60,10 @@ def export(
     ] = False,
     one_file: Annotated[
         bool,
-        typer.Option("--one-file", help="One engine holding all blocks and weights: not built yet, refused."),
+        typer.Option(
+            "--one-file",
+            help="Also one engine that holds all blocks and weights; takes 3.3 × the weights in RAM.",
+        ),
     ] = False,
 ) -> None:
     """Build the bundle of one [bold]model[/] for one [bold]GPU[/]: engines, ONNX, launch plans and packed weights.
@@ -187,9 +190,10 @@ def pack(
         linear=mode or (manifest.sampler.linear if manifest else "int8"),
         allow_missing_proj_l=chosen in ("sla", "sage"),
         progress=RichProgress(),
+        bundle=manifest,
     )
     if manifest is not None:
-        add_to_bundle(out.parent, manifest, packed)
+        add_to_bundle(out.parent, manifest, packed, RichProgress())
         typer.echo(f"{out.parent / 'manifest.json'}: lists the weights.")
     for path in packed.files.values():
         typer.echo(f"{path}: {path.stat().st_size / 1e9:.2f} GB")
