@@ -99,14 +99,17 @@ def export(
 
 def _closing_lines(spec: ExportSpec, folder: Path) -> list[str]:
     """What came out, and how to add weights where there are none."""
+    from exporter.packing import weight_paths
+
     what = "ONNX graphs and plans" if spec.onnx_only else "engines, ONNX graphs and plans"
-    if spec.checkpoint is not None:
+    weights = folder / "weights.safetensors"
+    if spec.checkpoint is not None or all(path.is_file() for path in weight_paths(weights, spec.model).values()):
         return [f"{folder}: {what}, weights."]
     options = ["--model", spec.model.name, "--gpu", spec.gpu.name, "--out", str(spec.out)]
     options += ["--attention", spec.attention, "--linear", spec.linear]
     options += ["--topk", f"{spec.topk_milli / 1000:g}"] if spec.attention != "sage" else []
     options += ["--onnx-only"] if spec.onnx_only else []
-    packed = ["--model", spec.model.name, "--out", str(folder / "weights.safetensors")]
+    packed = ["--model", spec.model.name, "--out", str(weights)]
     packed += ["--linear", spec.linear]
     return [
         f"{folder}: {what}. It has no weights yet; add them with one of",
