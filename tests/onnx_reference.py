@@ -14,7 +14,7 @@ from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 from torch.nn import functional as F
 
-from plugins.onnx_schema import DOMAIN
+from plugins.onnx_schema import DOMAIN, PLAN_ATTRIBUTE
 from plugins.registry import OPS
 from plugins.torch_op import reference
 
@@ -36,7 +36,7 @@ def our_op(name: str) -> type[OpRun]:
     """The OpRun of one of our ops."""
 
     def run(self: OpRun, *arrays: np.ndarray, **_: Any) -> tuple[np.ndarray, ...]:
-        given = {a.name: onnx.helper.get_attribute_value(a) for a in self.onnx_node.attribute if a.name != "plan"}
+        given = {a.name: onnx.helper.get_attribute_value(a) for a in self.onnx_node.attribute}
         attributes = {key: value.decode() if isinstance(value, bytes) else value for key, value in given.items()}
         out = reference(OPS[name])(*map(to_torch, arrays), **attributes)
         return tuple(map(to_numpy, out if isinstance(out, tuple) else (out,)))
@@ -65,9 +65,15 @@ class Gelu(OpRun):
         return (to_numpy(F.gelu(to_torch(x), approximate=approximate)),)
 
 
-def run_onnx(model: onnx.ModelProto | Path, inputs: Mapping[str, torch.Tensor]) -> list[torch.Tensor]:
+def run_onnx(path: Path | onnx.ModelProto, inputs: Mapping[str, torch.Tensor]) -> list[torch.Tensor]:
     """The graph's outputs, in order. A file's external data is read from its folder."""
-    session = ReferenceEvaluator(str(model) if isinstance(model, Path) else model,
-                                 new_ops=[*map(our_op, OPS), Gemm, Gelu])  # fmt: skip
+    model = onnx.load(path, load_external_data=False) if isinstance(path, Path) else path
+    for node in model.graph.node:  # onnx.reference takes every string for text, and a plan is bytes
+        kept = [attribute for attribute in node.attribute if attribute.name != PLAN_ATTRIBUTE]
+        del node.attribute[:]
+        node.attribute.extend(kept)
+    if isinstance(path, Path):
+        onnx.load_external_data_for_model(model, str(path.parent))
+    session = ReferenceEvaluator(model, new_ops=[*map(our_op, OPS), Gemm, Gelu])
     arrays = session.run(None, {name: to_numpy(tensor) for name, tensor in inputs.items()})
     return [to_torch(array) for array in arrays]
