@@ -1,0 +1,18 @@
+"""Runs a module of interpreter checks in a process of its own: the interpreter is chosen when triton is imported."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def check_in_interpreter(module: str, timeout: float = 600) -> None:
+    """Run ``python -m module`` with Triton's interpreter; AssertionError with its output if a check fails."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TRITON_INTERPRET": "1"}
+    command = [sys.executable, "-m", module]
+    run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=timeout)
+    assert run.returncode == 0, run.stdout + run.stderr[-3000:]
