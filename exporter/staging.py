@@ -17,12 +17,10 @@ def staging_folder(folder: Path) -> Iterator[Path]:
     Exports into one --out take turns here. What a killed export left behind is put right by the next one.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    staging = folder.with_name(f".{folder.name}.partial")
-    retired = folder.with_name(f".{folder.name}.previous")
-    lock = os.open(folder.parent, os.O_RDONLY)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    staging, retired, scratch = (_beside(folder, suffix) for suffix in ("partial", "previous", "scratch"))
+    with _turn(folder):
         _restore(folder, staging, retired)
+        shutil.rmtree(scratch, ignore_errors=True)
         staging.mkdir()
         try:
             yield staging
@@ -31,6 +29,31 @@ def staging_folder(folder: Path) -> Iterator[Path]:
             staging.rename(folder)
         finally:
             _restore(folder, staging, retired)
+
+
+@contextmanager
+def scratch_folder(folder: Path) -> Iterator[Path]:
+    """A folder beside the bundle, on its file system, for files that will be moved into it; gone afterwards."""
+    scratch = _beside(folder, "scratch")
+    with _turn(folder):
+        shutil.rmtree(scratch, ignore_errors=True)
+        scratch.mkdir()
+        try:
+            yield scratch
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _beside(folder: Path, suffix: str) -> Path:
+    return folder.with_name(f".{folder.name}.{suffix}")
+
+
+@contextmanager
+def _turn(folder: Path) -> Iterator[None]:
+    lock = os.open(folder.parent, os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
     finally:
         os.close(lock)
 
@@ -41,15 +64,3 @@ def _restore(folder: Path, staging: Path, retired: Path) -> None:
         retired.rename(folder)
     shutil.rmtree(staging, ignore_errors=True)
     shutil.rmtree(retired, ignore_errors=True)
-
-
-@contextmanager
-def scratch_folder(folder: Path) -> Iterator[Path]:
-    """A folder beside the bundle, on its file system, for files that will be moved into it; gone afterwards."""
-    scratch = folder.with_name(f".{folder.name}.scratch")
-    shutil.rmtree(scratch, ignore_errors=True)
-    scratch.mkdir()
-    try:
-        yield scratch
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)

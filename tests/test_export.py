@@ -29,6 +29,7 @@ from exporter.models import MODELS  # noqa: E402
 from exporter.progress import SilentProgress  # noqa: E402
 from exporter.spec import export_spec  # noqa: E402
 from exporter.trace import trace  # noqa: E402
+from exporter.vram import vram_estimate  # noqa: E402
 from plugins.errors import UserError  # noqa: E402
 from plugins.plan import decode  # noqa: E402
 from runtime.bundle import load_manifest, sha256_of, verify_files, write_manifest  # noqa: E402
@@ -82,7 +83,8 @@ def test_engines_are_real_and_the_manifest_verifies(exported: Exported) -> None:
         assert stage.activation_bytes is not None
     assert list(manifest.weights.values()) == ["weights.safetensors"]
     assert manifest.has_proj_l is True
-    assert manifest.vram_estimate_bytes > manifest.files["weights.safetensors"].bytes
+    activations = max(stage.activation_bytes or 0 for stage in manifest.stages)
+    assert manifest.vram_estimate_bytes == vram_estimate(MODELS["wan-tiny"], "int8", activations)
 
 
 def test_the_export_says_what_it_does(exported: Exported) -> None:
