@@ -41,9 +41,10 @@ class GpuSpec:
 
 # GeForce parts do FP8 and FP16 with FP32 accumulation at half the rate of the professional parts; INT8 is full rate.
 # Sources, by NVIDIA: the appendices of the RTX Blackwell, Ada and Ampere GA102 (v2.0, with RTX A6000) architecture
-# whitepapers; data sheets of L40S, RTX 6000 Ada, RTX PRO 6000, A100, H100, H200 and HGX B200, SXM boards. Checked
-# 2026-11 against quotations of these, and each as (SMs) x (operations a clock of an SM) x (boost clock). Half of the
-# figures with sparsity is taken where a sheet has both: L40S prints FP16 as "362.05 | 733", the L40's dense figure.
+# whitepapers; data sheets of L40S, RTX 6000 Ada, RTX PRO 6000, A100, H100, H200 and HGX B200, SXM boards.
+# The documents themselves could not be reached in 2026-11. Checked then: INT8 of every part but GB10 as (SMs) x
+# (operations a clock of an SM) x (boost clock), and published quotations for RTX 5090, RTX PRO 6000, 4090, 4080, L40S,
+# H100, H200 and HGX B200. L40S is quoted with FP16 "362.05 | 733", the L40's figure; half of 733 is taken.
 # DGX Spark publishes FP4 with sparsity only (1,000): its other figures are derived from that. Memory is what the driver
 # reports where that is less than the name's gigabytes (H200 141 GB, HGX B200 180 GB).
 #
