@@ -10,19 +10,12 @@ from rich.table import Table
 
 from exporter.gpus import GPUS, GpuSpec
 from exporter.models import MODELS, ModelSpec
+from exporter.vram import vram_estimate
 from exporter.weights import packed_bytes
-
-# x, q, k, v, the attention's output and one more of bf16 [L, D]: what the block needs at once, before any measurement.
-_LIVE_TENSORS = 6
-
-
-def vram_guess(model: ModelSpec) -> int:
-    """Bytes: INT8 weights of one expert and about six bf16 tensors of [L, D] at the default size. Not measured."""
-    return packed_bytes(model) + _LIVE_TENSORS * 2 * model.tokens() * model.dim
 
 
 def model_row(model: ModelSpec) -> dict[str, Any]:
-    """Facts about a model; bytes are of one expert's INT8 packed weights."""
+    """Facts about a model; the weights' bytes are of one expert, INT8."""
     return {
         "name": model.name,
         "size": f"{model.size[0]}x{model.size[1]}x{model.frames}",
@@ -33,7 +26,7 @@ def model_row(model: ModelSpec) -> dict[str, Any]:
         "steps": model.steps,
         "experts": list(model.experts),
         "weights_bytes": packed_bytes(model),
-        "vram_estimate_bytes": vram_guess(model),
+        "vram_estimate_bytes": vram_estimate(model),
     }
 
 
@@ -68,7 +61,7 @@ def catalogue() -> dict[str, list[dict[str, Any]]]:
 
 def show_catalogue(console: Console) -> None:
     """The two tables."""
-    models = Table(title="Models (--model)", caption="VRAM: an estimate at the default size, one expert resident")
+    models = Table(title="Models (--model)", caption="VRAM: an estimate at max L, one expert resident")
     for heading in ("model", "size", "L", "max L", "steps", "INT8 weights", "VRAM"):
         models.add_column(heading, justify="left" if heading in ("model", "size") else "right", no_wrap=True)
     for model in MODELS.values():

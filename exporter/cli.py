@@ -61,7 +61,10 @@ def export(
     ] = False,
     one_file: Annotated[
         bool,
-        typer.Option("--one-file", help="One engine holding all blocks and weights: not built yet, refused."),
+        typer.Option(
+            "--one-file",
+            help="Also one engine that holds all blocks and weights; takes 3.3 × the weights in RAM.",
+        ),
     ] = False,
 ) -> None:
     """Build the bundle of one [bold]model[/] for one [bold]GPU[/]: engines, ONNX, launch plans and packed weights.
@@ -97,14 +100,17 @@ def export(
 
 def _closing_lines(spec: ExportSpec, folder: Path) -> list[str]:
     """What came out, and how to add weights where there are none."""
+    from exporter.packing import weight_paths
+
     what = "ONNX graphs and plans" if spec.onnx_only else "engines, ONNX graphs and plans"
-    if spec.checkpoint is not None:
+    weights = folder / "weights.safetensors"
+    if spec.checkpoint is not None or all(path.is_file() for path in weight_paths(weights, spec.model).values()):
         return [f"{folder}: {what}, weights."]
     options = ["--model", spec.model.name, "--gpu", spec.gpu.name, "--out", str(spec.out)]
     options += ["--attention", spec.attention, "--linear", spec.linear]
     options += ["--topk", f"{spec.topk_milli / 1000:g}"] if spec.attention != "sage" else []
     options += ["--onnx-only"] if spec.onnx_only else []
-    packed = ["--model", spec.model.name, "--out", str(folder / "weights.safetensors")]
+    packed = ["--model", spec.model.name, "--out", str(weights)]
     packed += ["--linear", spec.linear]
     return [
         f"{folder}: {what}. It has no weights yet; add them with one of",
@@ -188,9 +194,10 @@ def pack(
         linear=mode or (manifest.sampler.linear if manifest else "int8"),
         allow_missing_proj_l=chosen in ("sla", "sage"),
         progress=RichProgress(),
+        bundle=manifest,
     )
     if manifest is not None:
-        add_to_bundle(out.parent, manifest, packed)
+        add_to_bundle(out.parent, manifest, packed, RichProgress())
         typer.echo(f"{out.parent / 'manifest.json'}: lists the weights.")
     for path in packed.files.values():
         typer.echo(f"{path}: {path.stat().st_size / 1e9:.2f} GB")

@@ -1,4 +1,4 @@
-"""One export: trace → passes with launch plans → engines → bundle, then the weights.
+"""One export: trace → passes with launch plans → engines → bundle, then the weights, then the one-file engine.
 
 Everything but the weights is made in a staging folder beside the bundle and swapped in when it is whole, so that an
 interrupted export leaves the previous bundle as it was. Weights come last: without them the engines are already kept.
@@ -6,165 +6,62 @@ interrupted export leaves the previous bundle as it was. Weights come last: with
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
 import os
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
-from exporter.build import build_engine
-from exporter.build_child import BuildRequest
+from exporter.engines import build_stage, engine_key, kept_engine, profile_of
 from exporter.flavour import check_buildable
+from exporter.graphs import StageGraph, onnx_name, stage_graph, tools
 from exporter.models import FPS, FREQ_DIM, TEXT_LENGTH
+from exporter.one_file import add_one_file, carry_one_file, check_memory
 from exporter.packing import add_to_bundle, pack_checkpoint
-from exporter.passes import finish, plan_file
+from exporter.passes import plan_file
 from exporter.progress import Progress
+from exporter.recovery import kept_weights, previous_manifest
 from exporter.spec import ExportSpec
-from exporter.stages import BlockOptions
-from exporter.trace import trace
-from exporter.weights import Stage, packed_bytes
-from plugins.dtypes import DTYPES
-from plugins.errors import UserError
+from exporter.staging import staging_folder
+from exporter.vram import vram_estimate
+from exporter.weights import Stage
 from runtime.bundle import (
-    MANIFEST_NAME,
     FileInfo,
     GpuFacts,
     Manifest,
     ModelFacts,
-    Profile,
     SamplerFacts,
     StageFiles,
-    TensorInfo,
     file_info,
-    load_manifest,
-    verify_file,
     write_manifest,
 )
 
 STAGES: tuple[Stage, ...] = ("embed", "block", "head")
-MIN_TOKENS = 16
 WEIGHTS_NAME = "weights.safetensors"
-_TOOLS = ("turbotrt", "torch", "triton", "onnx", "onnxscript", "onnx-graphsurgeon", "tensorrt-rtx", "tensorrt")
-
-
-@dataclass(frozen=True)
-class StageGraph:
-    """A finished stage graph: ONNX bytes, I/O as the manifest states it, and node name → plan bytes."""
-
-    name: Stage
-    onnx: bytes
-    inputs: tuple[TensorInfo, ...]
-    outputs: tuple[TensorInfo, ...]
-    plans: dict[str, bytes]
 
 
 def export_bundle(spec: ExportSpec, report: Progress) -> Path:
     """Export one model for one GPU and return the bundle's folder. Raises UserError."""
-    if spec.one_file:
-        raise UserError("--one-file is not built yet.", remedy="drop --one-file: the three engines run the same blocks")
     if not spec.onnx_only:
         check_buildable(spec.gpu)
-    graphs = [_graph(spec, stage, report) for stage in STAGES]
-    with _staging(spec.bundle_dir) as staging:
-        previous = _previous(spec.bundle_dir)  # only now: staging may just have brought it back
+    if spec.one_file:
+        check_memory(spec)
+    with staging_folder(spec.bundle_dir) as staging:
+        previous = previous_manifest(spec.bundle_dir, report)  # only now: staging may just have brought it back
+        graphs = [stage_graph(spec, stage, previous, report) for stage in STAGES]
         manifest = _write(spec, graphs, previous, staging, report)
+        if spec.one_file and previous is not None:
+            manifest = carry_one_file(spec, graphs, previous, manifest, staging)
         write_manifest(staging, manifest)
     if spec.checkpoint is not None:
-        _add_weights(spec, manifest, report)
+        manifest = _add_weights(spec, spec.checkpoint, manifest, report)
+    if spec.one_file:
+        add_one_file(spec, graphs, manifest, report)
     return spec.bundle_dir
 
 
-def log_name(stage: Stage) -> str:
-    """The file that keeps what TensorRT said while it built a stage's engine."""
-    return f"{stage}.log"
-
-
-def tools() -> dict[str, str]:
-    """Versions of what made the files; a package that is not installed is left out."""
-    found = {}
-    for name in _TOOLS:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
-
-
-def _graph(spec: ExportSpec, stage: Stage, report: Progress) -> StageGraph:
-    options = BlockOptions(spec.attention, spec.topk_milli, spec.linear)
-    with report.stage(f"trace {stage}, compile kernels for sm_{spec.gpu.cubin_sm}") as update:
-        proto = trace(spec.model, stage, options)
-        update(1, 2)
-        proto, plans = finish(proto, stage, spec.gpu.cubin_sm)
-        update(2, 2)
-    data = proto.SerializeToString(deterministic=True)
-    return StageGraph(stage, data, _tensors(proto.graph.input), _tensors(proto.graph.output), plans)
-
-
-def _tensors(values: Any) -> tuple[TensorInfo, ...]:
-    import onnx
-
-    names = {getattr(onnx.TensorProto, dtype.onnx): name for name, dtype in DTYPES.items()}
-    return tuple(
-        TensorInfo(
-            name=value.name,
-            dtype=names[value.type.tensor_type.elem_type],
-            dims=tuple(dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim),
-        )
-        for value in values
-    )
-
-
-def _previous(folder: Path) -> Manifest | None:
-    """The bundle there now, if it is one this version reads; a damaged one is simply made anew."""
-    try:
-        return load_manifest(folder) if (folder / MANIFEST_NAME).is_file() else None
-    except UserError:
-        return None
-
-
-@contextmanager
-def _staging(folder: Path) -> Iterator[Path]:
-    """A folder that takes the bundle's place when the block ends well, and vanishes when it does not.
-
-    Exports into one --out take turns here. What a killed export left behind is put right by the next one.
-    """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    staging = folder.with_name(f".{folder.name}.partial")
-    retired = folder.with_name(f".{folder.name}.previous")
-    lock = os.open(folder.parent, os.O_RDONLY)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        _restore(folder, staging, retired)
-        staging.mkdir()
-        try:
-            yield staging
-            if folder.exists():
-                folder.rename(retired)
-            staging.rename(folder)
-        finally:
-            _restore(folder, staging, retired)
-    finally:
-        os.close(lock)
-
-
-def _restore(folder: Path, staging: Path, retired: Path) -> None:
-    """Bring back a bundle whose replacement never came, and remove what else an export left."""
-    if retired.exists() and not folder.exists():
-        retired.rename(folder)
-    shutil.rmtree(staging, ignore_errors=True)
-    shutil.rmtree(retired, ignore_errors=True)
-
-
 def _write(
-    spec: ExportSpec, graphs: list[StageGraph], previous: Manifest | None, staging: Path, report: Progress
+    spec: ExportSpec, graphs: Sequence[StageGraph], previous: Manifest | None, staging: Path, report: Progress
 ) -> Manifest:
     files: dict[str, FileInfo] = {}
     plans: dict[str, str] = {}
@@ -175,7 +72,10 @@ def _write(
             (staging / plans[node]).write_bytes(data)
             files[plans[node]] = file_info(staging / plans[node])
         stages.append(_stage(spec, graph, previous, staging, files, report))
-    weights = _kept_weights(spec, previous, staging, files)
+    weights = kept_weights(spec, WEIGHTS_NAME, previous, report)
+    for name in weights.files:
+        os.link(spec.bundle_dir / name, staging / name)
+    activations = [stage.activation_bytes for stage in stages if stage.activation_bytes is not None]
     return Manifest(
         model=_model_facts(spec),
         sampler=_sampler_facts(spec),
@@ -183,10 +83,10 @@ def _write(
         tools=tools(),
         stages=tuple(stages),
         plans=plans,
-        files=files,
-        weights=weights,
-        has_proj_l=previous.has_proj_l if previous and weights else None,
-        vram_estimate_bytes=_vram_estimate(spec, stages),
+        files=files | weights.files,
+        weights=weights.experts,
+        has_proj_l=weights.has_proj_l,
+        vram_estimate_bytes=vram_estimate(spec.model, spec.linear, max(activations, default=None)),
     )
 
 
@@ -198,90 +98,32 @@ def _stage(
     files: dict[str, FileInfo],
     report: Progress,
 ) -> StageFiles:
-    onnx_name, engine_name = f"{graph.name}.onnx", f"{graph.name}.engine"
-    (staging / onnx_name).write_bytes(graph.onnx)
-    files[onnx_name] = file_info(staging / onnx_name)
-    # The middle of the profile is the model's default size: TensorRT tunes for it.
-    profile = Profile(min=MIN_TOKENS, opt=spec.model.tokens(), max=spec.model.max_tokens)
-    stage = StageFiles(name=graph.name, onnx=onnx_name, inputs=graph.inputs, outputs=graph.outputs, profile=profile)
+    name = onnx_name(graph.name)
+    (staging / name).write_bytes(graph.onnx)
+    files[name] = file_info(staging / name, inputs=graph.key)
+    stage = StageFiles(name=graph.name, onnx=name, inputs=graph.inputs, outputs=graph.outputs, profile=profile_of(spec))
     if spec.onnx_only:
         return stage
-    key = _engine_key(spec, graph, profile)
-    if (kept := _kept_engine(spec, previous, engine_name, key, staging)) is not None and previous is not None:
-        report.note(f"{engine_name}: unchanged, kept")
-        if (spec.bundle_dir / log_name(graph.name)).is_file():
-            os.link(spec.bundle_dir / log_name(graph.name), staging / log_name(graph.name))
-        files[engine_name] = kept
-        activation = next(old.activation_bytes for old in previous.stages if old.name == graph.name)
+    key = engine_key(spec, graph.onnx)
+    if (engine := kept_engine(spec, graph.name, key, previous, staging)) is not None:
+        report.note(f"{engine.name}: unchanged, kept")
     else:
-        activation = _build(spec, graph, profile, staging, report)
-        files[engine_name] = file_info(staging / engine_name, inputs=key)
-    return msgspec.structs.replace(stage, engine=engine_name, activation_bytes=activation)
+        engine = build_stage(spec, graph.name, key, graph.plans, staging, report)
+    files[engine.name] = engine.info
+    return msgspec.structs.replace(stage, engine=engine.name, activation_bytes=engine.activation_bytes)
 
 
-def _build(spec: ExportSpec, graph: StageGraph, profile: Profile, staging: Path, report: Progress) -> int | None:
-    # Beside the bundle, so that it outlives the staging folder when the build fails.
-    log = spec.bundle_dir.with_name(f".{spec.bundle_dir.name}.{log_name(graph.name)}")
-    log.unlink(missing_ok=True)
-    request = BuildRequest(
-        onnx=str(staging / f"{graph.name}.onnx"),
-        engine=str(staging / f"{graph.name}.engine"),
-        log=str(log),
-        gpu=spec.gpu.name,
-        profile=(profile.min, profile.opt, profile.max),
-    )
-    with report.stage(f"build {graph.name}.engine for {spec.gpu.name}") as update:
-        try:
-            result = build_engine(request, update)
-        except KeyboardInterrupt:
-            log.unlink(missing_ok=True)
-            raise
-    if len(result.plugin_layers) != len(graph.plans):
-        raise RuntimeError(f"{graph.name}: {len(graph.plans)} plugin nodes, TensorRT parsed {result.plugin_layers}")
-    log.rename(staging / log_name(graph.name))
-    return result.activation_bytes
-
-
-def _engine_key(spec: ExportSpec, graph: StageGraph, profile: Profile) -> str:
-    """Hash of all that an engine is made from."""
-    versions = tools()
-    builder = versions.get("tensorrt-rtx" if spec.flavour == "tensorrt_rtx" else "tensorrt", "")
-    text = f"{spec.gpu.sm} {spec.flavour} {builder} {profile.min} {profile.opt} {profile.max} {versions['turbotrt']}\n"
-    return hashlib.sha256(text.encode() + graph.onnx).hexdigest()
-
-
-def _kept_engine(spec: ExportSpec, previous: Manifest | None, name: str, key: str, staging: Path) -> FileInfo | None:
-    info = previous.files.get(name) if previous else None
-    if info is None or info.inputs != key or verify_file(spec.bundle_dir, name, info) is not None:
-        return None
-    os.link(spec.bundle_dir / name, staging / name)
-    return info
-
-
-def _kept_weights(
-    spec: ExportSpec, previous: Manifest | None, staging: Path, files: dict[str, FileInfo]
-) -> dict[str, str]:
-    """Weights do not depend on what an export changes: those in the previous bundle stay, as links."""
-    if previous is None or previous.sampler.linear != spec.linear or previous.model.name != spec.model.name:
-        return {}
-    kept = {e: name for e, name in previous.weights.items() if (spec.bundle_dir / name).is_file()}
-    for name in kept.values():
-        os.link(spec.bundle_dir / name, staging / name)
-        files[name] = previous.files[name]
-    return kept
-
-
-def _add_weights(spec: ExportSpec, manifest: Manifest, report: Progress) -> None:
-    assert spec.checkpoint is not None
+def _add_weights(spec: ExportSpec, checkpoint: str, manifest: Manifest, report: Progress) -> Manifest:
     packed = pack_checkpoint(
-        spec.checkpoint,
+        checkpoint,
         spec.model,
         spec.bundle_dir / WEIGHTS_NAME,
         linear=spec.linear,
         allow_missing_proj_l=spec.allow_missing_proj_l,
         progress=report,
+        bundle=manifest,
     )
-    add_to_bundle(spec.bundle_dir, manifest, packed)
+    return add_to_bundle(spec.bundle_dir, manifest, packed, report)
 
 
 def _model_facts(spec: ExportSpec) -> ModelFacts:
@@ -312,10 +154,3 @@ def _sampler_facts(spec: ExportSpec) -> SamplerFacts:
         attention=spec.attention,
         linear=spec.linear,
     )
-
-
-def _vram_estimate(spec: ExportSpec, stages: list[StageFiles]) -> int:
-    """One expert's weights, the largest activation memory the builder states (at the profile's maximum), and I/O."""
-    length = spec.model.max_tokens
-    io = 2 * 2 * length * spec.model.dim + 4 * 4 * length * 64 + 2 * 4 * length * 64
-    return packed_bytes(spec.model, spec.linear) + max(s.activation_bytes or 0 for s in stages) + io

@@ -40,8 +40,13 @@ class GpuSpec:
 
 
 # GeForce parts do FP8 and FP16 with FP32 accumulation at half the rate of the professional parts; INT8 is full rate.
-# Figures: NVIDIA's RTX Blackwell, Ada and Ampere architecture whitepapers and the A100, H100, H200, HGX B200 and L40S
-# data sheets, SXM boards. DGX Spark publishes FP4 with sparsity only (1,000): its other figures are derived from that.
+# Sources, by NVIDIA: the appendices of the RTX Blackwell, Ada and Ampere GA102 (v2.0, with RTX A6000) architecture
+# whitepapers; data sheets of L40S, RTX 6000 Ada, RTX PRO 6000, A100, H100, H200 and HGX B200, SXM boards.
+# The documents themselves could not be reached in 2026-11. Checked then: INT8 of every part but GB10 as (SMs) x
+# (operations a clock of an SM) x (boost clock), and published quotations for RTX 5090, RTX PRO 6000, 4090, 4080, L40S,
+# H100, H200 and HGX B200. L40S is quoted with FP16 "362.05 | 733", the L40's figure; half of 733 is taken.
+# DGX Spark publishes FP4 with sparsity only (1,000): its other figures are derived from that. Memory is what the driver
+# reports where that is less than the name's gigabytes (H200 141 GB, HGX B200 180 GB).
 #
 # The flavour: tensorrt_rtx cross-builds without a GPU. Its list of targets has SM80 but neither SM90 nor SM100, and its
 # engines refuse Hopper; data-center parts that do no graphics all get tensorrt, A100 too, so that one rule holds for
@@ -53,7 +58,7 @@ _TABLE = (
     GpuSpec("rtx-pro-6000", "RTX PRO 6000 Blackwell", 120, "tensorrt_rtx", 96, 1007.6, 1007.6, 503.8, 1792.0),
     GpuSpec("rtx4090", "GeForce RTX 4090", 89, "tensorrt_rtx", 24, 660.6, 330.3, 165.2, 1008.0),
     GpuSpec("rtx4080", "GeForce RTX 4080", 89, "tensorrt_rtx", 16, 389.9, 194.9, 97.5, 716.8),
-    GpuSpec("l40s", "L40S", 89, "tensorrt_rtx", 48, 733.0, 733.0, 362.0, 864.0),
+    GpuSpec("l40s", "L40S", 89, "tensorrt_rtx", 48, 733.0, 733.0, 366.5, 864.0),
     GpuSpec("rtx6000-ada", "RTX 6000 Ada Generation", 89, "tensorrt_rtx", 48, 728.5, 728.5, 364.2, 960.0),
     GpuSpec("rtx3090", "GeForce RTX 3090", 86, "tensorrt_rtx", 24, 284.0, None, 71.0, 936.2),
     GpuSpec("a6000", "RTX A6000", 86, "tensorrt_rtx", 48, 309.7, None, 154.8, 768.0),

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -12,15 +14,28 @@ from exporter.models import ModelSpec
 from exporter.progress import Progress
 from exporter.weights import LinearMode
 from plugins.errors import UserError
-from runtime.bundle import MANIFEST_NAME, Manifest, file_info, load_manifest, write_manifest
+from runtime.bundle import (
+    MANIFEST_NAME,
+    FileInfo,
+    Manifest,
+    file_info,
+    load_manifest,
+    sha256_of,
+    verify_file,
+    write_manifest,
+)
+
+if TYPE_CHECKING:
+    from exporter.checkpoint.reader import Checkpoint
 
 
 @dataclass(frozen=True)
 class PackedWeights:
-    """Where each expert's packed weights went, and whether they hold proj_l."""
+    """Where each expert's packed weights went, whether they hold proj_l, and beside a bundle their manifest entries."""
 
     files: Mapping[str, Path]
     has_proj_l: bool
+    entries: Mapping[str, FileInfo]
 
 
 def weight_paths(out: Path, model: ModelSpec) -> dict[str, Path]:
@@ -54,8 +69,12 @@ def pack_checkpoint(
     linear: LinearMode,
     allow_missing_proj_l: bool,
     progress: Progress,
+    bundle: Manifest | None = None,
 ) -> PackedWeights:
-    """Pack every expert of a checkpoint. All are opened and checked before the first byte is written. UserError."""
+    """Pack every expert of a checkpoint. All are opened and checked before the first byte is written. UserError.
+
+    Beside the manifest of a bundle, a file that was packed from the same bytes in the same way is kept.
+    """
     from exporter.checkpoint.experts import expert_paths
     from exporter.checkpoint.reader import open_checkpoint
     from exporter.pack import pack
@@ -73,20 +92,71 @@ def pack_checkpoint(
             got=", ".join(f"{expert}: {'yes' if has else 'no'}" for expert, has in have.items()),
         )
     files = weight_paths(out, model)
+    entries: dict[str, FileInfo] = {}
     for expert, reader in readers.items():
-        with progress.stage(f"pack {files[expert].name}") as update:
-            pack(reader, model, files[expert], linear=linear, progress=update)
+        file = files[expert]
+        key = None if bundle is None else packing_key(reader, model, linear, progress)
+        if bundle is not None and _is_current(file, bundle, key, progress):
+            progress.note(f"{file.name}: unchanged, kept")
+            entries[file.name] = bundle.files[file.name]
+            continue
+        with progress.stage(f"pack {file.name}") as update:
+            pack(reader, model, file, linear=linear, progress=update)
+        if bundle is not None:
+            entries[file.name] = file_info(file, inputs=key)
     has_proj_l = all(have.values())
     if not has_proj_l:
         progress.note("The checkpoint has no proj_l: it is packed as zero, which means no linear branch.")
-    return PackedWeights(files, has_proj_l)
+    return PackedWeights(files, has_proj_l, entries)
 
 
-def add_to_bundle(folder: Path, manifest: Manifest, packed: PackedWeights) -> Manifest:
-    """Rewrite the bundle's manifest so that it lists these weights, and return it."""
+def packing_key(reader: Checkpoint, model: ModelSpec, linear: LinearMode, progress: Progress) -> str:
+    """Hash of all that decides a packed file's bytes: the checkpoint's files and the way they are packed."""
+    from exporter.pack import FORMAT_VERSION
+
+    digest = hashlib.sha256(f"{model.name} {linear} {FORMAT_VERSION}\n".encode())
+    total, done = sum(path.stat().st_size for path in reader.files), 0
+    with progress.stage(f"hash {reader.path.name}") as update:
+
+        def read(count: int) -> None:
+            nonlocal done
+            done += count
+            update(done, total)
+
+        for path in reader.files:
+            digest.update(sha256_of(path, read).encode())
+    return digest.hexdigest()
+
+
+def _is_current(file: Path, bundle: Manifest, key: str | None, progress: Progress) -> bool:
+    """Whether the bundle's file was packed from these inputs and is still what the manifest says."""
+    info = bundle.files.get(file.name)
+    if info is None or info.inputs != key:
+        return False
+    with progress.stage(f"verify {file.name}"):
+        return verify_file(file.parent, file.name, info) is None
+
+
+def add_to_bundle(folder: Path, manifest: Manifest, packed: PackedWeights, progress: Progress) -> Manifest:
+    """Rewrite the bundle's manifest so that it lists these weights, and return it.
+
+    A one-file engine of other weights than these is removed: nothing would tell that it does not hold the new ones.
+    """
+    files, stages = dict(manifest.files), manifest.stages
+    for expert, path in packed.files.items():
+        info = packed.entries[path.name]
+        if (old := files.get(path.name)) is None or old.sha256 != info.sha256:
+            stages = tuple(stage for stage in stages if stage.expert != expert)
+        files[path.name] = info
+    for stage in set(manifest.stages) - set(stages):
+        progress.note(f"{stage.engine}: removed, it holds the old weights")
+        for name in filter(None, (stage.engine, stage.onnx)):
+            del files[name]
+            (folder / name).unlink(missing_ok=True)
     added = msgspec.structs.replace(
         manifest,
-        files={**manifest.files, **{path.name: file_info(path) for path in packed.files.values()}},
+        files=files,
+        stages=stages,
         weights={expert: path.name for expert, path in packed.files.items()},
         has_proj_l=packed.has_proj_l,
     )

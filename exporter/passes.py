@@ -12,29 +12,41 @@ from plugins.op import Op
 from plugins.registry import OPS
 
 
-def finish(proto: Any, stage: str, sm: int) -> tuple[Any, dict[str, bytes]]:
-    """The cleaned ModelProto with plans attached, and node name → plan bytes. Same input, same bytes."""
-    import onnx
+def finish(proto: Any, stage: str, sm: int) -> Any:
+    """The cleaned ModelProto with plans attached. Same input, same bytes."""
+    graph = import_graph(proto)
+    graph.cleanup(remove_unused_graph_inputs=False).toposort()
+    attach_plans(graph, stage, sm)
+    return export_graph(graph, proto)
+
+
+def import_graph(proto: Any) -> Any:
+    """The graph-surgeon graph of a ModelProto."""
     import onnx_graphsurgeon as gs
     from onnx_graphsurgeon.logger import G_LOGGER
 
     G_LOGGER.severity = G_LOGGER.ERROR  # it warns that numpy has no bf16 of its own, and that it prints no colours
-    graph = gs.import_onnx(proto)
-    graph.cleanup(remove_unused_graph_inputs=False).toposort()
-    plans = attach_plans(graph, stage, sm)
+    return gs.import_onnx(proto)
+
+
+def export_graph(graph: Any, like: Any) -> Any:
+    """The ModelProto of a graph, with the opsets of ``like`` and nothing that depends on where or when it was made."""
+    import onnx
+    import onnx_graphsurgeon as gs
+
     done = gs.export_onnx(graph, do_type_check=False)
     done.producer_name, done.producer_version = "turbotrt", ""
     del done.metadata_props[:]
-    done.ir_version = min(proto.ir_version, 10)
+    done.ir_version = min(like.ir_version, 10)
     del done.opset_import[:]
-    versions = {entry.domain: entry.version for entry in proto.opset_import if entry.domain in ("", DOMAIN)}
+    versions = {entry.domain: entry.version for entry in like.opset_import if entry.domain in ("", DOMAIN)}
     for domain, version in sorted({**versions, DOMAIN: VERSION}.items()):
         done.opset_import.append(onnx.helper.make_opsetid(domain, version))
     for item in (*done.graph.node, *done.graph.value_info, *done.graph.input, *done.graph.output):
         del item.metadata_props[:]
         item.doc_string = ""
     del done.graph.metadata_props[:]
-    return done, plans
+    return done
 
 
 def attach_plans(graph: Any, stage: str, sm: int) -> dict[str, bytes]:

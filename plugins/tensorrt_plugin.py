@@ -12,7 +12,7 @@ from typing import Any
 
 from plugins.dtypes import DTYPES
 from plugins.expr import Dim, evaluate, fold, from_plain
-from plugins.plan import Plan, decode
+from plugins.plan import Plan, TensorSpec, decode
 
 PLAN_FIELD = "plan"
 PLUGIN_VERSION = "1"
@@ -39,79 +39,92 @@ def tensorrt_dims(trt: Any, dim: Dim, inputs: Any, plan: Plan, builder: Any) -> 
     return fold(dim, builder.constant, named, lambda op, a, b: builder.operation(operators[op], a, b))
 
 
+class _PlanBehaviour:
+    """What TensorRT asks of a plugin, answered from its launch plan. ``trt`` is the flavour's module."""
+
+    trt: Any
+    data: bytes
+
+    def take(self, data: bytes) -> None:
+        """Become the plugin of this plan; the attributes are those that TensorRT reads."""
+        self.data = data
+        self.plan = decode(data)
+        self.plugin_name = self.plan.op
+        self.plugin_version = PLUGIN_VERSION
+        self.plugin_namespace = NAMESPACE
+        self.num_outputs = len(self.plan.outputs)
+        self.timing_cache_id = ""
+        self._executor: Any = None
+
+    def get_capability_interface(self, kind: Any) -> Any:
+        return self
+
+    def clone(self) -> Any:
+        return plugin_class(self.trt)(self.data)
+
+    def attach_to_context(self, context: Any) -> Any:
+        return self.clone()
+
+    def get_output_data_types(self, input_types: Any) -> Any:
+        return [self._type(spec) for spec in self.plan.outputs]
+
+    def get_output_shapes(self, inputs: Any, shape_inputs: Any, builder: Any) -> Any:
+        def dims(spec: TensorSpec) -> Any:
+            return [tensorrt_dims(self.trt, from_plain(dim), inputs, self.plan, builder) for dim in spec.shape]
+
+        return [self.trt.DimsExprs(dims(spec)) for spec in self.plan.outputs]
+
+    def supports_format_combination(self, position: int, in_out: Any, num_inputs: int) -> bool:
+        spec = [*self.plan.inputs, *self.plan.outputs][position]
+        described = in_out[position].desc
+        return bool(described.format == self.trt.TensorFormat.LINEAR and described.type == self._type(spec))
+
+    def _type(self, spec: TensorSpec) -> Any:
+        return getattr(self.trt.DataType, DTYPES[spec.dtype].tensorrt)
+
+    def configure_plugin(self, inputs: Any, outputs: Any) -> None:
+        pass
+
+    def get_valid_tactics(self) -> list[int]:
+        return []
+
+    def set_tactic(self, tactic: int) -> None:
+        pass
+
+    def get_workspace_size(self, inputs: Any, outputs: Any) -> int:
+        maxima = [tuple(described.max) for described in inputs]
+        return evaluate(self.plan.workspace_bytes, self.plan.bind(maxima))
+
+    def on_shape_change(self, inputs: Any, outputs: Any) -> None:
+        self.plan.bind([tuple(described.dims) for described in inputs])
+
+    def enqueue(self, inputs: Any, outputs: Any, in_ptrs: Any, out_ptrs: Any, workspace: int, stream: int) -> int:
+        if self._executor is None:
+            from plugins.executor import PlanExecutor
+
+            self._executor = PlanExecutor(self.plan)
+        shapes = [tuple(described.dims) for described in inputs]
+        self._executor.run(shapes, list(in_ptrs), list(out_ptrs), workspace, stream)
+        return 0
+
+    def get_fields_to_serialize(self) -> Any:
+        field = self.trt.PluginField(PLAN_FIELD, self.data, self.trt.PluginFieldType.CHAR)
+        return self.trt.PluginFieldCollection([field])
+
+
 @cache
 def plugin_class(trt: Any) -> Any:
     """The IPluginV3 of this flavour of TensorRT."""
+    interfaces = (trt.IPluginV3, trt.IPluginV3OneCore, trt.IPluginV3OneBuild, trt.IPluginV3OneRuntime)
 
-    class PlanPlugin(trt.IPluginV3, trt.IPluginV3OneCore, trt.IPluginV3OneBuild, trt.IPluginV3OneRuntime):  # type: ignore[misc]
+    class PlanPlugin(_PlanBehaviour, *interfaces):  # type: ignore[misc]
         """Runs one launch plan."""
 
         def __init__(self, data: bytes):
-            trt.IPluginV3.__init__(self)
-            trt.IPluginV3OneCore.__init__(self)
-            trt.IPluginV3OneBuild.__init__(self)
-            trt.IPluginV3OneRuntime.__init__(self)
-            self.data = data
-            self.plan = decode(data)
-            self.plugin_name = self.plan.op
-            self.plugin_version = PLUGIN_VERSION
-            self.plugin_namespace = NAMESPACE
-            self.num_outputs = len(self.plan.outputs)
-            self.timing_cache_id = ""
-            self._executor: Any = None
-
-        def get_capability_interface(self, kind: Any) -> Any:
-            return self
-
-        def clone(self) -> Any:
-            return PlanPlugin(self.data)
-
-        def get_output_data_types(self, input_types: Any) -> Any:
-            return [getattr(trt.DataType, DTYPES[spec.dtype].tensorrt) for spec in self.plan.outputs]
-
-        def get_output_shapes(self, inputs: Any, shape_inputs: Any, builder: Any) -> Any:
-            return [
-                trt.DimsExprs([tensorrt_dims(trt, from_plain(dim), inputs, self.plan, builder) for dim in spec.shape])
-                for spec in self.plan.outputs
-            ]
-
-        def supports_format_combination(self, position: int, in_out: Any, num_inputs: int) -> bool:
-            spec = [*self.plan.inputs, *self.plan.outputs][position]
-            described = in_out[position].desc
-            wanted = getattr(trt.DataType, DTYPES[spec.dtype].tensorrt)
-            return bool(described.format == trt.TensorFormat.LINEAR and described.type == wanted)
-
-        def configure_plugin(self, inputs: Any, outputs: Any) -> None:
-            pass
-
-        def get_valid_tactics(self) -> list[int]:
-            return []
-
-        def get_workspace_size(self, inputs: Any, outputs: Any) -> int:
-            maxima = [tuple(described.max) for described in inputs]
-            return evaluate(self.plan.workspace_bytes, self.plan.bind(maxima))
-
-        def on_shape_change(self, inputs: Any, outputs: Any) -> None:
-            self.plan.bind([tuple(described.dims) for described in inputs])
-
-        def enqueue(self, inputs: Any, outputs: Any, in_ptrs: Any, out_ptrs: Any, workspace: int, stream: int) -> int:
-            if self._executor is None:
-                from plugins.executor import PlanExecutor
-
-                self._executor = PlanExecutor(self.plan)
-            shapes = [tuple(described.dims) for described in inputs]
-            self._executor.run(shapes, list(in_ptrs), list(out_ptrs), workspace, stream)
-            return 0
-
-        def attach_to_context(self, context: Any) -> Any:
-            return self.clone()
-
-        def get_fields_to_serialize(self) -> Any:
-            field = trt.PluginField(PLAN_FIELD, self.data, trt.PluginFieldType.CHAR)
-            return trt.PluginFieldCollection([field])
-
-        def set_tactic(self, tactic: int) -> None:
-            pass
+            for interface in interfaces:
+                interface.__init__(self)
+            self.trt = trt
+            self.take(data)
 
     return PlanPlugin
 

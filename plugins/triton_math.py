@@ -16,7 +16,7 @@ def round_half_even(x):
 def quantize_tile(y):
     """(int8 tile, fp32 scale) of one fp32 block as in semantics.md; elements outside the tensor must be 0."""
     amax = tl.maximum(tl.max(tl.abs(y)), 1e-8)
-    q = tl.minimum(tl.maximum(round_half_even(y * (128.0 / amax)), -128.0), 127.0)
+    q = tl.minimum(tl.maximum(round_half_even(y * tl.div_rn(128.0, amax)), -128.0), 127.0)
     return q.to(tl.int8), amax / 128.0
 
 

@@ -87,9 +87,13 @@ class Profile(_Record, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
 
 class StageFiles(_Record, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """One stage. ``engine`` is None in an ONNX-only bundle; ``activation_bytes`` is the builder's own figure."""
+    """One stage. ``engine`` is None in an ONNX-only bundle; ``activation_bytes`` is the builder's own figure.
+
+    ``expert`` says whose weights a one-file engine holds; the other stages take any expert's.
+    """
 
     name: StageName
+    expert: str | None = None
     engine: str | None = None
     onnx: str
     inputs: tuple[TensorInfo, ...]

@@ -7,12 +7,15 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import save_file
 
+from exporter.checkpoint import open_checkpoint
 from exporter.checkpoint.table import checkpoint_tensors
-from exporter.models import ModelSpec
+from exporter.models import MODELS, ModelSpec
 from exporter.quantize import block_quantize
+from plugins.errors import UserError
 
 State = dict[str, torch.Tensor]
 BLOCK_LINEAR = re.compile(r"blocks\.\d+\.((self|cross)_attn\.[qkvo]|ffn\.[02])\.weight")
@@ -127,3 +130,12 @@ def save_sparse(path: Path, shapes: Iterable[tuple[str, tuple[int, ...]]]) -> Pa
         file.write(len(text).to_bytes(8, "little") + text)
         file.truncate(8 + len(text) + end)
     return path
+
+
+def refused(path: Path, *messages: str, allow: bool = False) -> str:
+    """What open_checkpoint says of a file that is no checkpoint of wan-tiny, which must hold the messages."""
+    with pytest.raises(UserError) as caught:
+        open_checkpoint(path, MODELS["wan-tiny"], allow_missing_proj_l=allow)
+    for message in messages:
+        assert message in str(caught.value), str(caught.value)
+    return str(caught.value)

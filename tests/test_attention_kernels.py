@@ -6,15 +6,13 @@ Not covered without a GPU: the FP8 P·V branch, bf16 dots, fp32→FP8 quantizati
 from __future__ import annotations
 
 import math
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("triton")
+
+from interpreter_process import check_in_interpreter  # noqa: E402
 
 from plugins.compile import SMS, compile_kernel  # noqa: E402
 from plugins.expr import symbol  # noqa: E402
@@ -25,7 +23,6 @@ from plugins.sage_sla.op import SAGE_SLA_QUANTIZE  # noqa: E402
 from plugins.sage_sla.reference import kept_blocks, selection_scores  # noqa: E402
 from plugins.sage_sla.reference import reference as sparse_reference  # noqa: E402
 
-ROOT = Path(__file__).parents[1]
 STACK_LIMIT = 128  # bytes a thread: a few spills outside the loop; hundreds mean a wrong config
 
 
@@ -75,16 +72,8 @@ def test_selection_shapes_and_ties() -> None:
 
 
 def test_kernels_in_the_interpreter() -> None:
-    """In its own process: the interpreter is chosen when triton is imported."""
-    run = subprocess.run(
-        [sys.executable, "-m", "tests.interpret_attention"],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "TRITON_INTERPRET": "1"},
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert run.returncode == 0, run.stdout + run.stderr[-3000:]
+    pytest.importorskip("triton")
+    check_in_interpreter("tests.interpret_attention")
 
 
 @pytest.mark.parametrize("sm", SMS)

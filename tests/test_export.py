@@ -11,27 +11,32 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 pytest.importorskip("torch")
 pytest.importorskip("triton")
 onnx = pytest.importorskip("onnx")
 
+from checkpoints import canonical_state_dict, save_safetensors  # noqa: E402
 from conftest import Exported  # noqa: E402
 
-from exporter import build, export  # noqa: E402
+from exporter import build, engines, graphs  # noqa: E402
 from exporter.build import build_engine  # noqa: E402
 from exporter.build_child import BuildRequest  # noqa: E402
 from exporter.export import STAGES, export_bundle  # noqa: E402
+from exporter.models import MODELS  # noqa: E402
 from exporter.progress import SilentProgress  # noqa: E402
 from exporter.spec import export_spec  # noqa: E402
 from exporter.trace import trace  # noqa: E402
+from exporter.vram import vram_estimate  # noqa: E402
 from plugins.errors import UserError  # noqa: E402
 from plugins.plan import decode  # noqa: E402
-from runtime.bundle import load_manifest, sha256_of, verify_files  # noqa: E402
+from runtime.bundle import load_manifest, sha256_of, verify_files, write_manifest  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
 ENGINES = [f"{stage}.engine" for stage in STAGES]
+KEPT = [f"{stage}.{kind}: unchanged, kept" for kind in ("onnx", "engine") for stage in STAGES]
 
 
 def run(out: Path, **options: Any) -> tuple[Path, SilentProgress]:
@@ -62,7 +67,7 @@ def traced(*args: Any) -> bytes:
 @pytest.fixture
 def copy(exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An output folder holding a copy of the session's bundle, free to be exported over; each graph traced once."""
-    monkeypatch.setattr(export, "trace", lambda *args: onnx.ModelProto.FromString(traced(*args)))
+    monkeypatch.setattr(graphs, "trace", lambda *args: onnx.ModelProto.FromString(traced(*args)))
     out = tmp_path / "engines"
     shutil.copytree(exported.folder, out / exported.folder.name)
     return out
@@ -78,7 +83,8 @@ def test_engines_are_real_and_the_manifest_verifies(exported: Exported) -> None:
         assert stage.activation_bytes is not None
     assert list(manifest.weights.values()) == ["weights.safetensors"]
     assert manifest.has_proj_l is True
-    assert manifest.vram_estimate_bytes > manifest.files["weights.safetensors"].bytes
+    activations = max(stage.activation_bytes or 0 for stage in manifest.stages)
+    assert manifest.vram_estimate_bytes == vram_estimate(MODELS["wan-tiny"], "int8", activations)
 
 
 def test_the_export_says_what_it_does(exported: Exported) -> None:
@@ -131,8 +137,8 @@ def test_the_parsed_network_holds_our_plugins(exported: Exported, tmp_path: Path
 
 def test_export_again_keeps_everything(exported: Exported, copy: Path) -> None:
     folder, report = run(copy)
-    assert report.notes == [f"{engine}: unchanged, kept" for engine in ENGINES]
-    assert not any(title.startswith("build") for title in report.titles)
+    assert report.notes == KEPT
+    assert report.titles == []
     before, after = load_manifest(exported.folder), load_manifest(folder)
     assert after == before
     assert verify_files(folder, after) == []
@@ -141,7 +147,7 @@ def test_export_again_keeps_everything(exported: Exported, copy: Path) -> None:
 
 def test_another_topk_rebuilds_the_block_only(exported: Exported, copy: Path) -> None:
     folder, report = run(copy, topk="0.2")
-    assert report.notes == ["embed.engine: unchanged, kept", "head.engine: unchanged, kept"]
+    assert report.notes == [note for note in KEPT if not note.startswith("block")]
     assert [t for t in report.titles if t.startswith("build")] == ["build block.engine for rtx5090"]
     before, after = load_manifest(exported.folder), load_manifest(folder)
     assert after.sampler.topk_milli == 200
@@ -161,7 +167,7 @@ def test_a_failing_build_leaves_the_old_bundle(
         raise error
 
     before = contents(copy / "wan-tiny-rtx5090")
-    monkeypatch.setattr(export, "build_engine", fail)
+    monkeypatch.setattr(engines, "build_engine", fail)
     with pytest.raises(type(error)):
         run(copy, topk="0.3")
     assert contents(copy / "wan-tiny-rtx5090") == before
@@ -177,10 +183,71 @@ def test_a_missing_checkpoint_keeps_the_engines(tmp_path: Path, copy: Path) -> N
     spec = export_spec(model="wan-tiny", gpu="rtx5090", out=copy, checkpoint=str(tmp_path / "nowhere.safetensors"))
     with pytest.raises(UserError, match=r"nowhere\.safetensors"):
         export_bundle(spec, report)
-    assert report.notes == ["embed.engine: unchanged, kept", "block.engine: unchanged, kept"]
+    assert report.notes == [note for note in KEPT if note != "head.engine: unchanged, kept"]
     manifest = load_manifest(folder)
     assert verify_files(folder, manifest) == []
     assert [stage.engine for stage in manifest.stages] == ENGINES
+
+
+def test_the_same_checkpoint_is_not_packed_again(exported: Exported, copy: Path) -> None:
+    """Nor under another name; another checkpoint is, and so are weights that are not what the manifest says."""
+    other = exported.checkpoint.with_name("same.safetensors")
+    shutil.copy(exported.checkpoint, other)
+    folder, report = run(copy, checkpoint=str(other))
+    assert report.notes == [*KEPT, "weights.safetensors: unchanged, kept"]
+    assert report.titles == ["hash same.safetensors", "verify weights.safetensors"]
+    assert load_manifest(folder) == load_manifest(exported.folder)
+
+    with (folder / "weights.safetensors").open("r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        file.write(b"\x55")
+    _, report = run(copy, checkpoint=str(other))
+    assert report.titles[-1] == "pack weights.safetensors"
+    assert contents(folder)["weights.safetensors"] == contents(exported.folder)["weights.safetensors"]
+
+    another = save_safetensors(copy.parent / "another.safetensors", canonical_state_dict(MODELS["wan-tiny"], 5))
+    _, report = run(copy, checkpoint=str(another))
+    assert report.titles == ["hash another.safetensors", "pack weights.safetensors"]
+    manifest = load_manifest(folder)
+    assert verify_files(folder, manifest) == []
+    assert (
+        manifest.files["weights.safetensors"].inputs
+        != load_manifest(exported.folder).files["weights.safetensors"].inputs
+    )
+
+
+@pytest.mark.parametrize("harm", ["cut", "gone", "unlisted"])
+def test_weights_outlive_a_damaged_manifest(harm: str, exported: Exported, copy: Path) -> None:
+    folder = copy / exported.folder.name
+    path = folder / "manifest.json"
+    before = load_manifest(folder)
+    if harm == "gone":
+        path.unlink()
+    elif harm == "cut":
+        path.write_bytes(path.read_bytes()[:-10])
+    else:
+        write_manifest(folder, msgspec.structs.replace(before, weights={}, has_proj_l=None))
+    _, report = run(copy)
+    assert "weights.safetensors: no manifest lists it; kept for what its header says, and hashed anew" in report.notes
+    assert any("corrupt" in note for note in report.notes) == (harm == "cut")
+    after = load_manifest(folder)
+    assert after.weights == before.weights
+    assert after.has_proj_l is True
+    assert after.files["weights.safetensors"].sha256 == before.files["weights.safetensors"].sha256
+    assert verify_files(folder, after) == []
+
+
+def test_weights_that_the_engines_cannot_run_are_not_kept(copy: Path) -> None:
+    folder, report = run(copy, linear="bf16", onnx_only=True)
+    (note,) = (note for note in report.notes if note.startswith("weights.safetensors"))
+    assert "not kept" in note
+    assert "wan-tiny, int8, 1" in note
+    assert load_manifest(folder).weights == {}
+    assert not (folder / "weights.safetensors").exists()
+
+    (folder / "weights.safetensors").write_bytes(b"not weights")
+    _, report = run(copy, linear="bf16", onnx_only=True)
+    assert "weights.safetensors: not kept, it is not a whole safetensors file" in report.notes
 
 
 def test_equal_bytes_in_another_folder(exported: Exported, tmp_path: Path) -> None:
@@ -224,7 +291,7 @@ def test_h100_needs_tensorrt_and_says_so_first(tmp_path: Path, monkeypatch: pyte
         raise AssertionError("traced before the check")
 
     monkeypatch.setitem(sys.modules, "tensorrt", None)
-    monkeypatch.setattr(export, "trace", never)
+    monkeypatch.setattr(graphs, "trace", never)
     with pytest.raises(UserError) as caught:
         run(tmp_path, gpu="h100")
     assert "tensorrt" in str(caught.value)
@@ -242,12 +309,6 @@ def test_h100_onnx_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert [stage.engine for stage in manifest.stages] == [None, None, None]
     assert not any(title.startswith("build") for title in report.titles)
     assert list(folder.glob("*.engine")) == []
-
-
-def test_one_file_is_refused(exported: Exported, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="--one-file"):
-        run(tmp_path, checkpoint=str(exported.checkpoint), one_file=True)
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_corrupt_onnx_gives_the_end_of_the_log(exported: Exported, tmp_path: Path) -> None:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import math
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
 torch = pytest.importorskip("torch")
+
+from interpreter_process import check_in_interpreter  # noqa: E402
 
 from plugins.block_int8_gemm.reference import (  # noqa: E402
     gelu_reference,
@@ -23,7 +21,6 @@ from plugins.layer_norm_quantize.reference import reference as layer_norm_quanti
 from plugins.rms_norm_rope.reference import qk_reference  # noqa: E402
 from plugins.rms_norm_rope.reference import reference as rms_norm  # noqa: E402
 
-ROOT = Path(__file__).parents[1]
 M, N, K = 130, 140, 144
 BF16 = 2**-8  # relative: half a step of bf16 at the bottom of its binade
 
@@ -106,14 +103,5 @@ def test_rms_norm_and_rope_references() -> None:
 
 
 def test_kernels_in_the_interpreter() -> None:
-    """In its own process: the interpreter is chosen when triton is imported."""
     pytest.importorskip("triton")
-    run = subprocess.run(
-        [sys.executable, "-m", "tests.interpret_linear"],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "TRITON_INTERPRET": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert run.returncode == 0, run.stdout + run.stderr[-3000:]
+    check_in_interpreter("tests.interpret_linear")

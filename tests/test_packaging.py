@@ -16,10 +16,11 @@ from typing import Any
 import pytest
 from typer.main import get_command
 
-from exporter.catalogue import gigabytes, vram_guess
+from exporter.catalogue import gigabytes
 from exporter.cli import app
 from exporter.gpus import GPUS
 from exporter.models import MODELS
+from exporter.vram import vram_estimate
 from exporter.weights import packed_bytes
 
 ROOT = Path(__file__).parents[1]
@@ -152,7 +153,7 @@ def test_readme_tables_are_the_codes() -> None:
         for fact in (model.tokens(), model.max_tokens):
             assert f"| {fact:,} |" in f"| {row}", model.name
         assert gigabytes(packed_bytes(model)) in row
-        assert gigabytes(vram_guess(model)) in row
+        assert gigabytes(vram_estimate(model)) in row
     table = README.partition("## GPUs")[2].partition("\n## ")[0]
     rows = re.findall(r"^\| ([a-z][\w, -]+) \| (\d+)[^|]*\| `(\w+)` \|", table, re.MULTILINE)
     listed = {name: (int(sm), flavour) for names, sm, flavour in rows for name in names.split(", ")}

@@ -6,19 +6,15 @@ import math
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import checkpoints as ck
-import ml_dtypes
 import numpy as np
 import onnx
 import plain_dit
 import pytest
 import torch
-from onnx.reference import ReferenceEvaluator
-from onnx.reference.op_run import OpRun
+from onnx_reference import run_onnx
 from safetensors.torch import load_file
-from torch.nn import functional as F
 
 from exporter import stages
 from exporter.checkpoint import open_checkpoint
@@ -27,9 +23,7 @@ from exporter.pack import pack
 from exporter.stages import BlockOptions
 from exporter.trace import OUTPUT_SUFFIX, OUTPUTS, activation_inputs, trace
 from exporter.weights import LinearMode, Stage, stage_weights
-from plugins.onnx_schema import DOMAIN, register_schemas
-from plugins.registry import OPS
-from plugins.torch_op import reference
+from plugins.onnx_schema import register_schemas
 from runtime import numerics
 
 TINY = MODELS["wan-tiny"]
@@ -167,52 +161,6 @@ def test_stages_compute_the_dit(case: Case, packed: Packed) -> None:
 # ONNX: the traced graphs run by onnx.reference, our nodes by the ops' references.
 
 
-def to_torch(array: np.ndarray) -> torch.Tensor:
-    if array.dtype == ml_dtypes.bfloat16:
-        return torch.from_numpy(np.array(array).view(np.int16)).view(torch.bfloat16)
-    return torch.from_numpy(np.array(array))
-
-
-def to_numpy(tensor: torch.Tensor) -> np.ndarray:
-    tensor = tensor.contiguous()
-    if tensor.dtype == torch.bfloat16:
-        return tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
-    return tensor.numpy()
-
-
-def our_op(name: str) -> type[OpRun]:
-    """The OpRun of one of our ops."""
-
-    def run(self: OpRun, *arrays: np.ndarray, **_: Any) -> tuple[np.ndarray, ...]:
-        given = {a.name: onnx.helper.get_attribute_value(a) for a in self.onnx_node.attribute}
-        attributes = {key: value.decode() if isinstance(value, bytes) else value for key, value in given.items()}
-        out = reference(OPS[name])(*map(to_torch, arrays), **attributes)
-        return tuple(map(to_numpy, out if isinstance(out, tuple) else (out,)))
-
-    return type(name, (OpRun,), {"op_domain": DOMAIN, "_run": run})
-
-
-class Gemm(OpRun):
-    """ONNX's Gemm by torch: numpy has no fast bf16 product."""
-
-    op_domain = ""
-
-    def _run(self, a: Any, b: Any, c: Any = None, alpha: float = 1.0, beta: float = 1.0, transA: int = 0,
-             transB: int = 0) -> tuple[np.ndarray]:  # fmt: skip
-        x, y = to_torch(a), to_torch(b)
-        out = alpha * ((x.T if transA else x) @ (y.T if transB else y))
-        return (to_numpy(out if c is None else out + beta * to_torch(c)),)
-
-
-class Gelu(OpRun):
-    """ONNX's Gelu by torch, for bf16."""
-
-    op_domain = ""
-
-    def _run(self, x: np.ndarray, approximate: str = "none") -> tuple[np.ndarray]:
-        return (to_numpy(F.gelu(to_torch(x), approximate=approximate)),)
-
-
 TRACED: list[tuple[Case, Stage]] = [
     (CASES[2], "embed"),
     (CASES[2], "block"),
@@ -233,10 +181,8 @@ def test_graphs_compute_what_the_stages_do(case: Case, stage: Stage, packed: Pac
     assert [value.name for value in proto.graph.input] == [*taken, *w]
     assert [value.name for value in proto.graph.output] == [name + OUTPUT_SUFFIX for name in OUTPUTS[stage]]
 
-    session = ReferenceEvaluator(proto, new_ops=[*map(our_op, OPS), Gemm, Gelu])
-    outputs = session.run(None, {name: to_numpy(tensor) for name, tensor in {**taken, **w}.items()})
-    for name, array in zip(OUTPUTS[stage], outputs, strict=True):
-        got = to_torch(array)
+    outputs = run_onnx(proto, {**taken, **w})
+    for name, got in zip(OUTPUTS[stage], outputs, strict=True):
         assert got.dtype == expected[name].dtype
         assert got.shape == expected[name].shape
         error = relative(got, expected[name])

@@ -92,6 +92,11 @@ class NamedTensors:
         }
 
     @property
+    def files(self) -> tuple[Path, ...]:
+        """All files that the tensors come from."""
+        return self._source.files
+
+    @property
     def quantized(self) -> bool:
         """Whether this is the authors' -quant form."""
         return is_quantized(self.tensors)
@@ -122,6 +127,7 @@ class Checkpoint:
     def __init__(self, source: NamedTensors, model: ModelSpec) -> None:
         self._source = source
         self.path = source.path
+        self.files = source.files
         self.model = model
         self.quantized = source.quantized
         self.has_proj_l = source.has_proj_l

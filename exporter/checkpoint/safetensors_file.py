@@ -90,8 +90,8 @@ def _entry(path: Path, name: str, item: object, base: int) -> _Entry:
     return _Entry(TensorMeta(tuple(shape), ours), base + offsets[0], size)
 
 
-def _header(path: Path) -> dict[str, _Entry]:
-    """The checked header: entries lie one after another and end with the file. Raises UserError."""
+def _header(path: Path) -> tuple[dict[str, _Entry], dict[str, str]]:
+    """The checked header and its metadata: entries lie one after another and end with the file. Raises UserError."""
     try:
         total = path.stat().st_size
         with path.open("rb") as file:
@@ -107,7 +107,9 @@ def _header(path: Path) -> dict[str, _Entry]:
         raise _corrupt(path, f"a header that is not JSON ({error})") from error
     if not isinstance(header, dict):
         raise _corrupt(path, "a header that is not a JSON object")
-    header.pop("__metadata__", None)
+    metadata = header.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise _corrupt(path, "metadata that is not text by name")
     entries = {name: _entry(path, name, item, 8 + length) for name, item in header.items()}
     end = 8 + length
     for name, entry in sorted(entries.items(), key=lambda pair: (pair[1].start, pair[1].size)):
@@ -116,7 +118,7 @@ def _header(path: Path) -> dict[str, _Entry]:
         end += entry.size
     if end != total:
         raise _corrupt(path, f"{total} bytes where the header describes {end}")
-    return entries
+    return entries, metadata
 
 
 class SafetensorsFile:
@@ -124,11 +126,20 @@ class SafetensorsFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._entries = _header(path)
+        self._entries, self.metadata = _header(path)
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        return (self.path,)
 
     @property
     def tensors(self) -> dict[str, TensorMeta]:
         return {name: entry.meta for name, entry in self._entries.items()}
+
+    def span(self, name: str) -> tuple[int, int]:
+        """Where the tensor's bytes lie in the file: offset and length."""
+        entry = self._entries[name]
+        return entry.start, entry.size
 
     def load(self, name: str) -> torch.Tensor:
         """The tensor, in memory of its own. Raises UserError where the file has changed since it was opened."""
@@ -163,8 +174,13 @@ class ShardedSafetensors:
                     f"{index} does not describe its shards.", expected=f"{name} in {shard}", got="no such tensor"
                 )
             self._homes[name] = shards[shard]
+        self._files = (index, *(file.path for _, file in sorted(shards.items())))
         metas = {shard: file.tensors for shard, file in shards.items()}
         self._tensors = {name: metas[file.path.name][name] for name, file in self._homes.items()}
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        return self._files
 
     @property
     def tensors(self) -> dict[str, TensorMeta]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 import torch
@@ -37,6 +38,9 @@ class TensorMeta:
 
 class TensorSource(Protocol):
     """A file, or several, of named tensors. Only ``load`` reads a tensor's data."""
+
+    @property
+    def files(self) -> tuple[Path, ...]: ...
 
     @property
     def tensors(self) -> Mapping[str, TensorMeta]: ...

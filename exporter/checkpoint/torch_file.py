@@ -52,6 +52,7 @@ class TorchFile:
     """A .pth state dict, bare or under "state_dict". Raises UserError."""
 
     def __init__(self, path: Path) -> None:
+        self.files = (path,)
         content = _read(path)
         if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
             content = content["state_dict"]

@@ -17,6 +17,7 @@ class AttentionConfig:
     """How flash_attention is compiled. ``pv`` is the dtype of P·V: "bf16" (and bf16 q·kᵀ), "fp16" or "fp8".
 
     ``blocks`` is the number of key blocks a step takes, 1 or 2; ``kv_warps`` are kv_pass's warps.
+    ``bf16_stages``, where given, replaces num_stages for a bf16 output, whose epilogue costs the loop registers.
     """
 
     pv: str
@@ -24,14 +25,17 @@ class AttentionConfig:
     num_stages: int
     blocks: int = 1
     kv_warps: int = 8
+    bf16_stages: int | None = None
 
 
 #: (precision, SM) → config. Two blocks a step where 255 registers hold them.
 CONFIGS: Mapping[tuple[str, int], AttentionConfig] = {
-    **{("bf16", sm): AttentionConfig("bf16", 8, 2) for sm in (80, 86, 89, 100, 120)},
+    **{("bf16", sm): AttentionConfig("bf16", 8, 2) for sm in (80, 86, 89, 100)},
     ("bf16", 90): AttentionConfig("bf16", 8, 2, kv_warps=4),
+    ("bf16", 120): AttentionConfig("bf16", 8, 2, bf16_stages=1),
     **{("int8", sm): AttentionConfig("fp16", 8, 3) for sm in (80, 86)},
-    **{("int8", sm): AttentionConfig("fp8", 8, 3) for sm in (89, 120)},
+    ("int8", 89): AttentionConfig("fp8", 8, 3),
+    ("int8", 120): AttentionConfig("fp8", 8, 3, bf16_stages=2),
     ("int8", 90): AttentionConfig("fp8", 8, 3, blocks=2, kv_warps=4),
     ("int8", 100): AttentionConfig("fp8", 8, 3, blocks=2),
 }
@@ -87,7 +91,8 @@ def attention_launch(
     constants |= {"SPARSE": kept is not None, "QUANTIZE": quantize, "EXACT": exact}
     grid = (ceil_div(length, 128), d // 128, 1)
     # Loads through lut take two loads in a row: Triton then needs two more stages to hold as many blocks in flight.
-    stages = config.num_stages + (2 if kept is not None and quantized and config.blocks == 1 else 0)
+    stages = config.num_stages if quantize or config.bf16_stages is None else config.bf16_stages
+    stages += 2 if kept is not None and quantized and config.blocks == 1 else 0
     return Launch(flash_attention, grid, args | optional, constants, config.num_warps, stages)
 
 

@@ -40,35 +40,34 @@ def fragment_order(x):
 
 @triton.jit
 def kv_pass(
-    k, v, pool, ksum, vmax, kv, z, S,
-    D: tl.constexpr, E: tl.constexpr, ROWS: tl.constexpr, LINEAR: tl.constexpr, EXACT: tl.constexpr,
-):  # fmt: skip
-    """Partial sums over one split of the keys of one head, ROWS (whole blocks) at a time. Grid (splits, H).
+    k, v, pool, ksum, vmax, kv, z, S, D: tl.constexpr, E: tl.constexpr, LINEAR: tl.constexpr, EXACT: tl.constexpr
+):
+    """Partial sums over one split of the keys of one head, for half of v's columns. Grid (splits, H, 2).
 
     ksum = Σk, vmax = max|v| fp32 [H,splits,128]; with LINEAR also pool = Σ of each block's k [H,nk,128],
     kv = φ(k)ᵀv [H,splits,128,128], z = Σφ(k) [H,splits,128], all fp32. EXACT: fp32 dots, for the interpreter.
+    Both halves read k, the second from L2; with all of kv in one program, registers spill.
     """
-    BLOCKS: tl.constexpr = ROWS // BLOCK_K
-    split, head = tl.program_id(0), tl.program_id(1)
-    c = tl.arange(0, HEAD)
+    HALF: tl.constexpr = HEAD // 2
+    split, head, half = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    c, columns = tl.arange(0, HEAD), tl.arange(0, HALF)
     nk = tl.cdiv(S, BLOCK_K)
-    steps = tl.cdiv(S, ROWS)
-    share = tl.cdiv(steps, tl.num_programs(0))
+    share = tl.cdiv(nk, tl.num_programs(0))
     k_total = tl.zeros([HEAD], tl.float32)
-    v_amax = tl.zeros([HEAD], tl.float32)
+    v_amax = tl.zeros([HALF], tl.float32)
     z_total = tl.zeros([HEAD], tl.float32)
-    kv_total = tl.zeros([HEAD, HEAD], tl.float32)
-    for i in range(split * share, tl.minimum(split * share + share, steps)):
-        step = scalar(i)
-        keys = load_rows(k, step, head, S, ROWS, D, 0).to(tl.float32)
-        values = load_rows(v, step, head, S, ROWS, E, E - D)
-        block_sums = tl.sum(tl.reshape(keys, [BLOCKS, BLOCK_K, HEAD]), 1)
-        k_total += tl.sum(block_sums, 0)
+    kv_total = tl.zeros([HEAD, HALF], tl.float32)
+    v += half * HALF
+    for i in range(split * share, tl.minimum(split * share + share, nk)):
+        block = scalar(i)
+        keys = load_rows(k, block, head, S, BLOCK_K, D, 0).to(tl.float32)
+        values = load_rows(v, block, head, S, BLOCK_K, E, E - D, HALF)
+        block_sum = tl.sum(keys, 0)
+        k_total += block_sum
         v_amax = tl.maximum(v_amax, tl.max(tl.abs(values.to(tl.float32)), 0))
         if LINEAR:
-            blocks = step * BLOCKS + tl.arange(0, BLOCKS)
-            tl.store(pool + (head * nk + blocks[:, None]) * HEAD + c[None, :], block_sums, mask=(blocks < nk)[:, None])
-            real = step * ROWS + tl.arange(0, ROWS) < S
+            tl.store(pool + (head * nk + block) * HEAD + c, block_sum, mask=half + c * 0 == 0)
+            real = block * BLOCK_K + tl.arange(0, BLOCK_K) < S
             phi = tl.where(real[:, None], feature_map(keys), 0.0)
             z_total += tl.sum(phi, 0)
             if EXACT:
@@ -76,11 +75,13 @@ def kv_pass(
             else:
                 kv_total = tl.dot(tl.trans(phi.to(tl.bfloat16)), values, kv_total)
     part = head * tl.num_programs(0) + split
-    tl.store(ksum + part * HEAD + c, k_total)
-    tl.store(vmax + part * HEAD + c, v_amax)
+    tl.store(vmax + part * HEAD + half * HALF + columns, v_amax)
+    if half == 0:
+        tl.store(ksum + part * HEAD + c, k_total)
     if LINEAR:
-        tl.store(z + part * HEAD + c, z_total)
-        tl.store(kv + part * HEAD * HEAD + c[:, None] * HEAD + c[None, :], kv_total)
+        if half == 0:
+            tl.store(z + part * HEAD + c, z_total)
+        tl.store(kv + part * HEAD * HEAD + c[:, None] * HEAD + half * HALF + columns[None, :], kv_total)
 
 
 @triton.jit
@@ -143,7 +144,6 @@ def statistics_launches(
     """kv_pass and kv_reduce. ``linear`` names proj_weight's tensor under "weight" if the linear branch is wanted."""
     heads = d // 128
     splits = min(64, 1280 // heads + 1)  # about ten programs an SM
-    rows = 128 if num_warps == 8 else 64
     names = ("pool", "kv", "z", "kv_proj", "z_total", "weight")
     optional = {n: (linear or {}).get(n, n) for n in names} if linear is not None else {}
     absent = {} if linear is not None else dict.fromkeys(names)
@@ -166,9 +166,9 @@ def statistics_launches(
     first, second = ("pool", "kv", "z"), ("kv", "z", "weight", "kv_proj", "z_total")
     run = Launch(
         kv_pass,
-        (splits, heads, 1),
+        (splits, heads, 2),
         {"k": "k", "v": "v"} | shared | pick(optional, first),
-        {"D": d, "E": e, "ROWS": rows, "EXACT": exact} | flags | pick(absent, first),
+        {"D": d, "E": e, "EXACT": exact} | flags | pick(absent, first),
         num_warps=num_warps,
         num_stages=1,
     )

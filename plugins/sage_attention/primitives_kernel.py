@@ -44,9 +44,13 @@ def feature_map(x):
 
 
 @triton.jit
-def load_rows(x, block, head, length, BLOCK: tl.constexpr, STRIDE: tl.constexpr, OFFSET: tl.constexpr):
-    """Rows block·BLOCK… of head's 128 columns (after OFFSET columns) of x [length, STRIDE]; zeros past the end."""
+def load_rows(
+    x, block, head, length, BLOCK: tl.constexpr, STRIDE: tl.constexpr, OFFSET: tl.constexpr, WIDTH: tl.constexpr = HEAD
+):
+    """Rows block·BLOCK… of the first WIDTH of head's 128 columns (after OFFSET columns) of x [length, STRIDE]; zeros
+    past the end.
+    """
     rows = tl.arange(0, BLOCK)
     pointers = x + int64(block) * BLOCK * STRIDE + head * HEAD + OFFSET
-    pointers += rows[:, None] * STRIDE + tl.arange(0, HEAD)[None, :]
+    pointers += rows[:, None] * STRIDE + tl.arange(0, WIDTH)[None, :]
     return tl.load(pointers, mask=(block * BLOCK + rows < length)[:, None], other=0.0)

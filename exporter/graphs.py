@@ -1,0 +1,115 @@
+"""A stage's finished graph: traced, cleaned, with launch plans attached; or read back from the previous bundle."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from exporter.passes import finish
+from exporter.progress import Progress
+from exporter.spec import ExportSpec
+from exporter.stages import BlockOptions
+from exporter.trace import trace
+from exporter.weights import Stage
+from plugins.dtypes import DTYPES
+from plugins.onnx_schema import DOMAIN, PLAN_ATTRIBUTE
+from runtime.bundle import Manifest, TensorInfo, verify_file
+
+_TOOLS = ("turbotrt", "torch", "triton", "onnx", "onnxscript", "onnx-graphsurgeon", "tensorrt-rtx", "tensorrt")
+_ROOT = Path(__file__).resolve().parent.parent
+
+
+@dataclass(frozen=True)
+class StageGraph:
+    """A finished stage graph: ONNX bytes, the hash of what it was made from, I/O, and node name → plan bytes."""
+
+    name: Stage
+    onnx: bytes
+    key: str
+    inputs: tuple[TensorInfo, ...]
+    outputs: tuple[TensorInfo, ...]
+    plans: dict[str, bytes]
+
+
+def onnx_name(stage: str) -> str:
+    """The bundle's file name for a stage's graph."""
+    return f"{stage}.onnx"
+
+
+def tools() -> dict[str, str]:
+    """Versions of what made the files; a package that is not installed is left out."""
+    found = {}
+    for name in _TOOLS:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+@cache
+def sources_hash() -> str:
+    """Hash of our own code that shapes a graph or a plan."""
+    digest = hashlib.sha256()
+    for package in ("exporter", "plugins"):
+        for path in sorted((_ROOT / package).rglob("*.py")):
+            digest.update(f"{path.relative_to(_ROOT).as_posix()}\n".encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
+def stage_graph(spec: ExportSpec, stage: Stage, previous: Manifest | None, report: Progress) -> StageGraph:
+    """The stage's graph with plans for the spec's GPU; the previous bundle's own where its inputs are the same."""
+    options = BlockOptions(spec.attention, spec.topk_milli, spec.linear)
+    facts = f"{stage} {spec.model} {options if stage == 'block' else spec.linear} sm_{spec.gpu.cubin_sm}"
+    key = hashlib.sha256(f"{facts}\n{sorted(tools().items())}\n{sources_hash()}".encode()).hexdigest()
+    if (data := _kept(spec, stage, previous, key)) is not None:
+        report.note(f"{onnx_name(stage)}: unchanged, kept")
+        return read_graph(stage, data, key)
+    with report.stage(f"trace {stage}, compile kernels for sm_{spec.gpu.cubin_sm}") as update:
+        proto = trace(spec.model, stage, options)
+        update(1, 2)
+        proto = finish(proto, stage, spec.gpu.cubin_sm)
+        update(2, 2)
+    return read_graph(stage, proto.SerializeToString(deterministic=True), key)
+
+
+def _kept(spec: ExportSpec, stage: Stage, previous: Manifest | None, key: str) -> bytes | None:
+    name = onnx_name(stage)
+    info = previous.files.get(name) if previous else None
+    if info is None or info.inputs != key or verify_file(spec.bundle_dir, name, info) is not None:
+        return None
+    return (spec.bundle_dir / name).read_bytes()
+
+
+def read_graph(stage: Stage, data: bytes, key: str) -> StageGraph:
+    """The graph in these bytes of ONNX; its nodes carry their plans."""
+    import onnx
+
+    graph = onnx.ModelProto.FromString(data).graph
+    plans = {node.name: _plan(node) for node in graph.node if node.domain == DOMAIN}
+    return StageGraph(stage, data, key, tensors(graph.input), tensors(graph.output), plans)
+
+
+def _plan(node: Any) -> bytes:
+    return next(bytes(attribute.s) for attribute in node.attribute if attribute.name == PLAN_ATTRIBUTE)
+
+
+def tensors(values: Any) -> tuple[TensorInfo, ...]:
+    """ONNX value infos as the manifest states them."""
+    import onnx
+
+    names = {getattr(onnx.TensorProto, dtype.onnx): name for name, dtype in DTYPES.items()}
+    dim_of: Callable[[Any], int | str] = lambda dim: dim.dim_param or dim.dim_value  # noqa: E731
+    return tuple(
+        TensorInfo(
+            name=value.name,
+            dtype=names[value.type.tensor_type.elem_type],
+            dims=tuple(dim_of(dim) for dim in value.type.tensor_type.shape.dim),
+        )
+        for value in values
+    )

@@ -1,0 +1,155 @@
+"""Which files a --checkpoint value means: the two experts of Wan2.2, and Hugging Face ids."""
+
+from __future__ import annotations
+
+import sys
+import types
+from pathlib import Path
+
+import pytest
+
+from exporter.checkpoint import expert_paths, resolve
+from exporter.checkpoint.hub import parse_hub_id
+from exporter.models import MODELS
+from plugins.errors import UserError
+
+TINY = MODELS["wan-tiny"]
+I2V = MODELS["wan2.2-i2v-a14b-720p"]
+
+
+# --- experts ---
+
+
+def _touch(folder: Path, *names: str) -> None:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+
+
+@pytest.mark.parametrize(
+    ("files", "high", "low"),
+    [
+        (("high_noise_model/x.safetensors", "low_noise_model/x.safetensors"), "high_noise_model", "low_noise_model"),
+        (("transformer/x.safetensors", "transformer_2/x.safetensors"), "transformer", "transformer_2"),
+        (("Turbo-high-720P.pth", "Turbo-low-720P.pth", "x.json"), "Turbo-high-720P.pth", "Turbo-low-720P.pth"),
+        (
+            ("wan_highway_low.safetensors", "wan_high.safetensors"),
+            "wan_high.safetensors",
+            "wan_highway_low.safetensors",
+        ),
+        (("my_HIGH/x.pth", "my_LOW/x.pth"), "my_HIGH", "my_LOW"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else value[0],
+)
+def test_experts_in_a_folder(files: tuple[str, ...], high: str, low: str, tmp_path: Path) -> None:
+    _touch(tmp_path, *files)
+    assert expert_paths(str(tmp_path), I2V) == {"high-noise": tmp_path / high, "low-noise": tmp_path / low}
+
+
+def test_experts_by_name(tmp_path: Path) -> None:
+    _touch(tmp_path, "b.pth", "a.pth", "x,y.pth")
+    paths = expert_paths(f"{tmp_path}/b.pth, {tmp_path}/a.pth", I2V)
+    assert paths == {"high-noise": tmp_path / "b.pth", "low-noise": tmp_path / "a.pth"}
+    assert expert_paths(f"{tmp_path}/x,y.pth", TINY) == {"model": tmp_path / "x,y.pth"}
+
+
+@pytest.mark.parametrize(
+    ("files", "value", "message"),
+    [
+        (("a-high.pth", "b-high.pth", "a-low.pth"), "", "which expert"),
+        (("a.pth", "b.pth"), "", "which expert"),
+        (("a-high-low.pth",), "", "which expert"),
+        (("a.pth",), "a.pth", "is one file"),
+        (("a.pth",), "a.pth,{}/a.pth", "same checkpoint"),
+        (("a.pth",), "a.pth,{}/a.pth,{}/a.pth", "names 3 checkpoints"),
+    ],
+)
+def test_experts_that_cannot_be_told(files: tuple[str, ...], value: str, message: str, tmp_path: Path) -> None:
+    _touch(tmp_path, *files)
+    with pytest.raises(UserError, match=message):
+        expert_paths(f"{tmp_path}/{value}".replace("{}", str(tmp_path)), I2V)
+
+
+def test_one_expert_takes_one_checkpoint(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="names 2 checkpoints"):
+        expert_paths(f"{tmp_path}/a.pth,{tmp_path}/b.pth", TINY)
+
+
+# --- Hugging Face ---
+
+
+@pytest.mark.parametrize(
+    ("text", "parsed"),
+    [
+        ("org/repo", ("org/repo", None)),
+        ("org/Turbo2.1-1.3B:a-quant.pth", ("org/Turbo2.1-1.3B", "a-quant.pth")),
+        ("org/repo/sub/a.safetensors", ("org/repo", "sub/a.safetensors")),
+        ("/abs/path", None),
+        ("./a/b", None),
+        ("../a", None),
+        ("org/repo:../../x.pth", None),
+        ("org/repo/../x.pth", None),
+        ("name", None),
+        ("", None),
+    ],
+)
+def test_hub_ids(text: str, parsed: tuple[str, str | None] | None) -> None:
+    assert parse_hub_id(text) == parsed
+
+
+class _Hub(types.ModuleType):
+    """A stand-in for huggingface_hub that records what it is asked for."""
+
+    def __init__(self, folder: Path, files: list[str], error: Exception | None = None) -> None:
+        super().__init__("huggingface_hub")
+        self.asked: list[tuple[object, ...]] = []
+
+        def answer(*args: object, **options: object) -> str:
+            self.asked.append((*args, options))
+            if error:
+                raise error
+            return str(folder)
+
+        def listing(api: object, repo: str) -> list[str]:
+            if error:
+                raise error
+            return files
+
+        self.hf_hub_download = self.snapshot_download = answer
+        self.HfApi = type("HfApi", (), {"list_repo_files": listing})
+
+
+def test_hub_snapshot_and_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub = _Hub(tmp_path, ["a.pth"])
+    monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
+    assert resolve("org/repo") == tmp_path
+    assert resolve("org/repo:a.pth") == tmp_path
+    assert resolve("org/repo/high_noise_model") == tmp_path / "high_noise_model"
+    assert hub.asked[0][1]["allow_patterns"] == ["*.safetensors", "*.pth", "*.json"]
+    assert hub.asked[1] == ("org/repo", "a.pth", {})
+    assert hub.asked[2][1]["allow_patterns"][0] == "high_noise_model/*.safetensors"
+
+
+def test_hub_with_two_variants_downloads_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub = _Hub(tmp_path, ["Turbo-480P.pth", "Turbo-480P-quant.pth", "README.md"])
+    monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
+    with pytest.raises(UserError, match=r"org/repo:Turbo-480P-quant\.pth"):
+        resolve("org/repo")
+    assert not hub.asked
+
+
+def test_unreachable_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "huggingface_hub", _Hub(tmp_path, [], ConnectionError("no route")))
+    with pytest.raises(UserError, match=r"(?s)org/repo.*ConnectionError: no route.*HF_TOKEN.*local path"):
+        resolve("org/repo")
+
+
+def test_local_paths_never_ask_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub = _Hub(tmp_path, [])
+    monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
+    (tmp_path / "org/repo").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert resolve("org/repo") == Path("org/repo")
+    with pytest.raises(UserError, match="no checkpoint"):
+        resolve("/no/such/file.pth")
+    assert not hub.asked
