@@ -108,6 +108,11 @@ class TorchDevice:
         unused = torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
         return int(torch.cuda.mem_get_info(self.device)[0]) + int(unused)
 
+    def close(self) -> None:
+        """Hand what torch's allocator keeps unused back to the driver."""
+        if self.cuda:
+            torch.cuda.empty_cache()
+
     @contextmanager
     def _on(self, queue: Queue) -> Iterator[None]:
         if not self.cuda:
@@ -151,8 +156,7 @@ class TorchBackend:
         """Nothing to do, as in ``prepare``."""
 
     def close(self) -> None:
-        if self.device.cuda:
-            torch.cuda.empty_cache()
+        """Nothing to do: functions hold no memory."""
 
 
 def _view(tensor: DeviceTensor) -> torch.Tensor:
@@ -190,6 +194,6 @@ TORCH = BackendKind(
     files=lambda manifest: [],
     open=_open,
     activation_bytes=_planned_bytes,
-    overhead_bytes=CUBLAS_BYTES,
+    overhead=lambda manifest: CUBLAS_BYTES,
     source="the peak of torch's allocations, followed through the stage on meta tensors, and the plans' workspace",
 )

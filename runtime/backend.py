@@ -78,6 +78,9 @@ class Device(Protocol):
     def free_bytes(self) -> int | None:
         """Memory that can still be allocated; None where it is the host's own."""
 
+    def close(self) -> None:
+        """Give the device up; all memory must be freed, and nothing may be current."""
+
 
 @dataclass(frozen=True)
 class DeviceTensor:
@@ -115,7 +118,7 @@ class Backend(Protocol):
         """Free what ``prepare`` took."""
 
     def close(self) -> None:
-        """Free everything."""
+        """Free everything but the device."""
 
 
 class Report(Protocol):

@@ -28,7 +28,7 @@ class BackendKind:
     files: Callable[[Manifest], list[str]]
     open: Callable[[Path, Manifest, Report], Backend]
     activation_bytes: Callable[[Manifest, str, int], int]
-    overhead_bytes: int
+    overhead: Callable[[Manifest], int]
     source: str
 
 

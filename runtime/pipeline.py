@@ -101,6 +101,7 @@ class Pipeline:
             if self._storage is not None:
                 self._storage.close()
             self.backend.close()
+        self.backend.device.close()
 
     def plan(self, size: tuple[int, int] | None = None, frames: int | None = None, steps: int | None = None
              ) -> MemoryPlan:  # fmt: skip
