@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 from plugins.errors import UserError
 
@@ -84,6 +85,20 @@ class MemoryPlan:
     def peak(self) -> int:
         """Bytes of device memory at most, besides the CUDA context itself."""
         return self.weights + self.sizes.running
+
+    @property
+    def smallest(self) -> int:
+        """The peak in bytes with as little as can be resident: the smallest budget that works."""
+        few = frozenset[int]() if self.layers > RING else self.resident
+        return replace(self, resident=few, all_experts=False).peak
+
+    def plain(self) -> dict[str, Any]:
+        """For JSON."""
+        names = ("tokens", "budget", "peak", "smallest", "weights", "layers", "streamed", "all_experts")
+        sizes = {"io": self.sizes.io, "overhead": self.sizes.overhead, "activations": dict(self.sizes.activations)}
+        resident = sorted(unit - 1 for unit in self.resident)
+        values = {name: getattr(self, name) for name in names}
+        return {**values, **sizes, "experts": list(self.experts), "resident_layers": resident}
 
     def lines(self) -> list[str]:
         """The plan as one reads it."""

@@ -178,14 +178,18 @@ class Pipeline:
             raise run.located(error) from None
 
     def _planned(self, tokens: int, experts: tuple[str, ...]) -> MemoryPlan:
-        return plan_memory(sizes(self.manifest, self.backend, tokens), self.manifest.model.layers, experts, tokens,
+        return plan_memory(self._sizes(tokens), self.manifest.model.layers, experts, tokens,
                            self._budget)  # fmt: skip
+
+    def _sizes(self, tokens: int) -> Sizes:
+        activations = {stage: self.backend.activation_bytes(stage, tokens) for stage in STAGES}
+        return _sizes(self.manifest, activations, self.backend.overhead_bytes, tokens)
 
     def _fit(self, tokens: int, experts: tuple[str, ...]) -> Storage:
         """Storage that leaves room for a run at L tokens and serves these experts: the present one, if it does."""
         if self._storage is not None:
             plan = self._storage.plan
-            need = plan.weights + sizes(self.manifest, self.backend, tokens).running
+            need = plan.weights + self._sizes(tokens).running
             if set(experts) <= set(plan.experts) and (self._budget is None or need <= self._budget):
                 return self._storage
         plan = self._planned(tokens, experts)
@@ -203,16 +207,32 @@ class Pipeline:
         return self._storage
 
 
-def sizes(manifest: Manifest, backend: Backend, tokens: int) -> Sizes:
-    """The exact sizes a plan for L tokens is made of, by the backend's own figures."""
+def plan_bundle(
+    manifest: Manifest,
+    kind: BackendKind,
+    *,
+    vram: int | None = None,
+    size: tuple[int, int] | None = None,
+    frames: int | None = None,
+    steps: int | None = None,
+) -> MemoryPlan:
+    """The plan of a bundle before anything is loaded, on any machine; ``vram`` in bytes. Raises UserError."""
+    tokens = tokens_of(latent_shape(manifest, size, frames))
+    experts = _experts(plan_steps(manifest, steps or manifest.sampler.steps, manifest.sampler.sigma_max))
+    activations = {stage: kind.activation_bytes(manifest, stage, tokens) for stage in STAGES}
+    found = _sizes(manifest, activations, kind.overhead(manifest), tokens)
+    return plan_memory(found, manifest.model.layers, experts, tokens, vram)
+
+
+def _sizes(manifest: Manifest, activations: dict[str, int], overhead: int, tokens: int) -> Sizes:
     slots = layouts(manifest)
     return Sizes(
         embed=slots["embed"].nbytes,
         block=slots["block"].nbytes,
         head=slots["head"].nbytes,
         io=run_layout(manifest.model, tokens).nbytes,
-        activations={stage: backend.activation_bytes(stage, tokens) for stage in STAGES},
-        overhead=backend.overhead_bytes,
+        activations=activations,
+        overhead=overhead,
     )
 
 

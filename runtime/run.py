@@ -85,14 +85,17 @@ class Run:
         return self._download("tokens_out").view(np.float32).reshape(tokens.shape)
 
     def located(self, error: NonFiniteError) -> NonFiniteError:
-        """The same failure with the stage it arose in, from what still lies on the device."""
-        if error.stage is not None:
-            return error
-        if not all(map(self._finite, ("context", "e", "e0"))):
-            return NonFiniteError(error.step, "embed")
-        if self._finite(f"x{self._layers % 2}"):
-            return NonFiniteError(error.step, "head")
-        return NonFiniteError(error.step, "block", hint="debug=True (--debug) names the first bad block")
+        """The same failure with where it arose: a weight that is not finite, or what still lies on the device."""
+        stage, block, weight = error.stage, error.block, self._storage.bad_weight()
+        if stage is None and weight is not None:
+            kind, _, rest = weight.partition(".")
+            stage = {"blocks": "block", "head": "head"}.get(kind, "embed")
+            block = int(rest.partition(".")[0]) if stage == "block" else None
+        elif stage is None and not all(map(self._finite, ("context", "e", "e0"))):
+            stage = "embed"
+        elif stage is None:
+            stage = "head" if self._finite(f"x{self._layers % 2}") else "block"
+        return NonFiniteError(error.step, stage, block, weight)
 
     def _run_unit(self, step: Step, unit: Unit) -> None:
         stage, layer = self._storage.stage_of(unit), unit[1] - 1

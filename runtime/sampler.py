@@ -39,18 +39,24 @@ AfterStep = Callable[[Step, Array], None]
 
 
 class NonFiniteError(UserError):
-    """A step gave NaN or infinity. ``step`` counts from 1; ``stage`` and ``block`` are None where not looked for."""
+    """A step gave NaN or infinity.
 
-    def __init__(self, step: int, stage: str | None = None, block: int | None = None, hint: str | None = None):
-        where = f" in block {block}" if block is not None else f" in stage {stage}" if stage else ""
+    ``step`` counts from 1, ``block`` from 0; ``stage`` and ``block`` are None where not known, ``weight`` names the
+    first tensor of the weights file that is not finite, if one is.
+    """
+
+    def __init__(self, step: int, stage: str | None = None, block: int | None = None, weight: str | None = None):
+        place = f" NaN or infinity first shows in stage {stage}" if stage else ""
+        place += f", block {block}" if block is not None else ""
+        look = stage == "block" and block is None and weight is None
         super().__init__(
-            f"The latents of step {step} are not finite: NaN or infinity first shows{where}."
-            if where
-            else f"The latents of step {step} are not finite.",
-            expected="finite latents; the weights or the embeddings may be damaged",
-            remedy=hint,
-        )
-        self.step, self.stage, self.block = step, stage, block
+            f"The latents of step {step} are not finite.{place}{'.' if place else ''}",
+            expected="finite latents",
+            got=f"NaN or infinity in the weight {weight}" if weight else None,
+            remedy="debug=True (--debug) names the first bad block" if look else
+            "pack the weights again, from a checkpoint that is whole" if weight else None,
+        )  # fmt: skip
+        self.step, self.stage, self.block, self.weight = step, stage, block, weight
 
 
 def plan_steps(manifest: Manifest, steps: int, sigma_max: float, *, ode: bool = False) -> tuple[Step, ...]:

@@ -86,6 +86,11 @@ class Storage:
         """The weights of a use by the engine's names, in place by the time its work begins."""
         return tensors(self.stream.acquire(use), self._layouts[self.stage_of(unit)])
 
+    def bad_weight(self) -> str | None:
+        """The first tensor of the files that holds NaN or infinity; they are read once more to find it."""
+        found = (name for file in self._files.values() for name in file.tensors if not file.is_finite(name))
+        return next(found, None)
+
     def close(self) -> None:
         """Free all memory and close the files; a run must be over."""
         self._staging.close()

@@ -11,13 +11,20 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from plugins.dtypes import DTYPES
 from plugins.errors import UserError
 from runtime.backend import Bytes
 from runtime.layout import Layout
+from runtime.numerics import from_bf16_bits
 
 MAX_HEADER_BYTES = 100 << 20
 _DTYPES: Mapping[str, str] = MappingProxyType({dtype.safetensors: name for name, dtype in DTYPES.items()})
+_NUMPY: Mapping[str, type[Any]] = MappingProxyType(
+    {"fp32": np.float32, "fp16": np.float16, "bf16": np.uint16, "int8": np.int8, "int32": np.int32}
+)
 
 
 @dataclass(frozen=True)
@@ -76,6 +83,23 @@ class WeightsFile:
 
     def _damaged(self, why: str) -> UserError:
         return UserError(f"{self.path} is not a whole safetensors file: {why}.", remedy="pack the weights again")
+
+    def read(self, name: str) -> npt.NDArray[Any]:
+        """One tensor; bfloat16, which numpy lacks, comes as its bits in uint16. Raises UserError if there is none."""
+        found = self.tensors.get(name)
+        if found is None or found.dtype not in _NUMPY:
+            raise UserError(f"{self.path} has no tensor {name!r} of a readable dtype.", expected=", ".join(_NUMPY),
+                            got=found.dtype if found else ", ".join(list(self.tensors)[:5]) or "none")  # fmt: skip
+        out = np.empty(found.shape, _NUMPY[found.dtype])
+        self._read(found.start, out.reshape(-1).view(np.uint8))
+        return out
+
+    def is_finite(self, name: str) -> bool:
+        """Whether a tensor holds neither NaN nor infinity; integers never do."""
+        if self.tensors[name].dtype in ("int8", "int32"):
+            return True
+        values = self.read(name)
+        return bool(np.isfinite(from_bf16_bits(values) if self.tensors[name].dtype == "bf16" else values).all())
 
     def check(self, prefix: str, wanted: Layout) -> str | None:
         """What is wrong with the tensors ``prefix``… for this layout, or None."""
