@@ -1,4 +1,4 @@
-"""Every way in which a bundle may not fit this machine: each says what was built for what, and the command to mend it."""
+"""Every way in which a bundle may not fit: each says what was built for what, and the command that mends it."""
 
 from __future__ import annotations
 
@@ -146,11 +146,11 @@ def test_damaged_files_are_told(bundle: Path, monkeypatch: pytest.MonkeyPatch) -
     data[-1] ^= 1
     path.unlink()
     path.write_bytes(data)
-    with pytest.raises(UserError, match=r"weights.safetensors: sha256(.|\n)*--no-verify"):
+    with pytest.raises(UserError, match=r"weights\.safetensors: sha256(.|\n)*--no-verify"):
         Pipeline.load(bundle, backend=TORCH)
     Pipeline.load(bundle, backend=TORCH, verify=False).close()
     path.write_bytes(data[:-1])
-    with pytest.raises(UserError, match="weights.safetensors is not the file"):
+    with pytest.raises(UserError, match=r"weights\.safetensors is not the file"):
         Pipeline.load(bundle, backend=TORCH, verify=False)
     path.unlink()
     with pytest.raises(UserError, match="missing"):
@@ -159,7 +159,7 @@ def test_damaged_files_are_told(bundle: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr("runtime.tensorrt_backend.compute_capability", lambda: 120)
     path.write_bytes(data)
     (bundle / "head.engine").unlink()
-    with pytest.raises(UserError, match="head.engine is not the file"):
+    with pytest.raises(UserError, match=r"head\.engine is not the file"):
         Pipeline.load(bundle, verify=False)
 
 
