@@ -52,7 +52,8 @@ class TorchDevice:
         self.cuda = device.type == "cuda"
         self.streams: dict[Queue, Any] = {}
         if self.cuda:
-            self.streams = {"compute": torch.cuda.Stream(device), "copy": torch.cuda.Stream(device)}
+            # The stream that is current, not one of our own: cuBLAS keeps a workspace for every stream it ever saw.
+            self.streams = {"compute": torch.cuda.current_stream(device), "copy": torch.cuda.Stream(device)}
 
     @contextmanager
     def current(self) -> Iterator[None]:

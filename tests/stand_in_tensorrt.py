@@ -144,7 +144,7 @@ class Config:
 
 
 class StandIn:
-    """``tensorrt_rtx`` but for Runtime; ``enqueue(stream, work)`` and ``view(address, shape, dtype)`` are a device's."""
+    """``tensorrt_rtx`` but for Runtime; ``enqueue(stream, work)``, ``view(address, shape, dtype)`` are a device's."""
 
     def __init__(self, manifest: Manifest, enqueue: Any, view: Any) -> None:
         self.manifest, self.enqueue, self.view = manifest, enqueue, view

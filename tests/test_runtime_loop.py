@@ -25,7 +25,8 @@ from exporter.torch_backend import TORCH  # noqa: E402
 from exporter.weights import stage_weights  # noqa: E402
 from plugins.errors import UserError  # noqa: E402
 from runtime import Pipeline  # noqa: E402
-from runtime.numerics import rope_tables, to_bf16_bits  # noqa: E402
+from runtime.inputs import text_bits  # noqa: E402
+from runtime.numerics import rope_tables, to_bf16_bits, to_tokens  # noqa: E402
 
 T2V = MODELS["wan-tiny"]
 I2V = replace(T2V, name="tiny-i2v", in_channels=36, experts=("high-noise", "low-noise"), boundary=0.9, sigma_max=200.0)
@@ -180,6 +181,26 @@ def test_image_to_video_and_the_switch(
         v = dits["low-noise" if step.t < 0.9 else "high-noise"](x, step.t)
         close(latents, (1 - step.following) * (x - step.t * v) + step.following * noise)
         x = latents
+
+
+def test_the_plain_module_of_the_gpu_tests_agrees(tmp_path: Path, text: Any) -> None:
+    """Plain torch from the same packed file, every block kept: what differs is INT8 and bf16 rounding."""
+    from plain_packed import velocity
+
+    model = replace(T2V, name="tiny-dense")
+    make_random_bundle(tmp_path, model, topk_milli=1000)
+    weights = load_file(tmp_path / "weights-model.safetensors")
+    states: list[tuple[Any, Any]] = []
+    with Pipeline.load(tmp_path, backend=TORCH) as pipe:
+        pipe(text, seed=1, steps=1, ode=True, on_step=lambda *seen: states.append(seen))
+        bits = torch.from_numpy(text_bits(text, pipe.manifest.model).view(np.int16)).view(torch.bfloat16)
+    ((step, latents),) = states
+    noise = np.random.Generator(np.random.Philox(1)).standard_normal((16, 5, 10, 16), dtype=np.float32)
+    tokens = to_tokens(noise * np.float32(step.t))
+    kept = torch.arange(4).expand(2, 2, 4)  # 200 tokens: two q blocks, four k blocks
+    v = velocity(weights.__getitem__, torch.from_numpy(tokens), step.t, bits, (5, 10, 16), [kept, kept])
+    got = (to_tokens(latents) - tokens) / step.update.b
+    assert np.linalg.norm(got - v.numpy()) <= 4e-2 * np.linalg.norm(v.numpy())
 
 
 def test_same_inputs_same_bytes_and_another_seed_another_video(pipes: dict[str, Pipeline], text: Any) -> None:
