@@ -7,7 +7,8 @@ with Pipeline.load("engines/wan2.1-14b-720p-rtx5090", vram="24GB") as pipe:
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -29,6 +30,9 @@ from runtime.storage import STAGES, Storage, layouts
 
 #: Called after each step with the step and its latents, fp32 [16, T, H, W].
 OnStep = Callable[[Step, Array], None]
+
+#: Bytes of free device memory left alone where no budget is given: kernels are loaded at their first use.
+RESERVE = 256 << 20
 
 
 class Pipeline:
@@ -68,7 +72,7 @@ class Pipeline:
         folder, report = Path(bundle), report or Silent()
         manifest = load_manifest(folder)
         shape = latent_shape(manifest, size, frames)
-        planned = _experts(plan_steps(manifest, steps or manifest.sampler.steps, manifest.sampler.sigma_max))
+        planned = _experts(plan_steps(manifest, steps))
         budget = None if vram is None else parse_bytes(vram)
         kind = backend_kind(backend)
         _require(check_weights(manifest, planned))
@@ -79,7 +83,8 @@ class Pipeline:
         pipe = cls(folder, manifest, opened, budget, report)
         try:
             with opened.device.current():
-                pipe._budget = opened.device.free_bytes() if budget is None else budget
+                free = opened.device.free_bytes()
+                pipe._budget = free - RESERVE if budget is None and free is not None else budget
                 pipe._fit(tokens_of(shape), planned)
         except BaseException:
             pipe.close()
@@ -93,21 +98,32 @@ class Pipeline:
         self.close()
 
     def close(self) -> None:
-        """Free all memory of host and device. May be called twice."""
-        if self._closed:
-            return
-        self._closed = True
-        with self.backend.device.current():
-            if self._storage is not None:
-                self._storage.close()
-            self.backend.close()
-        self.backend.device.close()
+        """Free all memory of host and device. May be called twice. Raises UserError while a call is running."""
+        with self._alone():
+            if self._closed:
+                return
+            self._closed = True
+            with self.backend.device.current():
+                if self._storage is not None:
+                    self._storage.close()
+                self.backend.close()
+            self.backend.device.close()
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """One caller at a time."""
+        if not self._busy.acquire(blocking=False):
+            raise UserError("This pipeline is in use by another call.", expected="one caller at a time",
+                            remedy="wait for the other call, or load a second pipeline")  # fmt: skip
+        try:
+            yield
+        finally:
+            self._busy.release()
 
     def plan(self, size: tuple[int, int] | None = None, frames: int | None = None, steps: int | None = None
              ) -> MemoryPlan:  # fmt: skip
         """What a call of that size, frames and steps would keep on the device. Raises UserError if nothing fits."""
-        steps = steps or self.manifest.sampler.steps
-        experts = _experts(plan_steps(self.manifest, steps, self.manifest.sampler.sigma_max))
+        experts = _experts(plan_steps(self.manifest, steps))
         return self._planned(tokens_of(latent_shape(self.manifest, size, frames)), experts)
 
     @property
@@ -146,14 +162,10 @@ class Pipeline:
         fit, NonFiniteError where a step gave NaN, BackendError, and whatever ``on_step`` raises: the pipeline can be
         called again after each of them.
         """
-        if not self._busy.acquire(blocking=False):
-            raise UserError("This pipeline is in use by another thread.", expected="one caller at a time",
-                            remedy="wait for the other call, or load a second pipeline")  # fmt: skip
-        try:
+        with self._alone():
             if self._closed:
                 raise UserError("This pipeline is closed.", remedy="load it again")
-            facts = self.manifest.sampler
-            planned = plan_steps(self.manifest, steps or facts.steps, sigma_max or facts.sigma_max, ode=ode)
+            planned = plan_steps(self.manifest, steps, sigma_max, ode=ode)
             shape = latent_shape(self.manifest, size, frames)
             text = text_bits(text_embeds, self.manifest.model)
             extra = condition_tokens(condition, self.manifest.model, shape)
@@ -162,8 +174,6 @@ class Pipeline:
                 with Run(self.manifest, self.backend, storage, shape, debug=debug, times=times) as run:
                     run.begin(text, extra, planned)
                     return self._sample(run, planned, seed, shape, on_step)
-        finally:
-            self._busy.release()
 
     def _sample(
         self, run: Run, steps: Sequence[Step], seed: int, shape: tuple[int, int, int], on_step: OnStep | None
@@ -218,7 +228,7 @@ def plan_bundle(
 ) -> MemoryPlan:
     """The plan of a bundle before anything is loaded, on any machine; ``vram`` in bytes. Raises UserError."""
     tokens = tokens_of(latent_shape(manifest, size, frames))
-    experts = _experts(plan_steps(manifest, steps or manifest.sampler.steps, manifest.sampler.sigma_max))
+    experts = _experts(plan_steps(manifest, steps))
     activations = {stage: kind.activation_bytes(manifest, stage, tokens) for stage in STAGES}
     found = _sizes(manifest, activations, kind.overhead(manifest), tokens)
     return plan_memory(found, manifest.model.layers, experts, tokens, vram)

@@ -59,8 +59,12 @@ class NonFiniteError(UserError):
         self.step, self.stage, self.block, self.weight = step, stage, block, weight
 
 
-def plan_steps(manifest: Manifest, steps: int, sigma_max: float, *, ode: bool = False) -> tuple[Step, ...]:
-    """The steps of a run: steps whose t is below the boundary use the last expert. Raises UserError."""
+def plan_steps(
+    manifest: Manifest, steps: int | None = None, sigma_max: float | None = None, *, ode: bool = False
+) -> tuple[Step, ...]:
+    """The steps of a run, the bundle's own where not given: t below the boundary uses the last expert. UserError."""
+    steps = manifest.sampler.steps if steps is None else steps
+    sigma_max = manifest.sampler.sigma_max if sigma_max is None else sigma_max
     if not 1 <= steps <= MAX_STEPS:
         raise UserError("This number of steps is not trained.", expected=f"1 to {MAX_STEPS}", got=str(steps))
     if not (np.isfinite(sigma_max) and sigma_max > 0):

@@ -92,7 +92,8 @@ class Storage:
         return next(found, None)
 
     def close(self) -> None:
-        """Free all memory and close the files; a run must be over."""
+        """Free all memory and close the files; copies that an interruption left under way end first."""
+        self.stream.stop()
         self._staging.close()
         self._free()
 

@@ -143,11 +143,12 @@ class WeightStream:
         """Hold the piece back until its slot is free; False ends the pouring."""
         copy: Copy = piece.owner
         if piece.first:
+            after = copy.after_use
             with self._changed:
-                after = copy.after_use
                 self._changed.wait_for(lambda: self._stopping or after is None or after in self._used)
-            if self._stopping:
-                return False
+        if self._stopping:
+            return False
+        if piece.first:
             self.held.pop(copy.slot, None)  # half a unit is none
             if after is not None:
                 self._device.wait("copy", self._used[after])

@@ -188,6 +188,27 @@ def test_a_load_that_fails_leaves_nothing(whole: Path, monkeypatch: pytest.Monke
     assert device.closed
 
 
+def test_an_interrupted_load_leaves_nothing(whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C while the weights are on their way: the copies under way end before their memory is freed."""
+    device = LazyDevice("copies first")
+    original, slowly = WeightsFile.fill, threading.Event()
+
+    def fill(self: Any, *args: Any) -> None:
+        slowly.wait(0.05)
+        original(self, *args)
+
+    def interrupt(self: Any) -> None:
+        monkeypatch.undo()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(WeightsFile, "fill", fill)
+    monkeypatch.setattr("runtime.streaming.WeightStream.finish", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        Pipeline.load(whole, backend=telling_kind(device), **OPTIONS)
+    assert device.live == {"device": 0, "pinned": 0}
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("turbotrt")]
+
+
 def test_twenty_runs_leave_as_much_memory_as_one(whole: Path) -> None:
     device = LazyDevice("copies first")
     with Pipeline.load(whole, backend=telling_kind(device), **OPTIONS) as pipe:

@@ -230,6 +230,8 @@ def test_embeddings_in_every_dtype(pipes: dict[str, Pipeline], text: Any) -> Non
     ("options", "words"),
     [
         ({"steps": 5}, "1 to 4"),
+        ({"steps": 0}, "1 to 4"),
+        ({"sigma_max": 0.0}, "positive"),
         ({"sigma_max": -1.0}, "positive"),
         ({"seed": -1}, "seed"),
         ({"frames": 10}, r"4n\+1"),
@@ -276,10 +278,12 @@ def test_a_second_thread_is_told(pipes: dict[str, Pipeline], text: Any) -> None:
         thread = threading.Thread(target=intrude)
         thread.start()
         thread.join()
+        with pytest.raises(UserError, match="in use"):
+            pipe.close()
 
     pipe(text, steps=1, size=SIZE, frames=FRAMES, on_step=on_step)
     assert len(told) == 1
-    assert "another thread" in told[0]
+    assert "in use" in told[0]
     pipe(text, steps=1, size=SIZE, frames=FRAMES)  # afterwards it is free again
 
 
