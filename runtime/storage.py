@@ -37,6 +37,7 @@ class Storage:
                 self._check(expert)
             for slot, stage in slots_of(plan).items():
                 self._memories[slot] = device.allocate(self._layouts[stage].nbytes)
+            device.finish()  # torch's allocator may hand out what the compute queue still reads, and copies do not wait
         except BaseException:
             self._free()
             raise

@@ -251,13 +251,12 @@ def test_every_budget_gives_the_same_latents_within_its_plan(
     smallest = plan.smallest
     half = (smallest + plan.peak) // 2
     budgets = [half, smallest] if name == "1.3b" else [STREAM_BUDGET, smallest]
-    rows = {"resident": whole}
+    rows = figures[f"{name} budgets"] = {"resident": whole}
     for budget in budgets:
         got, rows[str(budget)], other = peak_of(folder, {"steps": steps, "vram": budget})
         assert np.array_equal(got, want), f"{budget}: other latents"
         for mine, theirs in zip(other.latents, clock.latents, strict=True):
             assert np.array_equal(mine, theirs)
-    figures[f"{name} budgets"] = rows
     for budget, row in rows.items():
         assert row["allocated"] <= row["plan"], budget
         # Not so loose that a plan says nothing.
