@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from plugins.errors import UserError
+from runtime.staging import pinned_bytes
 
 RING = 2  # slots that streamed layers take turns in: one is computed on while the other is filled
 
@@ -87,6 +88,11 @@ class MemoryPlan:
         return self.weights + self.sizes.running
 
     @property
+    def pinned(self) -> int:
+        """Bytes of page-locked host memory at most."""
+        return pinned_bytes(max(self.sizes.embed, self.sizes.block, self.sizes.head))
+
+    @property
     def smallest(self) -> int:
         """The peak in bytes with as little as can be resident: the smallest budget that works."""
         few = frozenset[int]() if self.layers > RING else self.resident
@@ -94,7 +100,7 @@ class MemoryPlan:
 
     def plain(self) -> dict[str, Any]:
         """For JSON."""
-        names = ("tokens", "budget", "peak", "smallest", "weights", "layers", "streamed", "all_experts")
+        names = ("tokens", "budget", "peak", "smallest", "weights", "pinned", "layers", "streamed", "all_experts")
         sizes = {"io": self.sizes.io, "overhead": self.sizes.overhead, "activations": dict(self.sizes.activations)}
         resident = sorted(unit - 1 for unit in self.resident)
         values = {name: getattr(self, name) for name in names}
@@ -110,6 +116,7 @@ class MemoryPlan:
             f"  weights {gigabytes(self.weights)}: {self._layers()}",
             f"  activations and workspace {gigabytes(s.activations[worst])} ({worst}), "
             f"inputs and outputs {gigabytes(s.io)}, overhead {gigabytes(s.overhead)}",
+            f"  page-locked host memory {gigabytes(self.pinned)}",
             *self._experts(),
         ]
 

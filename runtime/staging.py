@@ -17,6 +17,11 @@ BUFFERS = 8  # all that is ever page-locked: 256 MiB
 READERS = 8  # threads; one alone does not read as fast as a GPU takes
 
 
+def pinned_bytes(largest: int) -> int:
+    """Page-locked host memory at most, where the largest slot has so many bytes."""
+    return min(CHUNK, largest) * BUFFERS
+
+
 @dataclass(frozen=True)
 class Piece:
     """A part of one unit's slot: bytes [offset, offset + count) of the slot, from the tensors ``prefix``…"""
@@ -42,11 +47,6 @@ class Staging:
         self._events: list[Event | None] = [None] * BUFFERS
         self._pool = ThreadPoolExecutor(READERS, thread_name_prefix="turbotrt-read")
         self.copied_bytes = 0
-
-    @property
-    def pinned_bytes(self) -> int:
-        """Page-locked memory at most."""
-        return self._chunk * BUFFERS
 
     def pieces(self, owner: Any, memory: Memory) -> list[Piece]:
         """The pieces that bring ``owner.unit`` (expert, unit) into a slot."""

@@ -55,11 +55,6 @@ class Storage:
         """Bytes brought to the device so far."""
         return self._staging.copied_bytes
 
-    @property
-    def pinned_bytes(self) -> int:
-        """Page-locked host memory at most."""
-        return self._staging.pinned_bytes
-
     def one_pass(self, expert: str) -> list[Unit]:
         """The units of one expert in the order of a step."""
         return [(expert, unit) for unit in range(self.plan.layers + 2)]

@@ -74,8 +74,14 @@ class Context:
 
     def update_device_memory_size_for_shapes(self) -> int:
         self.memory = (0, 0)
+        return self._needed()
+
+    def _needed(self) -> int:
+        return {"embed": 100, "block": 300, "head": 200}[self.stage.name] * self._length()  # type: ignore[index]
+
+    def _length(self) -> int:
         (length,) = {shape[0] for shape in self.shapes.values()}
-        return {"embed": 100, "block": 300, "head": 200}[self.stage.name] * length  # type: ignore[index]
+        return length
 
     def set_device_memory(self, address: int, size: int) -> None:
         self.memory = (address, size)
@@ -86,12 +92,8 @@ class Context:
         return name in known and address % 4 == 0
 
     def execute_async_v3(self, stream: int) -> bool:
-        (length,) = {shape[0] for shape in self.shapes.values()}
-        needed = self.update_device_memory_size_for_shapes.__func__  # type: ignore[attr-defined]
-        memory = self.memory
-        size = needed(self)
-        self.memory = memory
-        if memory[0] == 0 or memory[1] < size:
+        length, (address, size) = self._length(), self.memory
+        if address == 0 or size < self._needed():
             return self.trt.fail("device memory is missing or too small")
         everything = {tensor.name for tensor in (*self.stage.inputs, *self.stage.outputs)}
         if set(self.addresses) != everything:

@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import json
 import os
-import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +24,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("triton")
 
 from random_bundle import make_random_bundle  # noqa: E402
+from transfer_rates import disk_rate, pcie_rate  # noqa: E402
 
 from exporter.models import MODELS, ModelSpec  # noqa: E402
 from exporter.progress import SilentProgress  # noqa: E402
@@ -282,38 +281,6 @@ def test_the_switch_of_experts_is_hidden(pair: Path, figures: dict[str, Any]) ->
     second, switched, last = clock.seconds
     figures["expert switch"] = {"steps": [second, switched, last], "times": switched / ((second + last) / 2)}
     assert switched <= 1.02 * (second + last) / 2
-
-
-def disk_rate(path: Path, workers: int = 8) -> float:
-    """Bytes a second of plain parallel reads of the file, as it lies in the page cache, into memory touched before."""
-    part, size = 32 << 20, path.stat().st_size
-    buffers = threading.local()
-
-    def read(at: int) -> int:
-        if not hasattr(buffers, "own"):
-            buffers.own = bytearray(part)
-        with path.open("rb", buffering=0) as file:
-            file.seek(at)
-            return file.readinto(buffers.own) or 0
-
-    with ThreadPoolExecutor(workers) as pool:
-        list(pool.map(read, range(0, 8 * part, part)))
-        started = time.perf_counter()
-        total = sum(pool.map(read, range(0, size, part)))
-    return total / (time.perf_counter() - started)
-
-
-def pcie_rate() -> float:
-    """Bytes a second from page-locked memory."""
-    host = torch.empty(1 << 30, dtype=torch.uint8, pin_memory=True)
-    device = torch.empty_like(host, device="cuda")
-    device.copy_(host, non_blocking=True)
-    torch.cuda.synchronize()
-    started = time.perf_counter()
-    for _ in range(4):
-        device.copy_(host, non_blocking=True)
-    torch.cuda.synchronize()
-    return 4 * (1 << 30) / (time.perf_counter() - started)
 
 
 class LoadClock(SilentProgress):

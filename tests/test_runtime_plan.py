@@ -118,6 +118,8 @@ def test_lines_and_json_tell_the_same() -> None:
     assert "take turns in the same slots" in text
     assert plain["peak"] == plan.peak == 9_882_000_000
     assert len(plain["resident_layers"]) == 7
+    assert plain["pinned"] == 256 * 2**20
+    assert "page-locked host memory 268.4 MB" in text
     assert plain["activations"] == dict(SIZES.activations)
 
 
