@@ -41,10 +41,13 @@ class Pipeline:
     Between calls only weights stay on the device. Same inputs, same bytes, on one backend and GPU.
     """
 
-    def __init__(self, folder: Path, manifest: Manifest, backend: Backend, budget: int | None, report: Report) -> None:
+    def __init__(
+        self, folder: Path, manifest: Manifest, backend: Backend, budget: int | None, verify: bool, report: Report
+    ) -> None:
         """Use ``load``."""
         self.folder, self.manifest, self.backend = folder, manifest, backend
-        self._budget, self._report = budget, report
+        self._budget, self._verify, self._report = budget, verify, report
+        self._checked: tuple[str, ...] = ()  # experts whose files were compared with the manifest
         self._storage: Storage | None = None
         self._busy = threading.Lock()
         self._closed = False
@@ -80,7 +83,8 @@ class Pipeline:
         files = [*kind.files(manifest), *(manifest.weights[expert] for expert in planned)]
         _require(check_files(folder, manifest, files, verify=verify, report=report))
         opened = kind.open(folder, manifest, report)
-        pipe = cls(folder, manifest, opened, budget, report)
+        pipe = cls(folder, manifest, opened, budget, verify, report)
+        pipe._checked = planned
         try:
             with opened.device.current():
                 free = opened.device.free_bytes()
@@ -191,6 +195,13 @@ class Pipeline:
         return plan_memory(self._sizes(tokens), self.manifest.model.layers, experts, tokens,
                            self._budget)  # fmt: skip
 
+    def _check_files(self, experts: tuple[str, ...]) -> None:
+        """What ``load`` does for the experts it loads, for those that a call asks for later."""
+        _require(check_weights(self.manifest, experts))
+        later = [self.manifest.weights[expert] for expert in experts if expert not in self._checked]
+        _require(check_files(self.folder, self.manifest, later, verify=self._verify, report=self._report))
+        self._checked += tuple(expert for expert in experts if expert not in self._checked)
+
     def _sizes(self, tokens: int) -> Sizes:
         activations = {stage: self.backend.activation_bytes(stage, tokens) for stage in STAGES}
         return _sizes(self.manifest, activations, self.backend.overhead_bytes, tokens)
@@ -203,7 +214,7 @@ class Pipeline:
             if set(experts) <= set(plan.experts) and (self._budget is None or need <= self._budget):
                 return self._storage
         plan = self._planned(tokens, experts)
-        _require(check_weights(self.manifest, experts))
+        self._check_files(experts)
         if self._storage is not None:
             self._storage.close()
             self._storage = None

@@ -125,6 +125,11 @@ def test_few_steps_do_not_load_the_second_expert(bundles: dict[str, Path], tmp_p
         assert device.log == expected(bundles[TWO.name], TWO, ["high-noise"] * 2)
         with pytest.raises(UserError, match="low-noise"):
             pipe(TEXT, steps=3)
+        data = (bundles[TWO.name] / "weights-low-noise.safetensors").read_bytes()
+        (folder / "weights-low-noise.safetensors").write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+        with pytest.raises(UserError, match="sha256"):
+            pipe(TEXT, steps=3)
+        (folder / "weights-low-noise.safetensors").unlink()
         (folder / "weights-low-noise.safetensors").hardlink_to(bundles[TWO.name] / "weights-low-noise.safetensors")
         pipe(TEXT, steps=3)
         assert pipe.placement.experts == ("high-noise", "low-noise")
