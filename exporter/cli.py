@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from exporter import cli_kernels
+from exporter import cli_kernels, cli_run
 from exporter.command import (
     CHECKPOINT_HELP,
     EPILOG,
@@ -226,9 +226,8 @@ def merge(
     typer.echo(f"{out}: {out.stat().st_size / 1e9:.2f} GB")
 
 
-bench_app = typer.Typer(help="Benchmarks on the GPU at hand.", no_args_is_help=True)
-app.add_typer(bench_app, name="bench")
-cli_kernels.register(app, bench_app)
+cli_run.register(app)
+cli_kernels.register(app, cli_run.bench_app)
 
 export_app = typer.Typer(
     add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich", no_args_is_help=True

@@ -18,7 +18,9 @@ from exporter.trace import trace
 from exporter.weights import Stage
 from plugins.dtypes import DTYPES
 from plugins.onnx_schema import DOMAIN, PLAN_ATTRIBUTE
+from plugins.tensorrt_plugin import PLUGIN_VERSION
 from runtime.bundle import Manifest, TensorInfo, verify_file
+from runtime.checks import PLUGIN_TOOL
 
 _TOOLS = ("turbotrt", "torch", "triton", "onnx", "onnxscript", "onnx-graphsurgeon", "tensorrt-rtx", "tensorrt")
 _ROOT = Path(__file__).resolve().parent.parent
@@ -43,7 +45,7 @@ def onnx_name(stage: str) -> str:
 
 def tools() -> dict[str, str]:
     """Versions of what made the files; a package that is not installed is left out."""
-    found = {}
+    found = {PLUGIN_TOOL: PLUGIN_VERSION}
     for name in _TOOLS:
         try:
             found[name] = version(name)
