@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from torch import Tensor
 from exporter import stages
 from exporter.checkpoint.reader import Checkpoint
 from exporter.compare import plain_model
-from exporter.compare.ops import Call, Evaluate, Intercept, Outputs, Unrounded, by_reference, unrounded
+from exporter.compare.ops import Call, Evaluate, Intercept, Outputs, Unrounded, unrounded
 from exporter.compare.plain_model import PlainAttention
 from exporter.compare.weights import Weights, float_tensor
 from exporter.stages import BlockOptions
@@ -48,6 +48,11 @@ class Machine(ABC):
         self.record_selections = False
         self.selections: dict[int, Tensor] = {}
 
+    @property
+    def follows(self) -> bool:
+        """Whether it keeps the key blocks of another machine, which must then run first."""
+        return False
+
     @abstractmethod
     def embed(
         self, expert: str, tokens: Tensor, time_features: Tensor, text: Tensor, condition: Tensor | None
@@ -68,6 +73,21 @@ class Machine(ABC):
         """Give back what the machine holds."""
 
 
+class OpMachine(Protocol):
+    """A machine whose ops can be seen one by one."""
+
+    name: str
+    device: torch.device
+
+    @property
+    def evaluate(self) -> Evaluate: ...
+
+    def block_by(
+        self, evaluate: Evaluate, expert: str, layer: int, x: Tensor, context: Tensor, e0: Tensor, cos: Tensor,
+        sin: Tensor,
+    ) -> Tensor: ...  # fmt: skip
+
+
 class PlainMachine(Machine):
     """The fp32 model with the checkpoint's own weights; selects the key blocks that ``follow`` did, if given."""
 
@@ -81,6 +101,14 @@ class PlainMachine(Machine):
     ) -> None:
         super().__init__(name, device)
         self._readers, self._attention, self._follow = readers, attention, follow
+
+    @property
+    def follows(self) -> bool:
+        return self._follow is not None
+
+    def following(self, leader: Machine) -> PlainMachine:
+        """The same machine, keeping the key blocks that ``leader`` keeps."""
+        return PlainMachine(self.name, self._readers, self._attention, self.device, leader)
 
     def _load(self, expert: str, prefix: str = "") -> Callable[[str], Tensor]:
         return lambda name: float_tensor(self._readers[expert], prefix + name).to(self.device)
@@ -117,8 +145,8 @@ class StageMachine(Machine):
     def _around(self) -> AbstractContextManager[Any]:
         return nullcontext()
 
-    def _run(self, weights: dict[str, Tensor], evaluate: Evaluate, function: Callable[..., Any], *args: Any) -> Any:
-        with torch.inference_mode(), self._around(), Intercept(evaluate, weights):
+    def _run(self, names: dict[str, Tensor], evaluate: Evaluate, function: Callable[..., Any], *args: Any) -> Any:
+        with torch.inference_mode(), self._around(), Intercept(evaluate, names):
             return function(*args)
 
     def embed(self, expert, tokens, time_features, text, condition):  # type: ignore[no-untyped-def]
@@ -134,15 +162,10 @@ class StageMachine(Machine):
         sin: Tensor,
     ) -> Tensor:  # fmt: skip
         """``block`` with the ops answered by another evaluation."""
-
-        def watched(call: Call) -> Outputs:
-            if self.record_selections and TOPK in call.attributes:
-                self.selections[layer] = selection(call)
-            return evaluate(call)
-
         weights = self.weights(expert, "block", layer)
-        args = (self.residual(x), self.residual(context), e0, cos, sin, weights, self.options)
-        out: Tensor = self._run(weights, watched, stages.block, *args)
+        x, context = self.residual(x), self.residual(context)
+        names = {"x": x, "context": context, **weights}
+        out: Tensor = self._run(names, watched(self, layer, evaluate), stages.block, x, context, e0, cos, sin, weights, self.options)
         return out
 
     @property
@@ -173,9 +196,15 @@ class UnroundedMachine(StageMachine):
         return x.float()
 
 
-def reference_machine(name: str, weights: Weights, options: BlockOptions, device: torch.device) -> StageMachine:
-    """The stages with every op by its oracle."""
-    return StageMachine(name, weights, options, by_reference, device)
+def watched(machine: Machine, layer: int, evaluate: Evaluate) -> Evaluate:
+    """``evaluate``, noting which key blocks the layer's attention keeps where the machine records them."""
+
+    def evaluated(call: Call) -> Outputs:
+        if machine.record_selections and TOPK in call.attributes:
+            machine.selections[layer] = selection(call)
+        return evaluate(call)
+
+    return evaluated
 
 
 def selection(call: Call) -> Tensor:

@@ -6,7 +6,7 @@ whatever ops there are, and neither the stages nor the ops know of it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.weak import WeakIdKeyDictionary
 
 from plugins.op import AttrValue, Op
 from plugins.registry import OPS
@@ -26,16 +27,26 @@ _NARROW = frozenset((torch.int8, torch.bfloat16, torch.float16, torch.float8_e4m
 
 @dataclass(frozen=True)
 class Call:
-    """One call of an op: its inputs, attributes by name, and which weights it was given."""
+    """One call of an op: its inputs, its attributes by name, and what a report calls it (``call_label``)."""
 
     op: Op
     inputs: tuple[Tensor, ...]
     attributes: Mapping[str, AttrValue]
-    weight: str
+    label: str
 
-    def label(self, index: int) -> str:
-        """What a report calls it: "03 BlockInt8GemmResidual self_attn.o"."""
-        return " ".join(filter(None, (f"{index:02d}", self.op.name, self.weight)))
+
+def call_label(op: str, operands: Sequence[str | None]) -> str:
+    """"BlockInt8GemmResidual self_attn.o" for an op with weights, "BlockInt8Quantize(SageSLA)" for one without.
+
+    ``operands`` says of each input what it is: a weight ("self_attn.o.scale"), an input of the stage ("x"), the label
+    of the op that made it, or None. The label thus does not depend on the order of calls.
+    """
+    modules = [name.rpartition(".")[0] for name in operands if name and "." in name and not set(" (") & set(name)]
+    if modules:
+        return f"{op} {modules[0]}"
+    made_by = next((name for name in operands if name), "")
+    _, space, module = made_by.partition(" ")
+    return f"{op}({module if space else made_by.partition('(')[0]})"
 
 
 Outputs = tuple[Tensor, ...]
@@ -57,12 +68,14 @@ def by_op(call: Call) -> Outputs:
 
 
 class Intercept(TorchDispatchMode):  # type: ignore[misc]
-    """Lets ``evaluate`` answer every call of our ops while it is entered. ``weights`` names the calls' operands."""
+    """Lets ``evaluate`` answer every call of our ops while it is entered. ``names``: the stage's inputs and weights."""
 
-    def __init__(self, evaluate: Evaluate, weights: Mapping[str, Tensor] | None = None) -> None:
+    def __init__(self, evaluate: Evaluate, names: Mapping[str, Tensor] | None = None) -> None:
         super().__init__()
         self._evaluate = evaluate
-        self._names = {id(tensor): name for name, tensor in (weights or {}).items()}
+        self._names: WeakIdKeyDictionary = WeakIdKeyDictionary()  # a tensor's id may be another's after it is freed
+        for name, tensor in (names or {}).items():
+            self._names[tensor] = name
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func.namespace != NAMESPACE:
@@ -70,13 +83,11 @@ class Intercept(TorchDispatchMode):  # type: ignore[misc]
         op = OPS[func.__name__.partition(".")[0]]
         inputs, count = tuple(args[: len(op.inputs)]), len(op.inputs)
         attributes = op.attribute_values({a.name: v for a, v in zip(op.attributes, args[count:], strict=False)})
-        out = self._evaluate(Call(op, inputs, attributes, self._weight(inputs)))
+        label = call_label(op.name, [self._names.get(tensor) for tensor in inputs])
+        out = self._evaluate(Call(op, inputs, attributes, label))
+        for tensor in out:
+            self._names[tensor] = label
         return out if len(out) > 1 else out[0]
-
-    def _weight(self, inputs: Sequence[Tensor]) -> str:
-        """The module whose weights are among the inputs: "self_attn.o" of self_attn.o.int8_weight."""
-        found = [self._names[id(tensor)] for tensor in inputs if id(tensor) in self._names]
-        return found[0].rpartition(".")[0] if found else ""
 
 
 class Unrounded(TorchFunctionMode):  # type: ignore[misc]
@@ -130,23 +141,24 @@ def values(op: Op, outputs: Outputs) -> dict[str, Tensor]:
     }
 
 
-def labelled(call: Call, index: int, outputs: Outputs) -> dict[str, Tensor]:
+def labelled(call: Call, outputs: Outputs) -> dict[str, Tensor]:
     """``values`` under the call's label, with the output's name where there are several."""
     named = values(call.op, outputs)
-    label = call.label(index)
-    return {f"{label} {name}" if len(named) > 1 else label: tensor for name, tensor in named.items()}
+    return {f"{call.label}: {name}" if len(named) > 1 else call.label: tensor for name, tensor in named.items()}
 
 
 class Recorder:
-    """An evaluation that remembers each call and what it gave; outputs move to the CPU if ``keep`` is off."""
+    """An evaluation that remembers each call and what it gave. Raises ValueError if two calls have one label."""
 
     def __init__(self, evaluate: Evaluate) -> None:
         self._evaluate = evaluate
-        self.calls: list[tuple[Call, Outputs]] = []
+        self.calls: dict[str, tuple[Call, Outputs]] = {}
 
     def __call__(self, call: Call) -> Outputs:
+        if call.label in self.calls:
+            raise ValueError(f"two calls are {call.label!r}")
         out = self._evaluate(call)
-        self.calls.append((call, out))
+        self.calls[call.label] = (call, out)
         return out
 
 
@@ -154,19 +166,16 @@ class Replay:
     """Evaluates each call on what the recorded run fed it, with this run's own weights, tables and options.
 
     It answers with the recorded output, so that an error shows at the op that made it and at no other.
-    ``expected`` fills with what each op should have given. Raises ValueError where the calls are not the same.
+    ``expected`` fills with what each op should have given. Raises ValueError on a call that was not recorded.
     """
 
-    def __init__(self, evaluate: Evaluate, recorded: Iterable[tuple[Call, Outputs]]) -> None:
+    def __init__(self, evaluate: Evaluate, recorded: Mapping[str, tuple[Call, Outputs]]) -> None:
         self._evaluate = evaluate
-        self._recorded = iter(recorded)
-        self._index = 0
+        self._recorded = recorded
         self.expected: dict[str, Tensor] = {}
 
     def __call__(self, call: Call) -> Outputs:
-        recorded, outputs = next(self._recorded, (None, ()))
-        if recorded is None or recorded.op.name != call.op.name:
-            raise ValueError(f"call {self._index} is {call.op.name}, the recorded one is {recorded and recorded.op.name}")
-        self.expected |= labelled(call, self._index, self._evaluate(call))
-        self._index += 1
-        return outputs
+        if call.label not in self._recorded:
+            raise ValueError(f"{call.label!r} was not called, but {', '.join(self._recorded)}")
+        self.expected |= labelled(call, self._evaluate(call))
+        return self._recorded[call.label][1]

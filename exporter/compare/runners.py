@@ -16,9 +16,10 @@ from polygraphy.backend.base import BaseRunner
 from polygraphy.common import TensorMetadata
 from torch import Tensor
 
-from exporter.compare.machines import Machine, StageMachine, forward
+from exporter.compare.machines import Machine, OpMachine, forward
 from exporter.compare.ops import Recorder, Replay, labelled
 from exporter.compare.scene import Scene
+from exporter.compare.thresholds import OpBound, op_bound
 
 Feed = Mapping[str, Tensor]
 Shapes = Mapping[str, tuple[torch.dtype, tuple[int | None, ...]]]
@@ -31,6 +32,7 @@ BLOCK_FEED: Shapes = {
     "sin": (torch.float32, (None, 64)),
     "layer": (torch.int64, ()),
 }
+BLOCK_OUTPUT = "x"
 STEP_FEED: Shapes = {"tokens": (torch.float32, (None, 64)), "step": (torch.int64, ())}
 
 
@@ -55,7 +57,7 @@ class _Runner(BaseRunner):  # type: ignore[misc]
         raise NotImplementedError
 
 
-def _block_args(machine: Machine, feed: Feed) -> tuple[Tensor, ...]:
+def _block_args(machine: Machine | OpMachine, feed: Feed) -> tuple[Tensor, ...]:
     return tuple(feed[name].to(machine.device) for name in ("x", "context", "e0", "cos", "sin"))
 
 
@@ -67,18 +69,20 @@ class BlockRunner(_Runner):
     def __init__(self, machine: Machine, expert: str) -> None:
         super().__init__(machine.name)
         self._machine, self._expert = machine, expert
+        self.last: Mapping[str, Tensor] = {}
 
     def outputs(self, feed: Feed) -> Mapping[str, Tensor]:
         x, context, e0, cos, sin = _block_args(self._machine, feed)
-        return {"x": self._machine.block(self._expert, int(feed["layer"]), x, context, e0, cos, sin)}
+        self.last = {BLOCK_OUTPUT: self._machine.block(self._expert, int(feed["layer"]), x, context, e0, cos, sin)}
+        return self.last
 
 
 class OpsRunner(_Runner):
-    """Every op of block ``layer``: what each gave, in order; an INT8 tensor and its scales as one fp32 tensor."""
+    """Every op of block ``layer``, and the block's x: an INT8 tensor and its scales are one fp32 tensor."""
 
     feed = BLOCK_FEED
 
-    def __init__(self, machine: StageMachine, expert: str) -> None:
+    def __init__(self, machine: OpMachine, expert: str) -> None:
         super().__init__(machine.name)
         self._machine, self._expert = machine, expert
         self.recorder = Recorder(machine.evaluate)
@@ -86,11 +90,18 @@ class OpsRunner(_Runner):
     def outputs(self, feed: Feed) -> Mapping[str, Tensor]:
         self.recorder = Recorder(self._machine.evaluate)
         args = _block_args(self._machine, feed)
-        self._machine.block_by(self.recorder, self._expert, int(feed["layer"]), *args)
+        x = self._machine.block_by(self.recorder, self._expert, int(feed["layer"]), *args)
         given: dict[str, Tensor] = {}
-        for index, (call, out) in enumerate(self.recorder.calls):
-            given |= labelled(call, index, out)
-        return given
+        for call, out in self.recorder.calls.values():
+            given |= labelled(call, out)
+        return {**given, BLOCK_OUTPUT: x}
+
+    def bounds(self) -> dict[str, OpBound]:
+        """Output's name → how far it may be from what it should be, of the last run."""
+        found: dict[str, OpBound] = {}
+        for call, out in self.recorder.calls.values():
+            found |= dict.fromkeys(labelled(call, out), op_bound(call.op.name, call.attributes))
+        return found
 
 
 class ReplayRunner(_Runner):
@@ -98,8 +109,8 @@ class ReplayRunner(_Runner):
 
     feed = BLOCK_FEED
 
-    def __init__(self, machine: StageMachine, candidate: OpsRunner, expert: str) -> None:
-        super().__init__(machine.name)
+    def __init__(self, name: str, machine: OpMachine, candidate: OpsRunner, expert: str) -> None:
+        super().__init__(name)
         self._machine, self._candidate, self._expert = machine, candidate, expert
 
     def outputs(self, feed: Feed) -> Mapping[str, Tensor]:

@@ -1,0 +1,64 @@
+"""The bundle's TensorRT engines on the GPU they were built for, run by Polygraphy's own runner."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from exporter.compare.machines import Embedded, Machine
+from exporter.compare.weights import Weights
+from exporter.flavour import load
+from exporter.trace import OUTPUT_SUFFIX, OUTPUTS
+from exporter.weights import Stage
+from plugins.registry import OPS
+from plugins.tensorrt_plugin import register
+
+
+class EngineMachine(Machine):
+    """Three engines on one device, with the bundle's weights as inputs. ``close`` frees them."""
+
+    def __init__(self, name: str, files: Mapping[str, Path], weights: Weights, flavour: str) -> None:
+        """``files``: stage → engine. Raises Polygraphy's error where an engine does not load."""
+        super().__init__(name, torch.device("cuda"))
+        self._weights = weights
+        from polygraphy import config
+
+        config.USE_TENSORRT_RTX = flavour == "tensorrt_rtx"  # read when Polygraphy first imports TensorRT
+        from polygraphy.backend.common import BytesFromPath
+        from polygraphy.backend.trt import EngineFromBytes, TrtRunner
+
+        register(load(flavour), OPS)
+        self._runners: dict[str, Any] = {
+            stage: TrtRunner(EngineFromBytes(BytesFromPath(str(path))), name=f"{name} {stage}")
+            for stage, path in files.items()
+        }
+        for runner in self._runners.values():
+            runner.activate()
+
+    def _run(self, stage: Stage, expert: str, feed: Mapping[str, Tensor], layer: int = 0) -> tuple[Tensor, ...]:
+        weights = self._weights(expert, stage, layer)
+        inputs = {name: tensor.to(self.device).contiguous() for name, tensor in {**feed, **weights}.items()}
+        torch.cuda.synchronize(self.device)  # the runner has a stream of its own
+        out = self._runners[stage].infer(inputs)
+        return tuple(out[name + OUTPUT_SUFFIX].to(self.device) for name in OUTPUTS[stage])
+
+    def embed(self, expert, tokens, time_features, text, condition):  # type: ignore[no-untyped-def]
+        feed = {"tokens": tokens, "time_features": time_features, "text": text}
+        return Embedded(*self._run("embed", expert, feed | ({} if condition is None else {"condition": condition})))
+
+    def block(self, expert, layer, x, context, e0, cos, sin):  # type: ignore[no-untyped-def]
+        feed = {"x": x.bfloat16(), "context": context.bfloat16(), "e0": e0, "cos": cos, "sin": sin}
+        return self._run("block", expert, feed, layer)[0]
+
+    def head(self, expert, x, e, tokens, noise, update):  # type: ignore[no-untyped-def]
+        a, b, c = (torch.tensor([value], dtype=torch.float32) for value in (update.a, update.b, update.c))
+        feed = {"x": x.bfloat16(), "e": e, "tokens": tokens, "noise": noise, "a": a, "b": b, "c": c}
+        return self._run("head", expert, feed)
+
+    def close(self) -> None:
+        for runner in self._runners.values():
+            runner.deactivate()
