@@ -13,7 +13,7 @@ from plugins.errors import UserError
 
 # fmt: off
 EXPORT_EXTRA = frozenset((
-    "torch", "triton", "sageattention", "onnx", "onnx_ir", "onnxscript", "onnx_graphsurgeon", "polygraphy",
+    "torch", "triton", "sageattention", "onnx", "onnx_ir", "onnxscript", "onnx_graphsurgeon", "polygraphy", "matplotlib",
     "huggingface_hub", "ml_dtypes",
 ))
 # fmt: on

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -249,10 +248,3 @@ def _common(results: RunResults, name: str, other: str) -> RunResults:
         only.append((runner, [IterationResult({out: iteration[out] for out in shared}, 0.0, runner)]))
     return only
 
-
-def final_distance(found: Comparison, candidate: str, reference: str) -> tuple[float, float]:
-    """Mean PSNR and SSIM of the final frames of a pair; NaN where there are none."""
-    rows = [r for r in found.rows if r.level == "frame" and (r.candidate, r.reference) == (candidate, reference)]
-    if not rows:
-        return math.nan, math.nan
-    return tuple(sum(r.metrics[m] for r in rows) / len(rows) for m in ("psnr_db", "ssim"))  # type: ignore[return-value]

@@ -110,6 +110,10 @@ class PlainMachine(Machine):
         """The same machine, keeping the key blocks that ``leader`` keeps."""
         return PlainMachine(self.name, self._readers, self._attention, self.device, leader)
 
+    def with_topk(self, topk_milli: int) -> PlainMachine:
+        """The same machine with another share of key blocks."""
+        return PlainMachine(self.name, self._readers, PlainAttention(topk_milli), self.device)
+
     def _load(self, expert: str, prefix: str = "") -> Callable[[str], Tensor]:
         return lambda name: float_tensor(self._readers[expert], prefix + name).to(self.device)
 
@@ -139,7 +143,12 @@ class StageMachine(Machine):
         self.options = options
         self._weights, self._evaluate = weights, evaluate
 
+    def with_options(self, options: BlockOptions, evaluate: Evaluate | None = None) -> StageMachine:
+        """The same machine with other options, and its ops answered by another evaluation if given."""
+        return StageMachine(self.name, self._weights, options, evaluate or self._evaluate, self.device)
+
     def weights(self, expert: str, stage: Stage, layer: int = 0) -> dict[str, Tensor]:
+        """A stage's weights on the device."""
         return {name: tensor.to(self.device) for name, tensor in self._weights(expert, stage, layer).items()}
 
     def _around(self) -> AbstractContextManager[Any]:
@@ -167,6 +176,15 @@ class StageMachine(Machine):
         names = {"x": x, "context": context, **weights}
         out: Tensor = self._run(names, watched(self, layer, evaluate), stages.block, x, context, e0, cos, sin, weights, self.options)
         return out
+
+    def loaded_block(
+        self, expert: str, layer: int, made: Embedded, cos: Tensor, sin: Tensor
+    ) -> Callable[[], Tensor]:
+        """The block with its weights loaded, to be timed."""
+        weights = self.weights(expert, "block", layer)
+        x, context = self.residual(made.x), self.residual(made.context)
+        args = (x, context, made.e0, cos, sin, weights, self.options)
+        return lambda: self._run({}, self._evaluate, stages.block, *args)
 
     @property
     def evaluate(self) -> Evaluate:

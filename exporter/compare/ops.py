@@ -59,14 +59,6 @@ def by_reference(call: Call) -> Outputs:
     return out if isinstance(out, tuple) else (out,)
 
 
-def by_op(call: Call) -> Outputs:
-    """The op as it is called anywhere else: its oracle on CPU, its compiled plan on CUDA."""
-    from plugins.torch_op import torch_op
-
-    out = torch_op(call.op.name)(*call.inputs, *(call.attributes[a.name] for a in call.op.attributes))
-    return out if isinstance(out, tuple) else (out,)
-
-
 class Intercept(TorchDispatchMode):  # type: ignore[misc]
     """Lets ``evaluate`` answer every call of our ops while it is entered. ``names``: the stage's inputs and weights."""
 

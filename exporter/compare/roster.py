@@ -20,7 +20,6 @@ from exporter.compare.spec import RUNNERS, CompareSpec
 from exporter.compare.thresholds import STAGE_BOUNDS, StageBound
 from exporter.compare.weights import BundleWeights, CheckpointWeights, FloatWeights, Weights
 from exporter.models import TEXT_DIM, TEXT_LENGTH, ModelSpec, model_named
-from exporter.progress import Progress
 from exporter.stages import BlockOptions
 from plugins.errors import UserError
 from runtime.bundle import Manifest, load_manifest
@@ -70,7 +69,7 @@ class Roster:
         return STAGE_BOUNDS["fp32" if reference == "fp32" else "same", sampler.attention, sampler.linear]
 
 
-def open_roster(spec: CompareSpec, progress: Progress) -> Roster:
+def open_roster(spec: CompareSpec) -> Roster:
     """Read the bundle and open the checkpoint. Raises UserError where fewer than two runners can take part."""
     manifest = load_manifest(spec.bundle)
     model = model_named(manifest.model.name)
@@ -155,12 +154,13 @@ def _unable(name: str, spec: CompareSpec, manifest: Manifest, checkpoint: bool) 
     if name == "tensorrt":
         if any(stage.engine is None for stage in manifest.stages):
             return "the bundle holds no engines"
-        if _device_sm() != manifest.gpu.sm:
-            return f"its engines run on sm_{manifest.gpu.sm} only, this GPU is sm_{_device_sm()}"
+        if device_sm() != manifest.gpu.sm:
+            return f"its engines run on sm_{manifest.gpu.sm} only, this GPU is sm_{device_sm()}"
     return None
 
 
-def _device_sm() -> int:
+def device_sm() -> int:
+    """Compute capability of the current CUDA device, as 90 for 9.0."""
     major, minor = torch.cuda.get_device_capability()
     return int(major) * 10 + int(minor)
 
@@ -177,10 +177,10 @@ def _from_bundle(
     if name == "plans":
         from exporter.compare.plan_ops import PlanOps
 
-        plans = PlanOps([folder / file for file in set(manifest.plans.values())], manifest.gpu.sm, _device_sm())
+        plans = PlanOps([folder / file for file in set(manifest.plans.values())], manifest.gpu.sm, device_sm())
         if plans.recompiled:
             roster.notes.append(
-                f"plans: the bundle's are for sm_{manifest.gpu.sm}; the same ops were compiled for sm_{_device_sm()}."
+                f"plans: the bundle's are for sm_{manifest.gpu.sm}; the same ops were compiled for sm_{device_sm()}."
             )
         return StageMachine(name, deployed, options, plans, torch.device("cuda"))
     from exporter.compare.engine_machine import EngineMachine

@@ -1,0 +1,115 @@
+"""One comparison from its spec to its files: levels, sweep, RunResults, report."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+from polygraphy.comparator import RunResults
+from polygraphy.json import save_json
+
+from exporter.compare.levels import BlockLevels, compare_steps, quietly
+from exporter.compare.report import write_report
+from exporter.compare.roster import Roster, open_roster
+from exporter.compare.spec import Comparison, CompareSpec
+from exporter.compare.sweep import check_sweep, sweep
+from exporter.progress import Progress
+
+_TOOLS = ("turbotrt", "torch", "triton", "onnx", "polygraphy", "tensorrt-rtx", "tensorrt", "numpy")
+RESULTS = ("steps", "free", "frames", "block")  # <name>.json in the output folder, for Polygraphy
+INPUTS = "block_inputs.json"
+SUMMARY = "comparison.json"
+REPORT = "report.html"
+
+
+def compare(spec: CompareSpec, progress: Progress) -> Comparison:
+    """Compare what this machine can run, and write results and report into ``spec.out``. Raises UserError."""
+    roster = open_roster(spec)
+    check_sweep(roster, spec)
+    found = Comparison(left_out=roster.left_out, notes=roster.notes)
+    for name, reason in found.left_out.items():
+        progress.note(f"left out: {name} {reason}")
+    try:
+        spec.out.mkdir(parents=True, exist_ok=True)
+        results = compare_steps(roster, found, progress)
+        blocks = BlockLevels(roster, spec.block_step, _tokens_before(roster, results["steps"], spec.block_step))
+        blocks.run(found, progress)
+        feed, results["block"] = blocks.inspect(found, progress)
+        found.facts = facts(spec, roster)
+        if spec.sweep:
+            found.sweep = sweep(roster, spec, progress)
+        with progress.stage("write results"):
+            _save(spec.out, results, feed)
+            (spec.out / SUMMARY).write_bytes(summary(found))
+            write_report(spec.out / REPORT, found)
+    finally:
+        for machine in roster.machines.values():
+            machine.close()
+    return found
+
+
+def _tokens_before(roster: Roster, steps: RunResults, step: int) -> torch.Tensor:
+    """The reference's latents before a step."""
+    return roster.scene.start if step == 0 else steps[roster.reference][step - 1]["tokens"]
+
+
+def _save(out: Path, results: Mapping[str, RunResults], feed: Mapping[str, torch.Tensor]) -> None:
+    for name in RESULTS:
+        quietly(results[name].save, str(out / f"{name}.json"))
+    quietly(save_json, [dict(feed)], str(out / INPUTS))
+
+
+def facts(spec: CompareSpec, roster: Roster) -> dict[str, str]:
+    """Versions and settings, as the report's table shows them."""
+    manifest, model, scene = roster.manifest, roster.model, roster.scene
+    sampler = manifest.sampler
+    width, height = spec.size or model.size
+    topk = "" if sampler.attention == "sage" else f", top-k {sampler.topk_milli / 1000:g}"
+    found = {
+        "model": model.name,
+        "bundle": f"{spec.bundle.name} for {manifest.gpu.name} (sm_{manifest.gpu.sm}, {manifest.gpu.flavour})",
+        "checkpoint": spec.checkpoint or "none",
+        "attention, Linears": f"{sampler.attention}{topk}; {sampler.linear}",
+        "video": f"{width}×{height}×{spec.frames or model.frames}, L = {scene.noise[0].shape[0]:,} tokens",
+        "steps": f"{len(scene.steps)} at t = {', '.join(f'{step.t:.3f}' for step in scene.steps)}, SDE, seed {spec.seed}",
+        "blocks and ops at": f"step {spec.block_step + 1}",
+        "text": "random" if spec.embeds is None else str(spec.embeds),
+        "run on": torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU ({platform.machine()})",
+        "made by": ", ".join(f"{name} {number}" for name, number in manifest.tools.items()),
+        "compared by": ", ".join(f"{name} {number}" for name, number in _versions().items()),
+    }
+    return found
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in _TOOLS:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def summary(found: Comparison) -> bytes:
+    """Everything but the images, as JSON; infinities and NaN become null."""
+    plain: dict[str, Any] = {
+        "passed": found.passed,
+        "rows": [{**asdict(row), "passed": row.passed} for row in found.rows],
+        "left_out": found.left_out,
+        "notes": found.notes,
+        "facts": found.facts,
+        "seconds": found.seconds,
+        "inspected_block": found.inspected,
+        "rounding_alone": found.rounding,
+        "rounding_accumulated": found.accumulated,
+        "sweep": [asdict(point) for point in found.sweep],
+    }
+    return msgspec.json.format(msgspec.json.encode(plain), indent=1) + b"\n"
+
