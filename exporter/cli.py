@@ -23,6 +23,7 @@ from exporter.command import (
     console,
 )
 from exporter.models import model_named
+from exporter.polygraphy_files import closing_lines as polygraphy_lines
 from exporter.progress import RichProgress
 from exporter.spec import ExportSpec, export_spec, parse_linear
 from plugins.errors import UserError
@@ -98,8 +99,9 @@ def export(
 def _closing_lines(spec: ExportSpec, folder: Path) -> list[str]:
     """What came out, and how to add weights where there are none."""
     what = "ONNX graphs and plans" if spec.onnx_only else "engines, ONNX graphs and plans"
+    lines = polygraphy_lines(folder)
     if spec.checkpoint is not None:
-        return [f"{folder}: {what}, weights."]
+        return [f"{folder}: {what}, weights.", *lines]
     options = ["--model", spec.model.name, "--gpu", spec.gpu.name, "--out", str(spec.out)]
     options += ["--attention", spec.attention, "--linear", spec.linear]
     options += ["--topk", f"{spec.topk_milli / 1000:g}"] if spec.attention != "sage" else []
@@ -110,6 +112,7 @@ def _closing_lines(spec: ExportSpec, folder: Path) -> list[str]:
         f"{folder}: {what}. It has no weights yet; add them with one of",
         f"  turbotrt pack --checkpoint PATH_OR_HF_ID {shlex.join(packed)}",
         f"  turbotrt export --checkpoint PATH_OR_HF_ID {shlex.join(options)}",
+        *lines,
     ]
 
 

@@ -81,13 +81,15 @@ def compare(
     from exporter.compare.run import REPORT, summary
     from exporter.compare.run import compare as run_comparison
     from exporter.compare.tables import show
+    from exporter.polygraphy_files import recorded_lines
 
     found = run_comparison(spec, RichProgress())
     if as_json:
         typer.echo(summary(found).decode())
     else:
         show(console(), found)
-        typer.echo(f"{out / REPORT}")
+        typer.echo(f"{out / REPORT}; the block with the worst result, on the bundle's GPU against these results:")
+        typer.echo("\n".join(f"  {line}" for line in recorded_lines(bundle, out)))
     if not found.passed:
         raise typer.Exit(1)
 

@@ -25,6 +25,7 @@ from exporter.flavour import check_buildable
 from exporter.models import FPS, FREQ_DIM, TEXT_LENGTH
 from exporter.packing import add_to_bundle, pack_checkpoint
 from exporter.passes import finish, plan_file
+from exporter.polygraphy_files import README_NAME, SCRIPTS_NAME, readme_text, script_text
 from exporter.progress import Progress
 from exporter.spec import ExportSpec
 from exporter.stages import BlockOptions
@@ -74,7 +75,7 @@ def export_bundle(spec: ExportSpec, report: Progress) -> Path:
     graphs = [_graph(spec, stage, report) for stage in STAGES]
     with _staging(spec.bundle_dir) as staging:
         previous = _previous(spec.bundle_dir)  # only now: staging may just have brought it back
-        manifest = _write(spec, graphs, previous, staging, report)
+        manifest = _with_polygraphy(_write(spec, graphs, previous, staging, report), staging)
         write_manifest(staging, manifest)
     if spec.checkpoint is not None:
         _add_weights(spec, manifest, report)
@@ -188,6 +189,14 @@ def _write(
         has_proj_l=previous.has_proj_l if previous and weights else None,
         vram_estimate_bytes=_vram_estimate(spec, stages),
     )
+
+
+def _with_polygraphy(manifest: Manifest, staging: Path) -> Manifest:
+    """Write the bundle's scripts for Polygraphy and its README.txt, and list them."""
+    (staging / SCRIPTS_NAME).write_text(script_text(manifest), encoding="utf-8")
+    (staging / README_NAME).write_text(readme_text(manifest), encoding="utf-8")
+    added = {name: file_info(staging / name) for name in (SCRIPTS_NAME, README_NAME)}
+    return msgspec.structs.replace(manifest, files={**manifest.files, **added})
 
 
 def _stage(

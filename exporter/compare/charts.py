@@ -54,7 +54,7 @@ def _drawn(value: float) -> float:
 def lines(series: Mapping[str, Sequence[float]], ticks: Sequence[str], bounds: Sequence[float], label: str) -> bytes:
     """SVG: relative L2 of each series over blocks or steps, on a logarithmic axis, and the bounds as dashed lines."""
     with matplotlib.rc_context(_STYLE):
-        figure, axes = _axes(7.2, 3.1)
+        figure, axes = _axes(5.4, 3.3)
         for colour, (name, values) in zip(_cycle(len(series)), series.items(), strict=True):
             style = "--" if name.endswith("own latents") else "-"
             drawn = [_drawn(value) for value in values]
@@ -68,7 +68,7 @@ def lines(series: Mapping[str, Sequence[float]], ticks: Sequence[str], bounds: S
         axes.set_xticks(list(shown), [ticks[index] for index in shown])
         axes.set_xlabel(label)
         axes.set_ylabel("relative L2")
-        axes.legend(loc="upper left", bbox_to_anchor=(0, 1.18), ncols=3, frameon=False, fontsize=8)
+        figure.legend(loc="outside upper left", ncols=2, frameon=False, fontsize=8)
         return _svg(figure)
 
 

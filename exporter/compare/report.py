@@ -61,7 +61,7 @@ def _badge(good: bool, text: str, extra: str = "") -> str:
 
 def _table(headings: Sequence[str], rows: Iterable[Sequence[str]], numeric: Sequence[str] = ()) -> str:
     """Cells are HTML already."""
-    classes = [' class="n"' if heading in numeric else "" for heading in headings]
+    classes = [f' class="{"n" if heading in numeric else "t"}"' for heading in headings]
     head = "".join(f"<th{c}>{escape(h)}</th>" for c, h in zip(classes, headings, strict=True))
     body = "".join(
         "<tr>" + "".join(f"<td{c}>{cell}</td>" for c, cell in zip(classes, row, strict=True)) + "</tr>" for row in rows
@@ -81,7 +81,7 @@ def _verdict(found: Comparison) -> str:
     body = f'<div class="verdict">{_badge(not over, text, "big")}<span>{said}</span></div>'
     if over:
         rows = [
-            [escape(where(r)), escape(LEVELS[r.level]), escape(f"{r.candidate} against {r.reference}"), first_metric(r),
+            [escape(where(r)), escape(_TITLES[r.level]), escape(f"{r.candidate} against {r.reference}"), first_metric(r),
              escape(bound_text(r))]
             for r in offenders(found)
         ]  # fmt: skip
@@ -99,13 +99,13 @@ def _summary(found: Comparison) -> str:
         worst = line.worst
         second = list(worst.metrics.items())[1]
         rows.append(
-            [escape(LEVELS[worst.level]), escape(line.candidate), escape(line.reference), str(line.count),
+            [escape(_TITLES[worst.level]), escape(line.candidate), escape(line.reference), str(line.count),
              first_metric(worst), f"{escape(metric_name(second[0]))} {metric(*second)}", escape(bound_text(worst)),
              escape(where(worst)), _badge(not line.failed, "ok" if not line.failed else f"{line.failed} over")]
         )  # fmt: skip
     headings = ("level", "candidate", "against", "compared", "worst", "and", "bound", "where", "")
     return _section("Summary", "One line for each level and pair; relative L2 unless said otherwise.",
-                    _table(headings, rows, ("compared", "worst")))  # fmt: skip
+                    _table(headings, rows, ("compared", "worst", "and")))  # fmt: skip
 
 
 def _of(found: Comparison, level: Level) -> dict[str, list[Row]]:
@@ -142,12 +142,13 @@ def _charts(found: Comparison) -> str:
 
 
 def _ops(found: Comparison) -> str:
-    body = ""
-    for name in found.rounding:
-        alone, summed = found.rounding[name], found.accumulated[name]
-        if found.inspected is not None and (name == next(iter(found.rounding)) or alone != _first(found)):
-            body += f"<p>{escape(name)}, block {found.inspected}:</p>"
-            body += _figure(charts.op_bars(alone, summed), "svg+xml", "error by op")
+    body, drawn = "", []
+    for name, alone in found.rounding.items():
+        if alone in drawn:  # the same arithmetic gives the same picture
+            continue
+        drawn.append(alone)
+        body += f"<p>{escape(name)}, block {found.inspected}:</p>"
+        body += _figure(charts.op_bars(alone, found.accumulated[name]), "svg+xml", "error by op")
     parts = _section("Error by op", "What the rounding of each op costs on the same inputs, and what has summed up to "
                      "there from the block's start, in the block with the worst result.", body)  # fmt: skip
     maps = ""
@@ -158,10 +159,6 @@ def _ops(found: Comparison) -> str:
             maps += f"<p>{escape(pair)}: all {len(rows)} equal, bit for bit.</p>"
     text = "Each op on what the candidate fed it, against its oracle with the checkpoint's weights: where an error is made."
     return parts + _section("Ops by block", text, maps)
-
-
-def _first(found: Comparison) -> dict[str, float]:
-    return next(iter(found.rounding.values()))
 
 
 def _latents(found: Comparison) -> str:

@@ -30,12 +30,13 @@ class Roster:
     """The machines by name, in order: each one adds something to those before it. The first is the reference.
 
     ``oracle`` computes what the bundle should, with the checkpoint's weights packed anew (without a checkpoint: the
-    bundle's); ``unrounded`` what that approximates, None without a checkpoint.
+    bundle's); ``unrounded`` what that approximates, None without a checkpoint. ``deployed``: the bundle's weights.
     """
 
     manifest: Manifest
     model: ModelSpec
     scene: Scene
+    deployed: Weights
     machines: dict[str, Machine]
     oracle: StageMachine
     unrounded: UnroundedMachine | None
@@ -95,13 +96,14 @@ def open_roster(spec: CompareSpec) -> Roster:
         manifest,
         model,
         made,
+        deployed,
         {},
         StageMachine("oracle", fresh or deployed, options, by_reference, device),
         UnroundedMachine("unrounded", FloatWeights(readers, model, sampler.linear), options, device) if readers else None,
     )
     if readers and not manifest.weights:
         roster.notes.append("The bundle holds no weights: the checkpoint's are packed for each block.")
-    _enlist(roster, spec, readers, deployed, options, device)
+    _enlist(roster, spec, readers, options, device)
     if len(roster.machines) < 2:
         why = "; ".join(f"{name}: {reason}" for name, reason in roster.left_out.items())
         raise UserError("There is nothing to compare with.", expected="two runners or more",
@@ -122,7 +124,6 @@ def _enlist(
     roster: Roster,
     spec: CompareSpec,
     readers: Mapping[str, Checkpoint],
-    deployed: Weights,
     options: BlockOptions,
     device: torch.device,
 ) -> None:
@@ -136,9 +137,9 @@ def _enlist(
             attention = PlainAttention(None if options.attention == "sage" else options.topk_milli)
             roster.machines[name] = PlainMachine(name, readers, attention, device)
         elif name == "quantized":
-            roster.machines[name] = StageMachine(name, deployed, options, by_reference, device)
+            roster.machines[name] = StageMachine(name, roster.deployed, options, by_reference, device)
         else:
-            roster.machines[name] = _from_bundle(name, roster, spec, deployed, options)
+            roster.machines[name] = _from_bundle(name, roster, spec, options)
     if spec.same_blocks:
         _follow(roster)
 
@@ -165,11 +166,9 @@ def device_sm() -> int:
     return int(major) * 10 + int(minor)
 
 
-def _from_bundle(
-    name: str, roster: Roster, spec: CompareSpec, deployed: Weights, options: BlockOptions
-) -> Machine:
+def _from_bundle(name: str, roster: Roster, spec: CompareSpec, options: BlockOptions) -> Machine:
     """The machine that runs what the bundle holds: its graphs, its plans or its engines."""
-    manifest, folder = roster.manifest, spec.bundle
+    manifest, folder, deployed = roster.manifest, spec.bundle, roster.deployed
     if name == "onnx":
         from exporter.compare.onnx_machine import OnnxMachine
 

@@ -11,19 +11,22 @@ from typing import Any
 
 import msgspec
 import torch
-from polygraphy.comparator import RunResults
+from polygraphy.comparator import IterationResult, RunResults
 from polygraphy.json import save_json
+from torch import Tensor
 
 from exporter.compare.levels import BlockLevels, compare_steps, quietly
 from exporter.compare.report import write_report
 from exporter.compare.roster import Roster, open_roster
+from exporter.compare.runners import BLOCK_OUTPUT
 from exporter.compare.spec import Comparison, CompareSpec
 from exporter.compare.sweep import check_sweep, sweep
 from exporter.progress import Progress
+from plugins.torch_op import torch_dtype
 
 _TOOLS = ("turbotrt", "torch", "triton", "onnx", "polygraphy", "tensorrt-rtx", "tensorrt", "numpy")
-RESULTS = ("steps", "free", "frames", "block")  # <name>.json in the output folder, for Polygraphy
-INPUTS = "block_inputs.json"
+RESULTS = ("steps", "free", "frames", "ops")  # <name>.json in the output folder: RunResults of Polygraphy's
+INPUTS, OUTPUTS = "block_inputs.json", "block_outputs.json"
 SUMMARY = "comparison.json"
 REPORT = "report.html"
 
@@ -40,12 +43,13 @@ def compare(spec: CompareSpec, progress: Progress) -> Comparison:
         results = compare_steps(roster, found, progress)
         blocks = BlockLevels(roster, spec.block_step, _tokens_before(roster, results["steps"], spec.block_step))
         blocks.run(found, progress)
-        feed, results["block"] = blocks.inspect(found, progress)
+        feed, results["ops"] = blocks.inspect(found, progress)
         found.facts = facts(spec, roster)
         if spec.sweep:
             found.sweep = sweep(roster, spec, progress)
         with progress.stage("write results"):
-            _save(spec.out, results, feed)
+            _save(spec.out, results)
+            _save_block(spec.out, roster, spec.block_step, feed, results["ops"])
             (spec.out / SUMMARY).write_bytes(summary(found))
             write_report(spec.out / REPORT, found)
     finally:
@@ -54,15 +58,29 @@ def compare(spec: CompareSpec, progress: Progress) -> Comparison:
     return found
 
 
-def _tokens_before(roster: Roster, steps: RunResults, step: int) -> torch.Tensor:
+def _tokens_before(roster: Roster, steps: RunResults, step: int) -> Tensor:
     """The reference's latents before a step."""
     return roster.scene.start if step == 0 else steps[roster.reference][step - 1]["tokens"]
 
 
-def _save(out: Path, results: Mapping[str, RunResults], feed: Mapping[str, torch.Tensor]) -> None:
+def _save(out: Path, results: Mapping[str, RunResults]) -> None:
     for name in RESULTS:
         quietly(results[name].save, str(out / f"{name}.json"))
-    quietly(save_json, [dict(feed)], str(out / INPUTS))
+
+
+def _save_block(out: Path, roster: Roster, step: int, feed: Mapping[str, Tensor], results: RunResults) -> None:
+    """The inspected block as its engine takes and gives it, for ``polygraphy run --load-inputs --load-outputs``."""
+    stage = next(stage for stage in roster.manifest.stages if stage.name == "block")
+    weights = roster.deployed(roster.scene.steps[step].expert, "block", int(feed["layer"]))
+    named = {**feed, **weights}
+    inputs = {info.name: named[info.name].to(torch_dtype(info.dtype)) for info in stage.inputs}
+    quietly(save_json, [inputs], str(out / INPUTS))
+    outputs = RunResults()
+    for name, iterations in results.items():
+        if name in roster.machines:
+            given = {stage.outputs[0].name: iterations[0][BLOCK_OUTPUT]}
+            outputs.append((name, [IterationResult(given, iterations[0].runtime, name)]))
+    quietly(outputs.save, str(out / OUTPUTS))
 
 
 def facts(spec: CompareSpec, roster: Roster) -> dict[str, str]:
