@@ -39,7 +39,9 @@ def compare(
     at_step: Annotated[int, typer.Option(help="The step whose blocks and ops are compared one by one.")] = 1,
     same_blocks: Annotated[
         bool,
-        typer.Option("--same-blocks", help="fp32 keeps the key blocks that the next runner keeps: no error by selection."),
+        typer.Option(
+            "--same-blocks", help="fp32 keeps the key blocks that the next runner keeps: no error by selection."
+        ),
     ] = False,
     top_k: Annotated[
         str | None,

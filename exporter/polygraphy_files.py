@@ -10,7 +10,8 @@ from runtime.bundle import Manifest, StageFiles, load_manifest
 SCRIPTS_NAME = "polygraphy_scripts.py"
 README_NAME = "README.txt"
 
-_SCRIPT_HEAD = '''"""Network, config and inputs of each stage for Polygraphy: see README.txt. Written by turbotrt export."""
+_SCRIPT_HEAD = '''\
+"""Each stage's network, config and inputs for Polygraphy: see README.txt. Written by turbotrt export."""
 
 import sys
 from pathlib import Path
@@ -19,7 +20,7 @@ from exporter.compare import scripts
 
 BUNDLE = Path(__file__).resolve().parent
 '''
-_SCRIPT_STAGE = '''
+_SCRIPT_STAGE = """
 
 def {name}_network():
     return scripts.network(BUNDLE, "{name}")
@@ -31,12 +32,12 @@ def {name}_config(builder, network):
 
 def {name}_inputs():
     return scripts.inputs(BUNDLE, "{name}")
-'''
-_SCRIPT_END = '''
+"""
+_SCRIPT_END = """
 
 if __name__ == "__main__":  # python polygraphy_scripts.py STAGE FILE.json: inputs for --load-inputs
     scripts.save_inputs(BUNDLE, sys.argv[1], Path(sys.argv[2]))
-'''
+"""
 
 
 def script_text(manifest: Manifest) -> str:
@@ -54,7 +55,7 @@ def setup_lines(manifest: Manifest) -> list[str]:
     return [
         # RTX's parser opens libtensorrt_rtx.so by that name when it meets a plugin, and its wheel has only .so.1.
         work,
-        f'ln -sf "$(python -c \'{folder}\')/libtensorrt_rtx.so.1" $WORK/libtensorrt_rtx.so',
+        f"ln -sf \"$(python -c '{folder}')/libtensorrt_rtx.so.1\" $WORK/libtensorrt_rtx.so",
         "export LD_LIBRARY_PATH=$WORK:$LD_LIBRARY_PATH POLYGRAPHY_USE_TENSORRT_RTX=1",
     ]
 
@@ -121,8 +122,8 @@ def readme_text(manifest: Manifest) -> str:
         f"{manifest.model.name} for {manifest.gpu.name} (sm_{manifest.gpu.sm}), made by turbotrt export.",
         "Check it with `turbotrt inspect .`, compare it with its checkpoint with `turbotrt compare --bundle .`",
         "",
-        "With Polygraphy, in this folder, in an environment with turbotrt[export]. trtexec cannot load these engines: the",
-        "plugins are Python's.",
+        "With Polygraphy, in this folder and in an environment with turbotrt[export]. (trtexec cannot load these",
+        "engines: their plugins are Python's.)",
         "",
     ]
     where = "any machine" if manifest.gpu.flavour == "tensorrt_rtx" else f"a machine with a {manifest.gpu.name}"

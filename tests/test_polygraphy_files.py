@@ -12,10 +12,10 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("polygraphy")
 
-from conftest import Exported  # noqa: E402
+from conftest import Exported
 
-from exporter import polygraphy_files as files  # noqa: E402
-from runtime.bundle import load_manifest  # noqa: E402
+from exporter import polygraphy_files as files
+from runtime.bundle import load_manifest
 
 ROOT = Path(__file__).resolve().parent.parent
 

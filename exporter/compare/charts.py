@@ -12,6 +12,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from exporter.compare.spec import Row, SweepPoint
 
@@ -58,7 +59,9 @@ def lines(series: Mapping[str, Sequence[float]], ticks: Sequence[str], bounds: S
         for colour, (name, values) in zip(_cycle(len(series)), series.items(), strict=True):
             style = "--" if name.endswith("own latents") else "-"
             drawn = [_drawn(value) for value in values]
-            axes.plot(range(len(drawn)), drawn, style, marker="o", markersize=4, linewidth=1.6, color=colour, label=name)
+            axes.plot(
+                range(len(drawn)), drawn, style, marker="o", markersize=4, linewidth=1.6, color=colour, label=name
+            )
         for bound in sorted(set(bounds)):
             axes.axhline(bound, color=BOUND, linewidth=1, linestyle=":")
             axes.annotate(f"bound {bound:g}", (1, bound), xycoords=("axes fraction", "data"), xytext=(0, 2),
@@ -82,7 +85,9 @@ def op_bars(alone: Mapping[str, float], accumulated: Mapping[str, float]) -> byt
     with matplotlib.rc_context(_STYLE):
         figure, axes = _axes(7.2, 0.27 * len(names) + 1.1)
         places = np.arange(len(names))
-        axes.barh(places - 0.18, [_drawn(accumulated[name]) for name in names], 0.34, color="#bfdbfe", label="summed up")
+        axes.barh(
+            places - 0.18, [_drawn(accumulated[name]) for name in names], 0.34, color="#bfdbfe", label="summed up"
+        )
         axes.barh(places + 0.18, [_drawn(alone[name]) for name in names], 0.34, color=COLOURS[0], label="this op alone")
         axes.set_yticks(places, names)
         axes.invert_yaxis()
@@ -150,9 +155,9 @@ def latent_images(frames: Mapping[str, Sequence[Any]], shown: int = 5) -> bytes:
     cell = 1.35
     with matplotlib.rc_context(_STYLE):
         size = (cell * len(chosen) + 1.2, cell * height / width * len(rows) + 0.35)
-        figure = Figure(figsize=size, layout="constrained", dpi=150)
+        close = ConstrainedLayoutEngine(w_pad=0.02, h_pad=0.02, wspace=0.02, hspace=0.02)
+        figure = Figure(figsize=size, layout=close, dpi=150)
         FigureCanvasAgg(figure)
-        figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0.02, hspace=0.02)
         grid = figure.subplots(len(rows), len(chosen), squeeze=False)
         for row, (title, images) in enumerate(rows):
             for column, image in enumerate(images):

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from exporter.compare.machines import Embedded, Machine
+from exporter.compare.machines import BlockInput, Embedded, EmbedInput, HeadInput, Machine, block_feed, head_feed
 from exporter.compare.weights import Weights
 from exporter.flavour import load
 from exporter.trace import OUTPUT_SUFFIX, OUTPUTS
@@ -46,18 +46,18 @@ class EngineMachine(Machine):
         out = self._runners[stage].infer(inputs)
         return tuple(out[name + OUTPUT_SUFFIX].to(self.device) for name in OUTPUTS[stage])
 
-    def embed(self, expert, tokens, time_features, text, condition):  # type: ignore[no-untyped-def]
-        feed = {"tokens": tokens, "time_features": time_features, "text": text}
-        return Embedded(*self._run("embed", expert, feed | ({} if condition is None else {"condition": condition})))
+    def embed(self, expert: str, given: EmbedInput) -> Embedded:
+        feed = {"tokens": given.tokens, "time_features": given.time_features, "text": given.text}
+        if given.condition is not None:
+            feed["condition"] = given.condition
+        return Embedded(*self._run("embed", expert, feed))
 
-    def block(self, expert, layer, x, context, e0, cos, sin):  # type: ignore[no-untyped-def]
-        feed = {"x": x.bfloat16(), "context": context.bfloat16(), "e0": e0, "cos": cos, "sin": sin}
-        return self._run("block", expert, feed, layer)[0]
+    def block(self, expert: str, layer: int, given: BlockInput) -> Tensor:
+        return self._run("block", expert, block_feed(given), layer)[0]
 
-    def head(self, expert, x, e, tokens, noise, update):  # type: ignore[no-untyped-def]
-        a, b, c = (torch.tensor([value], dtype=torch.float32) for value in (update.a, update.b, update.c))
-        feed = {"x": x.bfloat16(), "e": e, "tokens": tokens, "noise": noise, "a": a, "b": b, "c": c}
-        return self._run("head", expert, feed)
+    def head(self, expert: str, given: HeadInput) -> tuple[Tensor, Tensor]:
+        tokens, v = self._run("head", expert, head_feed(given, self.device))
+        return tokens, v
 
     def close(self) -> None:
         for runner in self._runners.values():

@@ -11,12 +11,19 @@ from polygraphy.logger import G_LOGGER
 from torch import Tensor
 
 from exporter.compare.accuracy import frame_function, tensor_function
-from exporter.compare.machines import Machine
+from exporter.compare.machines import Machine, OpMachine, embedded
 from exporter.compare.roster import Roster
-from exporter.compare.runners import BLOCK_OUTPUT, STEP_FEED, BlockRunner, OpsRunner, RecordedRunner, ReplayRunner, StepRunner
+from exporter.compare.runners import (
+    BLOCK_OUTPUT,
+    STEP_FEED,
+    BlockRunner,
+    OpsRunner,
+    RecordedRunner,
+    ReplayRunner,
+    StepRunner,
+)
 from exporter.compare.scene import frames
 from exporter.compare.spec import Comparison, Level, Row
-from exporter.compare.thresholds import op_bound
 from exporter.progress import Progress
 
 ORACLE = "oracle"
@@ -92,7 +99,7 @@ def _steps(
             else:
                 runners.append(StepRunner(machine, roster.model.layers, roster.scene, free=free, tick=tick))
         runners.sort(key=lambda runner: _follows(roster.machines[runner.name]))
-        functions = [_constant(getattr(roster.bounds(pair[1]), level)) for pair in pairs]
+        functions = [tensor_function(constant(getattr(roster.bounds(pair[1]), level))) for pair in pairs]
         results = RunResults()
         for runner in runners:
             results.append((runner.name, []))
@@ -112,8 +119,9 @@ def _follows(machine: Machine) -> bool:
     return machine.follows
 
 
-def _constant(bound: float) -> Any:
-    return tensor_function(lambda name: bound)
+def constant(bound: float | None) -> Callable[[str], float | None]:
+    """The same bound for every output."""
+    return lambda output: bound
 
 
 def _drain(stream: Iterator[RunResults]) -> Iterator[RunResults]:
@@ -132,7 +140,7 @@ def _frames(roster: Roster, found: Comparison, free: RunResults) -> RunResults:
         results.append((name, [IterationResult(named, iterations[-1].runtime, name)]))
     pairs = roster.pairs()
     bounds = [roster.bounds(pair[1]).frame_psnr for pair in pairs]
-    functions = [frame_function(lambda name, bound=bound: bound) for bound in bounds]
+    functions = [frame_function(constant(bound)) for bound in bounds]
     for pair, output, result in _measured(results, pairs, functions):
         found.rows.append(_row("frame", pair, output, None, result))
     return results
@@ -145,14 +153,11 @@ class _BlockFeeds:
         self._roster, self._step, self._tokens, self._reference = roster, step, tokens, reference
 
     def __iter__(self) -> Iterator[Mapping[str, Tensor]]:
-        scene, machine = self._roster.scene, self._roster.machines[self._roster.reference]
-        given = (self._tokens, scene.time_features(self._step), scene.text)
-        moved = tuple(tensor.to(machine.device) for tensor in given)
-        condition = None if scene.condition is None else scene.condition.to(machine.device)
-        made = machine.embed(scene.steps[self._step].expert, *moved, condition)
+        roster = self._roster
+        made = embedded(roster.machines[roster.reference], roster.scene, self._step, self._tokens)
         x, context, e0 = (tensor.float().cpu() for tensor in (made.x, made.context, made.e0))
-        cos, sin = scene.tables()
-        for layer in range(self._roster.model.layers):
+        cos, sin = roster.scene.tables()
+        for layer in range(roster.model.layers):
             self.last = {"x": x, "context": context, "e0": e0, "cos": cos, "sin": sin, "layer": torch.tensor(layer)}
             yield self.last
             x = self._reference.last[BLOCK_OUTPUT].float()
@@ -164,7 +169,10 @@ class BlockLevels:
     def __init__(self, roster: Roster, step: int, tokens: Tensor) -> None:
         """``tokens``: the reference's latents before the step."""
         self._roster, self._expert = roster, roster.scene.steps[step].expert
-        self._ops = {name: OpsRunner(machine, self._expert) for name, machine in roster.op_machines().items()}
+        self._ops = {
+            name: OpsRunner(machine, self._expert, exact=_exact(machine, roster.oracle))
+            for name, machine in roster.op_machines().items()
+        }
         self._blocks = {
             name: BlockRunner(machine, self._expert)
             for name, machine in roster.machines.items()
@@ -202,7 +210,7 @@ class BlockLevels:
         for name, iterations in single.items():
             if name in self._roster.machines:
                 only.append((name, [IterationResult({BLOCK_OUTPUT: iterations[0][BLOCK_OUTPUT]}, 0.0, name)]))
-        functions = [_constant(self._roster.bounds(pair[1]).block) for pair in pairs]
+        functions = [tensor_function(constant(self._roster.bounds(pair[1]).block)) for pair in pairs]
         for pair, _, result in _measured(only, pairs, functions):
             yield _row("block", pair, f"block {layer}", layer, result)
 
@@ -212,7 +220,7 @@ class BlockLevels:
                 continue
             bounds = self._ops[name].bounds()
             only = _common(single, name, replay.name)
-            function = tensor_function(lambda output, bounds=bounds: bounds[output].oracle)
+            function = tensor_function(bounds.get)
             for _, output, result in _measured(only, [(name, replay.name)], [function]):
                 yield _row("op", (name, ORACLE), output, layer, result)
 
@@ -226,17 +234,22 @@ class BlockLevels:
         if unrounded is None:
             return feed, single
         with progress.stage(f"block {layer} without rounding") as update:
-            exact = OpsRunner(unrounded, self._expert)
+            exact = OpsRunner(unrounded, self._expert, exact=False)
             for index, (name, candidate) in enumerate(self._ops.items()):
                 runners = [candidate, ReplayRunner("alone", unrounded, candidate, self._expert), exact]
                 (results,) = _drain(quietly(Comparator.run, runners, data_loader=[feed], streaming=True))
                 bounds = candidate.bounds()
                 for other, into in (("alone", found.rounding), (exact.name, found.accumulated)):
-                    function = tensor_function(lambda output: None)
+                    function = tensor_function(constant(None))
                     rows = _measured(_common(results, name, other), [(name, other)], [function])
                     into[name] = {out: r.metric_values()["relative_l2"] for _, out, r in rows if out in bounds}
                 update(index + 1, len(self._ops))
         return feed, single
+
+
+def _exact(machine: OpMachine, oracle: OpMachine) -> bool:
+    """Whether a machine's ops are answered just as the oracle's are."""
+    return machine.evaluate is oracle.evaluate and machine.device == oracle.device
 
 
 def _common(results: RunResults, name: str, other: str) -> RunResults:
@@ -247,4 +260,3 @@ def _common(results: RunResults, name: str, other: str) -> RunResults:
     for runner, iteration in ((name, first), (other, second)):
         only.append((runner, [IterationResult({out: iteration[out] for out in shared}, 0.0, runner)]))
     return only
-

@@ -1,30 +1,29 @@
-"""The ways to compute a DiT's three stages that are compared: plain fp32, stages with references, ONNX, plans, engines.
-
-A machine takes and gives tensors on its own device and loads a stage's weights for the time of the call.
-"""
+"""A machine: one way to compute a DiT's three stages. Which there are: torch_machines, onnx_machine, engine_machine."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from typing import Any, Protocol
+from dataclasses import dataclass, fields
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
-from exporter import stages
-from exporter.checkpoint.reader import Checkpoint
-from exporter.compare import plain_model
-from exporter.compare.ops import Call, Evaluate, Intercept, Outputs, Unrounded, unrounded
-from exporter.compare.plain_model import PlainAttention
-from exporter.compare.weights import Weights, float_tensor
-from exporter.stages import BlockOptions
-from exporter.weights import Stage
+from exporter.compare.ops import Call, Evaluate, Outputs
+from exporter.compare.scene import Scene
 from runtime.numerics import Update
 
 TOPK = "topk_milli"  # an op with this attribute chooses key blocks, from inputs named q and k
+
+
+@dataclass(frozen=True)
+class EmbedInput:
+    """tokens fp32 [L, 64], time_features fp32 [1, 256], text bf16 [512, 4096], condition fp32 [L, 80] or None."""
+
+    tokens: Tensor
+    time_features: Tensor
+    text: Tensor
+    condition: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -37,11 +36,42 @@ class Embedded:
     e0: Tensor
 
 
-class Machine(ABC):
-    """One way to compute the stages. ``selections`` holds each layer's kept blocks where ``record_selections`` is on."""
+@dataclass(frozen=True)
+class BlockInput:
+    """x [L, D], context [512, D], e0 fp32 [6, D], cos and sin fp32 [L, 64]; x and context in any float dtype."""
 
-    name: str
-    device: torch.device
+    x: Tensor
+    context: Tensor
+    e0: Tensor
+    cos: Tensor
+    sin: Tensor
+
+
+@dataclass(frozen=True)
+class HeadInput:
+    """x [L, D], e fp32 [1, D], tokens and noise fp32 [L, 64], and the rCM update."""
+
+    x: Tensor
+    e: Tensor
+    tokens: Tensor
+    noise: Tensor
+    update: Update
+
+
+_T = TypeVar("_T", EmbedInput, BlockInput, HeadInput)
+
+
+def moved(given: _T, device: torch.device) -> _T:
+    """The same input with its tensors on the device."""
+    values: dict[str, Any] = {field.name: getattr(given, field.name) for field in fields(given)}
+    return type(given)(**{k: v.to(device) if isinstance(v, Tensor) else v for k, v in values.items()})
+
+
+class Machine(ABC):
+    """Takes and gives tensors on its own device; loads a stage's weights for the time of the call.
+
+    ``selections`` holds each layer's kept key blocks where ``record_selections`` is on.
+    """
 
     def __init__(self, name: str, device: torch.device) -> None:
         self.name, self.device = name, device
@@ -54,19 +84,13 @@ class Machine(ABC):
         return False
 
     @abstractmethod
-    def embed(
-        self, expert: str, tokens: Tensor, time_features: Tensor, text: Tensor, condition: Tensor | None
-    ) -> Embedded: ...
+    def embed(self, expert: str, given: EmbedInput) -> Embedded: ...
 
     @abstractmethod
-    def block(
-        self, expert: str, layer: int, x: Tensor, context: Tensor, e0: Tensor, cos: Tensor, sin: Tensor
-    ) -> Tensor: ...
+    def block(self, expert: str, layer: int, given: BlockInput) -> Tensor: ...
 
     @abstractmethod
-    def head(
-        self, expert: str, x: Tensor, e: Tensor, tokens: Tensor, noise: Tensor, update: Update
-    ) -> tuple[Tensor, Tensor]:
+    def head(self, expert: str, given: HeadInput) -> tuple[Tensor, Tensor]:
         """The following tokens and v, fp32 [L, 64]."""
 
     def close(self) -> None:  # noqa: B027 (most machines hold nothing)
@@ -80,138 +104,11 @@ class OpMachine(Protocol):
     device: torch.device
 
     @property
-    def evaluate(self) -> Evaluate: ...
-
-    def block_by(
-        self, evaluate: Evaluate, expert: str, layer: int, x: Tensor, context: Tensor, e0: Tensor, cos: Tensor,
-        sin: Tensor,
-    ) -> Tensor: ...  # fmt: skip
-
-
-class PlainMachine(Machine):
-    """The fp32 model with the checkpoint's own weights; selects the key blocks that ``follow`` did, if given."""
-
-    def __init__(
-        self,
-        name: str,
-        readers: Mapping[str, Checkpoint],
-        attention: PlainAttention,
-        device: torch.device,
-        follow: Machine | None = None,
-    ) -> None:
-        super().__init__(name, device)
-        self._readers, self._attention, self._follow = readers, attention, follow
-
-    @property
-    def follows(self) -> bool:
-        return self._follow is not None
-
-    def following(self, leader: Machine) -> PlainMachine:
-        """The same machine, keeping the key blocks that ``leader`` keeps."""
-        return PlainMachine(self.name, self._readers, self._attention, self.device, leader)
-
-    def with_topk(self, topk_milli: int) -> PlainMachine:
-        """The same machine with another share of key blocks."""
-        return PlainMachine(self.name, self._readers, PlainAttention(topk_milli), self.device)
-
-    def _load(self, expert: str, prefix: str = "") -> Callable[[str], Tensor]:
-        return lambda name: float_tensor(self._readers[expert], prefix + name).to(self.device)
-
-    def embed(self, expert, tokens, time_features, text, condition):  # type: ignore[no-untyped-def]
-        with torch.inference_mode():
-            return Embedded(*plain_model.embed(self._load(expert), tokens, time_features, text, condition))
-
-    def block(self, expert, layer, x, context, e0, cos, sin):  # type: ignore[no-untyped-def]
-        kept = self._follow.selections[layer].to(self.device) if self._follow else None
-        with torch.inference_mode():
-            load = self._load(expert, f"blocks.{layer}.")
-            return plain_model.block(load, x.float(), context.float(), e0, cos, sin, self._attention, kept)
-
-    def head(self, expert, x, e, tokens, noise, update):  # type: ignore[no-untyped-def]
-        with torch.inference_mode():
-            v = plain_model.head(self._load(expert), x.float(), e)
-            return update.a * tokens + update.b * v + update.c * noise, v
-
-
-class StageMachine(Machine):
-    """The stage functions that are traced, their ops answered by ``evaluate``."""
-
-    def __init__(
-        self, name: str, weights: Weights, options: BlockOptions, evaluate: Evaluate, device: torch.device
-    ) -> None:
-        super().__init__(name, device)
-        self.options = options
-        self._weights, self._evaluate = weights, evaluate
-
-    def with_options(self, options: BlockOptions, evaluate: Evaluate | None = None) -> StageMachine:
-        """The same machine with other options, and its ops answered by another evaluation if given."""
-        return StageMachine(self.name, self._weights, options, evaluate or self._evaluate, self.device)
-
-    def weights(self, expert: str, stage: Stage, layer: int = 0) -> dict[str, Tensor]:
-        """A stage's weights on the device."""
-        return {name: tensor.to(self.device) for name, tensor in self._weights(expert, stage, layer).items()}
-
-    def _around(self) -> AbstractContextManager[Any]:
-        return nullcontext()
-
-    def _run(self, names: dict[str, Tensor], evaluate: Evaluate, function: Callable[..., Any], *args: Any) -> Any:
-        with torch.inference_mode(), self._around(), Intercept(evaluate, names):
-            return function(*args)
-
-    def embed(self, expert, tokens, time_features, text, condition):  # type: ignore[no-untyped-def]
-        weights = self.weights(expert, "embed")
-        args = (tokens, time_features, text, weights, condition)
-        return Embedded(*self._run(weights, self._evaluate, stages.embed, *args))
-
-    def block(self, expert, layer, x, context, e0, cos, sin):  # type: ignore[no-untyped-def]
-        return self.block_by(self._evaluate, expert, layer, x, context, e0, cos, sin)
-
-    def block_by(
-        self, evaluate: Evaluate, expert: str, layer: int, x: Tensor, context: Tensor, e0: Tensor, cos: Tensor,
-        sin: Tensor,
-    ) -> Tensor:  # fmt: skip
-        """``block`` with the ops answered by another evaluation."""
-        weights = self.weights(expert, "block", layer)
-        x, context = self.residual(x), self.residual(context)
-        names = {"x": x, "context": context, **weights}
-        out: Tensor = self._run(names, watched(self, layer, evaluate), stages.block, x, context, e0, cos, sin, weights, self.options)
-        return out
-
-    def loaded_block(
-        self, expert: str, layer: int, made: Embedded, cos: Tensor, sin: Tensor
-    ) -> Callable[[], Tensor]:
-        """The block with its weights loaded, to be timed."""
-        weights = self.weights(expert, "block", layer)
-        x, context = self.residual(made.x), self.residual(made.context)
-        args = (x, context, made.e0, cos, sin, weights, self.options)
-        return lambda: self._run({}, self._evaluate, stages.block, *args)
-
-    @property
     def evaluate(self) -> Evaluate:
-        return self._evaluate
+        """How it answers its ops."""
 
-    def residual(self, x: Tensor) -> Tensor:
-        """The residual stream as this machine carries it."""
-        return x.bfloat16()
-
-    def head(self, expert, x, e, tokens, noise, update):  # type: ignore[no-untyped-def]
-        weights = self.weights(expert, "head")
-        a, b, c = (torch.tensor([value], dtype=torch.float32, device=self.device) for value in _scalars(update))
-        args = (self.residual(x), e, tokens, noise, a, b, c, weights)
-        return self._run(weights, self._evaluate, stages.head, *args)
-
-
-class UnroundedMachine(StageMachine):
-    """The same stages and ops with nothing rounded and the checkpoint's weights in fp32: what each op approximates."""
-
-    def __init__(self, name: str, weights: Weights, options: BlockOptions, device: torch.device) -> None:
-        super().__init__(name, weights, options, unrounded, device)
-
-    def _around(self) -> AbstractContextManager[Any]:
-        return Unrounded()
-
-    def residual(self, x: Tensor) -> Tensor:
-        return x.float()
+    def block_by(self, evaluate: Evaluate, expert: str, layer: int, given: BlockInput) -> Tensor:
+        """``block`` with the ops answered by another evaluation."""
 
 
 def watched(machine: Machine, layer: int, evaluate: Evaluate) -> Evaluate:
@@ -233,19 +130,46 @@ def selection(call: Call) -> Tensor:
     return kept_blocks(named["q"], named["k"], int(call.attributes[TOPK]))
 
 
-def _scalars(update: Update) -> tuple[float, float, float]:
-    return update.a, update.b, update.c
+def scalars(update: Update, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """The update's a, b and c as the head takes them, fp32 [1]."""
+    a, b, c = (torch.tensor([value], dtype=torch.float32, device=device) for value in (update.a, update.b, update.c))
+    return a, b, c
 
 
-def forward(
-    machine: Machine, layers: int, expert: str, tokens: Tensor, time_features: Tensor, text: Tensor,
-    condition: Tensor | None, cos: Tensor, sin: Tensor, noise: Tensor, update: Update,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+def block_feed(given: BlockInput) -> dict[str, Tensor]:
+    """The block's inputs other than weights, by the names and dtypes of its graph."""
+    x, context = given.x.bfloat16(), given.context.bfloat16()
+    return {"x": x, "context": context, "e0": given.e0, "cos": given.cos, "sin": given.sin}
+
+
+def head_feed(given: HeadInput, device: torch.device) -> dict[str, Tensor]:
+    """The head's inputs other than weights, by the names and dtypes of its graph."""
+    a, b, c = scalars(given.update, device)
+    x = given.x.bfloat16()
+    return {"x": x, "e": given.e, "tokens": given.tokens, "noise": given.noise, "a": a, "b": b, "c": c}
+
+
+def embedded(machine: Machine, scene: Scene, step: int, tokens: Tensor) -> Embedded:
+    """What the machine's embed makes of a step's tokens, on its device."""
+    given = EmbedInput(tokens, scene.time_features(step), scene.text, scene.condition)
+    return machine.embed(scene.steps[step].expert, moved(given, machine.device))
+
+
+def forward(machine: Machine, layers: int, scene: Scene, step: int, tokens: Tensor) -> tuple[Tensor, Tensor]:
     """One rCM step: the following tokens and v, fp32 [L, 64]."""
-    taken = [t if t is None else t.to(machine.device) for t in (tokens, time_features, text, condition, cos, sin, noise)]
-    tokens, time_features, text, condition, cos, sin, noise = taken  # type: ignore[assignment]
-    made = machine.embed(expert, tokens, time_features, text, condition)
+    at = scene.steps[step]
+    made = embedded(machine, scene, step, tokens)
+    cos, sin = (table.to(machine.device) for table in scene.tables())
     x = made.x
     for layer in range(layers):
-        x = machine.block(expert, layer, x, made.context, made.e0, cos, sin)
-    return machine.head(expert, x, made.e, tokens, noise, update)
+        x = machine.block(at.expert, layer, BlockInput(x, made.context, made.e0, cos, sin))
+    given = HeadInput(x, made.e, tokens, scene.noise_of(step), at.update)
+    return machine.head(at.expert, moved(given, machine.device))
+
+
+def run_free(machine: Machine, layers: int, scene: Scene) -> Tensor:
+    """All rCM steps, each from the last one's tokens; the last tokens, fp32 [L, 64] on the host."""
+    tokens = scene.start
+    for step in range(len(scene.steps)):
+        tokens, _ = forward(machine, layers, scene, step, tokens)
+    return tokens.cpu()

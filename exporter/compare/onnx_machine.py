@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +15,22 @@ from onnx.reference.op_run import OpRun
 from torch import Tensor
 from torch.nn import functional as F
 
-from exporter.compare.machines import Embedded, Machine, watched
+from exporter.compare.machines import (
+    BlockInput,
+    Embedded,
+    EmbedInput,
+    HeadInput,
+    Machine,
+    block_feed,
+    head_feed,
+    watched,
+)
 from exporter.compare.ops import Call, Evaluate, by_reference, call_label
 from exporter.compare.weights import Weights
 from exporter.trace import OUTPUT_SUFFIX, OUTPUTS
 from exporter.weights import Stage
 from plugins.onnx_schema import DOMAIN, PLAN_ATTRIBUTE
 from plugins.registry import OPS
-from runtime.numerics import Update
 
 Array = np.ndarray[Any, Any]
 
@@ -36,8 +44,9 @@ def to_torch(array: Array) -> Tensor:
 def to_numpy(tensor: Tensor) -> Array:
     tensor = tensor.contiguous()
     if tensor.dtype == torch.bfloat16:
-        return tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
-    return tensor.numpy()  # type: ignore[no-any-return]
+        return np.asarray(tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16))
+    array: Array = tensor.numpy()
+    return array
 
 
 class _Gemm(OpRun):  # type: ignore[misc]
@@ -129,23 +138,20 @@ class OnnxMachine(Machine):
             out = self._stages[stage]({**feed, **self._weights(expert, stage, layer)})
         return tuple(out[name] for name in OUTPUTS[stage])
 
-    def embed(self, expert, tokens, time_features, text, condition):  # type: ignore[no-untyped-def]
-        feed = {"tokens": tokens, "time_features": time_features, "text": text}
-        return Embedded(*self._run("embed", expert, feed | ({} if condition is None else {"condition": condition})))
+    def embed(self, expert: str, given: EmbedInput) -> Embedded:
+        feed = {"tokens": given.tokens, "time_features": given.time_features, "text": given.text}
+        if given.condition is not None:
+            feed["condition"] = given.condition
+        return Embedded(*self._run("embed", expert, feed))
 
-    def block(self, expert, layer, x, context, e0, cos, sin):  # type: ignore[no-untyped-def]
-        return self.block_by(by_reference, expert, layer, x, context, e0, cos, sin)
+    def block(self, expert: str, layer: int, given: BlockInput) -> Tensor:
+        return self.block_by(by_reference, expert, layer, given)
 
-    def block_by(
-        self, evaluate: Evaluate, expert: str, layer: int, x: Tensor, context: Tensor, e0: Tensor, cos: Tensor,
-        sin: Tensor,
-    ) -> Tensor:  # fmt: skip
+    def block_by(self, evaluate: Evaluate, expert: str, layer: int, given: BlockInput) -> Tensor:
         """``block`` with our nodes answered by another evaluation."""
         self._stages["block"].evaluate = watched(self, layer, evaluate)
-        feed = {"x": x.bfloat16(), "context": context.bfloat16(), "e0": e0, "cos": cos, "sin": sin}
-        return self._run("block", expert, feed, layer)[0]
+        return self._run("block", expert, block_feed(given), layer)[0]
 
-    def head(self, expert, x, e, tokens, noise, update):  # type: ignore[no-untyped-def]
-        a, b, c = (torch.tensor([value], dtype=torch.float32) for value in (update.a, update.b, update.c))
-        feed = {"x": x.bfloat16(), "e": e, "tokens": tokens, "noise": noise, "a": a, "b": b, "c": c}
-        return self._run("head", expert, feed)
+    def head(self, expert: str, given: HeadInput) -> tuple[Tensor, Tensor]:
+        tokens, v = self._run("head", expert, head_feed(given, self.device))
+        return tokens, v

@@ -36,7 +36,7 @@ class Call:
 
 
 def call_label(op: str, operands: Sequence[str | None]) -> str:
-    """"BlockInt8GemmResidual self_attn.o" for an op with weights, "BlockInt8Quantize(SageSLA)" for one without.
+    """ "BlockInt8GemmResidual self_attn.o" for an op with weights, "BlockInt8Quantize(SageSLA)" for one without.
 
     ``operands`` says of each input what it is: a weight ("self_attn.o.scale"), an input of the stage ("x"), the label
     of the op that made it, or None. The label thus does not depend on the order of calls.

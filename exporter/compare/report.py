@@ -81,7 +81,7 @@ def _verdict(found: Comparison) -> str:
     body = f'<div class="verdict">{_badge(not over, text, "big")}<span>{said}</span></div>'
     if over:
         rows = [
-            [escape(where(r)), escape(_TITLES[r.level]), escape(f"{r.candidate} against {r.reference}"), first_metric(r),
+            [escape(where(r)), escape(_TITLES[r.level]), escape(f"{r.candidate} − {r.reference}"), first_metric(r),
              escape(bound_text(r))]
             for r in offenders(found)
         ]  # fmt: skip
@@ -135,9 +135,9 @@ def _charts(found: Comparison) -> str:
         for pair, rows in groups.items():
             series[pair + suffix] = [row.value for row in rows if row.place.endswith(" v")]
     count = max((len(values) for values in series.values()), default=0)
-    chart = charts.lines(series, [str(index + 1) for index in range(count)], bounds, "step")
+    drawn = charts.lines(series, [str(index + 1) for index in range(count)], bounds, "step")
     second = _section("Error by step", "Of the velocity v: solid from the reference's latents, dashed from its own.",
-                      _figure(chart, "svg+xml", "error by step"))  # fmt: skip
+                      _figure(drawn, "svg+xml", "error by step"))  # fmt: skip
     return f'<div class="two">{first}{second}</div>'
 
 
@@ -157,7 +157,9 @@ def _ops(found: Comparison) -> str:
             maps += f"<p>{escape(pair)}:</p>" + _figure(charts.op_map(rows), "svg+xml", "errors of ops by block")
         else:
             maps += f"<p>{escape(pair)}: all {len(rows)} equal, bit for bit.</p>"
-    text = "Each op on what the candidate fed it, against its oracle with the checkpoint's weights: where an error is made."
+    text = (
+        "Each op on what the candidate fed it, against its oracle with the checkpoint's weights: here errors are made."
+    )
     return parts + _section("Ops by block", text, maps)
 
 
@@ -192,7 +194,8 @@ def _sweep(found: Comparison) -> str:
 def _facts(found: Comparison) -> str:
     rows = "".join(f'<tr><td class="key">{escape(k)}</td><td>{escape(v)}</td></tr>' for k, v in found.facts.items())
     seconds = "; ".join(f"{name} {sum(values):.1f} s" for name, values in found.seconds.items())
-    rows += f'<tr><td class="key">teacher-forced steps took</td><td>{escape(seconds)}, weights read from disk included</td></tr>'
+    took = f"{seconds}, weights read from disk included"
+    rows += f'<tr><td class="key">teacher-forced steps took</td><td>{escape(took)}</td></tr>'
     return _section("Versions and settings", "", f'<div class="scroll"><table>{rows}</table></div>')
 
 

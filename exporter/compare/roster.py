@@ -12,12 +12,13 @@ from torch import Tensor
 from exporter.checkpoint.experts import expert_paths
 from exporter.checkpoint.reader import Checkpoint, open_checkpoint
 from exporter.checkpoint.safetensors_file import SafetensorsFile
-from exporter.compare.machines import Machine, OpMachine, PlainMachine, StageMachine, UnroundedMachine
+from exporter.compare.machines import Machine, OpMachine
 from exporter.compare.ops import by_reference
 from exporter.compare.plain_model import PlainAttention
 from exporter.compare.scene import Scene, scene
 from exporter.compare.spec import RUNNERS, CompareSpec
 from exporter.compare.thresholds import STAGE_BOUNDS, StageBound
+from exporter.compare.torch_machines import PlainMachine, StageMachine, UnroundedMachine
 from exporter.compare.weights import BundleWeights, CheckpointWeights, FloatWeights, Weights
 from exporter.models import TEXT_DIM, TEXT_LENGTH, ModelSpec, model_named
 from exporter.stages import BlockOptions
@@ -58,7 +59,7 @@ class Roster:
         }  # fmt: skip
 
     def pairs(self) -> list[tuple[str, str]]:
-        """(candidate, reference): everyone against the reference, and against the quantized model if that is another."""
+        """(candidate, reference): all against the reference, and against the quantized model if that is another."""
         names = list(self.machines)
         pairs = [(name, names[0]) for name in names[1:]]
         if "quantized" in names[1:]:
@@ -99,7 +100,9 @@ def open_roster(spec: CompareSpec) -> Roster:
         deployed,
         {},
         StageMachine("oracle", fresh or deployed, options, by_reference, device),
-        UnroundedMachine("unrounded", FloatWeights(readers, model, sampler.linear), options, device) if readers else None,
+        UnroundedMachine("unrounded", FloatWeights(readers, model, sampler.linear), options, device)
+        if readers
+        else None,
     )
     if readers and not manifest.weights:
         roster.notes.append("The bundle holds no weights: the checkpoint's are packed for each block.")
@@ -194,7 +197,7 @@ def _follow(roster: Roster) -> None:
     leaders = [machine for name, machine in roster.op_machines().items() if name != "fp32"]
     if not isinstance(plain, PlainMachine) or not leaders or roster.manifest.sampler.attention == "sage":
         raise UserError("--same-blocks has nothing to do.",
-                        expected="the fp32 model, another runner whose ops can be seen, and sparse attention")  # fmt: skip
+                        expected="fp32, another runner whose ops can be seen, and sparse attention")  # fmt: skip
     leader = roster.machines[leaders[0].name]
     leader.record_selections = True
     roster.machines["fp32"] = plain.following(leader)

@@ -19,7 +19,7 @@ from exporter.compare.levels import BlockLevels, compare_steps, quietly
 from exporter.compare.report import write_report
 from exporter.compare.roster import Roster, open_roster
 from exporter.compare.runners import BLOCK_OUTPUT
-from exporter.compare.spec import Comparison, CompareSpec
+from exporter.compare.spec import CompareSpec, Comparison
 from exporter.compare.sweep import check_sweep, sweep
 from exporter.progress import Progress
 from plugins.torch_op import torch_dtype
@@ -27,6 +27,7 @@ from plugins.torch_op import torch_dtype
 _TOOLS = ("turbotrt", "torch", "triton", "onnx", "polygraphy", "tensorrt-rtx", "tensorrt", "numpy")
 RESULTS = ("steps", "free", "frames", "ops")  # <name>.json in the output folder: RunResults of Polygraphy's
 INPUTS, OUTPUTS = "block_inputs.json", "block_outputs.json"
+MAX_RESULTS = 2**30  # bytes of tensors in one JSON file
 SUMMARY = "comparison.json"
 REPORT = "report.html"
 
@@ -48,7 +49,7 @@ def compare(spec: CompareSpec, progress: Progress) -> Comparison:
         if spec.sweep:
             found.sweep = sweep(roster, spec, progress)
         with progress.stage("write results"):
-            _save(spec.out, results)
+            _save(spec.out, results, progress)
             _save_block(spec.out, roster, spec.block_step, feed, results["ops"])
             (spec.out / SUMMARY).write_bytes(summary(found))
             write_report(spec.out / REPORT, found)
@@ -63,8 +64,13 @@ def _tokens_before(roster: Roster, steps: RunResults, step: int) -> Tensor:
     return roster.scene.start if step == 0 else steps[roster.reference][step - 1]["tokens"]
 
 
-def _save(out: Path, results: Mapping[str, RunResults]) -> None:
+def _save(out: Path, results: Mapping[str, RunResults], progress: Progress) -> None:
     for name in RESULTS:
+        size = sum(tensor.nbytes for _, runs in results[name].items() for run in runs for _, tensor in run.items())
+        if size > MAX_RESULTS:
+            (out / f"{name}.json").unlink(missing_ok=True)
+            progress.note(f"{name}.json is not written: its tensors are {size / 1e9:.1f} GB")
+            continue
         quietly(results[name].save, str(out / f"{name}.json"))
 
 
@@ -88,6 +94,7 @@ def facts(spec: CompareSpec, roster: Roster) -> dict[str, str]:
     manifest, model, scene = roster.manifest, roster.model, roster.scene
     sampler = manifest.sampler
     width, height = spec.size or model.size
+    at = ", ".join(f"{step.t:.3f}" for step in scene.steps)
     topk = "" if sampler.attention == "sage" else f", top-k {sampler.topk_milli / 1000:g}"
     found = {
         "model": model.name,
@@ -95,7 +102,7 @@ def facts(spec: CompareSpec, roster: Roster) -> dict[str, str]:
         "checkpoint": spec.checkpoint or "none",
         "attention, Linears": f"{sampler.attention}{topk}; {sampler.linear}",
         "video": f"{width}×{height}×{spec.frames or model.frames}, L = {scene.noise[0].shape[0]:,} tokens",
-        "steps": f"{len(scene.steps)} at t = {', '.join(f'{step.t:.3f}' for step in scene.steps)}, SDE, seed {spec.seed}",
+        "steps": f"{len(scene.steps)} at t = {at}, SDE, seed {spec.seed}",
         "blocks and ops at": f"step {spec.block_step + 1}",
         "text": "random" if spec.embeds is None else str(spec.embeds),
         "run on": torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU ({platform.machine()})",
@@ -130,4 +137,3 @@ def summary(found: Comparison) -> bytes:
         "sweep": [asdict(point) for point in found.sweep],
     }
     return msgspec.json.format(msgspec.json.encode(plain), indent=1) + b"\n"
-

@@ -16,10 +16,10 @@ from polygraphy.backend.base import BaseRunner
 from polygraphy.common import TensorMetadata
 from torch import Tensor
 
-from exporter.compare.machines import Machine, OpMachine, forward
+from exporter.compare.machines import BlockInput, Machine, OpMachine, forward, moved
 from exporter.compare.ops import Recorder, Replay, labelled
 from exporter.compare.scene import Scene
-from exporter.compare.thresholds import OpBound, op_bound
+from exporter.compare.thresholds import SAME_ARITHMETIC, op_bound
 
 Feed = Mapping[str, Tensor]
 Shapes = Mapping[str, tuple[torch.dtype, tuple[int | None, ...]]]
@@ -49,7 +49,7 @@ class _Runner(BaseRunner):  # type: ignore[misc]
 
     def infer_impl(self, feed_dict: Feed) -> OrderedDict[str, Tensor]:
         started = time.perf_counter()
-        outputs = OrderedDict((name, tensor.cpu()) for name, tensor in self.outputs(feed_dict).items())
+        outputs = OrderedDict((name, tensor.cpu().contiguous()) for name, tensor in self.outputs(feed_dict).items())
         self.inference_time = time.perf_counter() - started
         return outputs
 
@@ -57,8 +57,10 @@ class _Runner(BaseRunner):  # type: ignore[misc]
         raise NotImplementedError
 
 
-def _block_args(machine: Machine | OpMachine, feed: Feed) -> tuple[Tensor, ...]:
-    return tuple(feed[name].to(machine.device) for name in ("x", "context", "e0", "cos", "sin"))
+def _given(machine: Machine | OpMachine, feed: Feed) -> tuple[int, BlockInput]:
+    """The layer, and its input on the machine's device."""
+    given = BlockInput(feed["x"], feed["context"], feed["e0"], feed["cos"], feed["sin"])
+    return int(feed["layer"]), moved(given, machine.device)
 
 
 class BlockRunner(_Runner):
@@ -72,8 +74,7 @@ class BlockRunner(_Runner):
         self.last: Mapping[str, Tensor] = {}
 
     def outputs(self, feed: Feed) -> Mapping[str, Tensor]:
-        x, context, e0, cos, sin = _block_args(self._machine, feed)
-        self.last = {BLOCK_OUTPUT: self._machine.block(self._expert, int(feed["layer"]), x, context, e0, cos, sin)}
+        self.last = {BLOCK_OUTPUT: self._machine.block(self._expert, *_given(self._machine, feed)).cpu()}
         return self.last
 
 
@@ -82,25 +83,26 @@ class OpsRunner(_Runner):
 
     feed = BLOCK_FEED
 
-    def __init__(self, machine: OpMachine, expert: str) -> None:
+    def __init__(self, machine: OpMachine, expert: str, *, exact: bool) -> None:
+        """``exact``: the ops are answered just as the oracle answers them."""
         super().__init__(machine.name)
-        self._machine, self._expert = machine, expert
+        self._machine, self._expert, self._exact = machine, expert, exact
         self.recorder = Recorder(machine.evaluate)
 
     def outputs(self, feed: Feed) -> Mapping[str, Tensor]:
         self.recorder = Recorder(self._machine.evaluate)
-        args = _block_args(self._machine, feed)
-        x = self._machine.block_by(self.recorder, self._expert, int(feed["layer"]), *args)
+        x = self._machine.block_by(self.recorder, self._expert, *_given(self._machine, feed))
         given: dict[str, Tensor] = {}
         for call, out in self.recorder.calls.values():
             given |= labelled(call, out)
         return {**given, BLOCK_OUTPUT: x}
 
-    def bounds(self) -> dict[str, OpBound]:
-        """Output's name → how far it may be from what it should be, of the last run."""
-        found: dict[str, OpBound] = {}
+    def bounds(self) -> dict[str, float]:
+        """Output's name → how far it may be from its oracle's, of the last run."""
+        found: dict[str, float] = {}
         for call, out in self.recorder.calls.values():
-            found |= dict.fromkeys(labelled(call, out), op_bound(call.op.name, call.attributes))
+            bound = SAME_ARITHMETIC if self._exact else op_bound(call.op.name, call.attributes)
+            found |= dict.fromkeys(labelled(call, out), bound)
         return found
 
 
@@ -115,8 +117,7 @@ class ReplayRunner(_Runner):
 
     def outputs(self, feed: Feed) -> Mapping[str, Tensor]:
         replay = Replay(self._machine.evaluate, self._candidate.recorder.calls)
-        args = _block_args(self._machine, feed)
-        self._machine.block_by(replay, self._expert, int(feed["layer"]), *args)
+        self._machine.block_by(replay, self._expert, *_given(self._machine, feed))
         return replay.expected
 
 
@@ -134,11 +135,7 @@ class StepRunner(_Runner):
     def outputs(self, feed: Feed) -> Mapping[str, Tensor]:
         step = int(feed["step"])
         tokens = self._own if self._free and step and self._own is not None else feed["tokens"]
-        scene, at = self._scene, self._scene.steps[step]
-        tokens, v = forward(
-            self._machine, self._layers, at.expert, tokens, scene.time_features(step), scene.text, scene.condition,
-            *scene.tables(), scene.noise_of(step), at.update,
-        )  # fmt: skip
+        tokens, v = forward(self._machine, self._layers, self._scene, step, tokens)
         self._own = tokens
         self._tick()
         return {"v": v, "tokens": tokens}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -28,7 +29,7 @@ class SceneStep:
 
 @dataclass(frozen=True)
 class Scene:
-    """Latents of (T, H, W); text bf16 [512, 4096]; condition fp32 [L, 80] or None; ``noise[0]`` is the first state's."""
+    """Latents of (T, H, W); text bf16 [512, 4096]; condition fp32 [L, 80] or None; ``noise[0]`` starts."""
 
     shape: tuple[int, int, int]
     text: Tensor
@@ -85,7 +86,7 @@ def scene(
         tuple(draws),
         tuple(
             SceneStep(t, after, experts[-1 if boundary is not None and t < boundary else 0], update(t, after))
-            for t, after in zip(at, at[1:], strict=False)
+            for t, after in pairwise(at)
         ),
     )
 
@@ -107,4 +108,4 @@ def _condition(random: np.random.Generator, model: ModelSpec, shape: tuple[int, 
 def frames(tokens: Tensor, shape: tuple[int, int, int]) -> list[Tensor]:
     """Latent frames fp32 [16, H, W] of tokens [L, 64]."""
     latents = torch.from_numpy(to_latents(tokens.cpu().float().numpy(), shape))
-    return list(latents.unbind(1))
+    return [frame.contiguous() for frame in latents.unbind(1)]  # Polygraphy's metrics take no others

@@ -13,9 +13,11 @@ main { max-width:1080px; margin:0 auto; padding:28px 20px 60px; }
 h1 { font-size:24px; margin:0 0 2px; letter-spacing:-.01em; }
 h2 { font-size:17px; margin:0 0 4px; }
 p { margin:4px 0 10px; color:var(--soft); }
-section { background:var(--card); border:1px solid var(--line); border-radius:10px; padding:18px 20px; margin-top:16px; }
+section { background:var(--card); border:1px solid var(--line); border-radius:10px;
+  padding:18px 20px; margin-top:16px; }
 .verdict { display:flex; gap:14px; align-items:center; flex-wrap:wrap; }
-.badge { display:inline-block; border-radius:6px; padding:1px 9px; font-weight:600; font-size:13px; white-space:nowrap; }
+.badge { display:inline-block; border-radius:6px; padding:1px 9px; font-weight:600; font-size:13px;
+  white-space:nowrap; }
 .badge.good { background:var(--goodbg); color:var(--good); }
 .badge.bad { background:var(--badbg); color:var(--bad); }
 .big { font-size:17px; padding:5px 16px; }

@@ -12,12 +12,13 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from exporter.compare.machines import Machine, PlainMachine, StageMachine, forward
+from exporter.compare.machines import BlockInput, Machine, embedded, run_free
 from exporter.compare.metrics import distance, frame_distance
 from exporter.compare.plan_ops import PlanOps
 from exporter.compare.roster import Roster, device_sm
 from exporter.compare.scene import frames
 from exporter.compare.spec import CompareSpec, SweepPoint
+from exporter.compare.torch_machines import PlainMachine, StageMachine
 from exporter.progress import Progress
 from plugins.errors import UserError
 
@@ -41,10 +42,10 @@ def sweep(roster: Roster, spec: CompareSpec, progress: Progress) -> list[SweepPo
         raise ValueError("check_sweep comes first")
     points = []
     with progress.stage(f"top-k sweep with {candidate.name}") as update:
-        want = _final(roster, _reference(roster))
+        want = run_free(_reference(roster), roster.model.layers, roster.scene)
         for index, milli in enumerate(spec.sweep):
             machine = candidate.with_options(replace(candidate.options, topk_milli=milli))
-            got = _final(roster, machine)
+            got = run_free(machine, roster.model.layers, roster.scene)
             seconds = _block_seconds(roster, machine) if machine.device.type == "cuda" else None
             points.append(_point(roster, milli, got, want, seconds))
             update(index + 1, len(spec.sweep))
@@ -68,15 +69,6 @@ def _reference(roster: Roster) -> Machine:
     return roster.oracle.with_options(replace(roster.oracle.options, topk_milli=FULL))
 
 
-def _final(roster: Roster, machine: Machine) -> Tensor:
-    """The last tokens, fp32 [L, 64] on the host."""
-    scene, tokens = roster.scene, roster.scene.start
-    for index, step in enumerate(scene.steps):
-        args = (scene.time_features(index), scene.text, scene.condition, *scene.tables(), scene.noise_of(index))
-        tokens, _ = forward(machine, roster.model.layers, step.expert, tokens, *args, step.update)
-    return tokens.cpu()
-
-
 def _point(roster: Roster, milli: int, got: Tensor, want: Tensor, seconds: float | None) -> SweepPoint:
     shape = roster.scene.shape
     measured = [frame_distance(*pair) for pair in zip(frames(got, shape), frames(want, shape), strict=True)]
@@ -92,12 +84,9 @@ def _point(roster: Roster, milli: int, got: Tensor, want: Tensor, seconds: float
 def _block_seconds(roster: Roster, machine: StageMachine) -> float:
     """Seconds of one step's blocks on a CUDA device: block 0, timed after a run that warms up, times the layers."""
     scene, device = roster.scene, machine.device
-    expert = scene.steps[0].expert
-    condition = None if scene.condition is None else scene.condition.to(device)
-    given = (scene.start.to(device), scene.time_features(0).to(device), scene.text.to(device))
-    made = machine.embed(expert, *given, condition)
+    made = embedded(machine, scene, 0, scene.start)
     cos, sin = (table.to(device) for table in scene.tables())
-    run = machine.loaded_block(expert, 0, made, cos, sin)
+    run = machine.loaded_block(scene.steps[0].expert, 0, BlockInput(made.x, made.context, made.e0, cos, sin))
     run()
     torch.cuda.synchronize(device)
     started = time.perf_counter()

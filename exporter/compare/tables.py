@@ -93,7 +93,9 @@ def show(console: Console, found: Comparison) -> None:
         console.print(note)
     for point in found.sweep:
         seconds = "time not measured (no GPU)" if point.seconds is None else f"{point.seconds:.3f} s a step's blocks"
-        console.print(f"top-k {point.topk_milli / 1000:g}: PSNR {point.psnr_db:.1f} dB, SSIM {point.ssim:.4f}, {seconds}")
+        console.print(
+            f"top-k {point.topk_milli / 1000:g}: PSNR {point.psnr_db:.1f} dB, SSIM {point.ssim:.4f}, {seconds}"
+        )
     over = len(found.offenders)
     verdict = f"{over} of {len(found.rows)} are over their bounds" if over else f"all {len(found.rows)} within bounds"
     console.print(Text(verdict, "bold red" if over else "bold green"))
