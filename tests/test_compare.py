@@ -26,7 +26,7 @@ from exporter.cli import app  # noqa: E402
 from exporter.compare import roster as roster_module  # noqa: E402
 from exporter.compare.machines import BlockInput  # noqa: E402
 from exporter.compare.run import compare  # noqa: E402
-from exporter.compare.spec import Comparison, CompareSpec, Row  # noqa: E402
+from exporter.compare.spec import CompareSpec, Comparison, Row  # noqa: E402
 from exporter.compare.torch_machines import StageMachine  # noqa: E402
 from exporter.progress import SilentProgress  # noqa: E402
 from plugins.errors import UserError  # noqa: E402
@@ -69,9 +69,9 @@ def test_a_clean_bundle_passes(clean: tuple[Comparison, Path]) -> None:
     pairs = {(row.candidate, row.reference) for row in found.rows if row.level == "block"}
     assert pairs == {("quantized", "fp32"), ("onnx", "fp32"), ("onnx", "quantized")}
     assert {row.layer for row in found.rows if row.level == "op"} == {0, 1}
-    assert all(row.value == 0 for row in found.rows if row.level == "op"), "the same arithmetic, the same bits"
+    assert not any(row.value for row in found.rows if row.level == "op"), "the same arithmetic, the same bits"
     against_fp32 = [row for row in found.rows if row.reference == "fp32" and row.level in ("block", "step", "free")]
-    assert all(1e-4 < row.value for row in against_fp32), "INT8 costs something"
+    assert all(row.value > 1e-4 for row in against_fp32), "INT8 costs something"
     assert len([row for row in found.rows if row.level == "frame"]) == 3 * 5
 
 
@@ -155,7 +155,7 @@ def test_wrong_rotary_tables(copied: Path, exported: Exported, tmp_path: Path) -
         node.input[:] = [turned.get(name, name) for name in node.input]
 
     graph_changed(copied, swap)
-    found = run(copied, exported.checkpoint, tmp_path / "out")
+    found = run(copied, exported.checkpoint, tmp_path / "out", against=("fp32", "onnx"))
     places = {place.partition(":")[0] for place, _ in ops_over(found)}
     assert len(places) == 1
     assert "Rope" in places.pop()
@@ -170,7 +170,7 @@ def test_top_k_off_by_one(copied: Path, exported: Exported, tmp_path: Path) -> N
         attribute.i = 500
 
     graph_changed(copied, keep_more)
-    found = run(copied, exported.checkpoint, tmp_path / "out")
+    found = run(copied, exported.checkpoint, tmp_path / "out", against=("fp32", "onnx"))
     assert worst_op(found).candidate == "onnx"
     assert {place.partition(" ")[0] for place, _ in ops_over(found)} == {"SageSLA"}
 
@@ -192,7 +192,7 @@ def test_an_error_in_one_block_only(exported: Exported, tmp_path: Path, monkeypa
 
 def test_the_fp32_model_can_keep_the_same_blocks(exported: Exported, tmp_path: Path) -> None:
     """Then a candidate that selects other blocks shows no error by it."""
-    options = {"against": ("fp32", "quantized"), "size": (256, 160), "frames": 17}
+    options = {"against": ("fp32", "quantized"), "size": (192, 128), "frames": 17}
     apart = run(exported.folder, exported.checkpoint, tmp_path / "apart", **options)
     same = run(exported.folder, exported.checkpoint, tmp_path / "same", same_blocks=True, **options)
 
@@ -303,13 +303,16 @@ def test_the_report_renders(clean: tuple[Comparison, Path], tmp_path: Path) -> N
 
     shot = tmp_path / "shot.png"
     page = (clean[1] / "report.html").as_uri()
-    command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars",
-               f"--user-data-dir={tmp_path / 'profile'}", "--window-size=1180,3600", f"--screenshot={shot}", page]  # fmt: skip
+    profile = f"--user-data-dir={tmp_path / 'profile'}"
+    command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", profile,
+               "--window-size=1180,3600", f"--screenshot={shot}", page]  # fmt: skip
     subprocess.run(command, capture_output=True, check=True, timeout=120)
     pixels = imread(shot)
     assert pixels.shape[:2] == (3600, 1180)
     rows = pixels[..., :3].std(axis=(1, 2))
     assert (rows > 0.01).mean() > 0.5, "most rows of the page show something"
-    dumped = subprocess.run([*command[:-2], "--dump-dom", page], capture_output=True, text=True, check=True, timeout=120)
+    dumped = subprocess.run(
+        [*command[:-2], "--dump-dom", page], capture_output=True, text=True, check=True, timeout=120
+    )
     assert "within bounds" in dumped.stdout
     assert "Final latents" in dumped.stdout

@@ -10,7 +10,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import LogNorm
+from matplotlib.colors import LinearSegmentedColormap, LogNorm
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
@@ -19,6 +19,7 @@ from exporter.compare.spec import Row, SweepPoint
 COLOURS = ("#2563eb", "#ea580c", "#059669", "#9333ea", "#ca8a04", "#0891b2", "#be123c")
 INK, GRID, BOUND = "#334155", "#e2e8f0", "#dc2626"
 FLOOR = 1e-6  # what is drawn for an exact result on a logarithmic axis
+_HEAT = LinearSegmentedColormap.from_list("bounds", ["#059669", "#a7f3d0", "#fde68a", "#f97316", "#991b1b"])
 _STYLE = {
     "font.size": 9,
     "axes.edgecolor": "#94a3b8",
@@ -56,16 +57,17 @@ def lines(series: Mapping[str, Sequence[float]], ticks: Sequence[str], bounds: S
     """SVG: relative L2 of each series over blocks or steps, on a logarithmic axis, and the bounds as dashed lines."""
     with matplotlib.rc_context(_STYLE):
         figure, axes = _axes(5.4, 3.3)
-        for colour, (name, values) in zip(_cycle(len(series)), series.items(), strict=True):
-            style = "--" if name.endswith("own latents") else "-"
+        for index, (name, values) in enumerate(series.items()):
             drawn = [_drawn(value) for value in values]
-            axes.plot(
-                range(len(drawn)), drawn, style, marker="o", markersize=4, linewidth=1.6, color=colour, label=name
-            )
+            style = "--" if name.endswith("own latents") else "-"
+            # Equal series lie on one another: the first ones are wider.
+            width, size = (3.6, 6.5) if index == 0 else (1.5, 3.5)
+            axes.plot(range(len(drawn)), drawn, style, marker="o", markersize=size, linewidth=width,
+                      color=COLOURS[index % len(COLOURS)], label=name)  # fmt: skip
         for bound in sorted(set(bounds)):
-            axes.axhline(bound, color=BOUND, linewidth=1, linestyle=":")
-            axes.annotate(f"bound {bound:g}", (1, bound), xycoords=("axes fraction", "data"), xytext=(0, 2),
-                          textcoords="offset points", ha="right", va="bottom", fontsize=7.5, color=BOUND)  # fmt: skip
+            axes.axhline(bound, color=BOUND, linewidth=0.9, linestyle=":")
+            axes.annotate(f"{bound:g}", (1, bound), xycoords=("axes fraction", "data"), xytext=(3, 0),
+                          textcoords="offset points", va="center", fontsize=7, color=BOUND)  # fmt: skip
         axes.set_yscale("log")
         shown = range(0, len(ticks), max(1, len(ticks) // 20))
         axes.set_xticks(list(shown), [ticks[index] for index in shown])
@@ -73,10 +75,6 @@ def lines(series: Mapping[str, Sequence[float]], ticks: Sequence[str], bounds: S
         axes.set_ylabel("relative L2")
         figure.legend(loc="outside upper left", ncols=2, frameon=False, fontsize=8)
         return _svg(figure)
-
-
-def _cycle(count: int) -> list[str]:
-    return [COLOURS[index % len(COLOURS)] for index in range(count)]
 
 
 def op_bars(alone: Mapping[str, float], accumulated: Mapping[str, float]) -> bytes:
@@ -112,7 +110,7 @@ def op_map(rows: Sequence[Row]) -> bytes:
     with matplotlib.rc_context(_STYLE):
         figure, axes = _axes(7.2, 0.23 * len(places) + 0.9)
         axes.grid(False)
-        image = axes.imshow(cells, aspect="auto", cmap="RdYlGn_r", norm=LogNorm(1e-2, 1e2), interpolation="nearest")
+        image = axes.imshow(cells, aspect="auto", cmap=_HEAT, norm=LogNorm(1e-2, 1e2), interpolation="nearest")
         axes.set_yticks(range(len(places)), places)
         shown = range(0, len(layers), max(1, len(layers) // 20))
         axes.set_xticks(list(shown), [str(layers[index]) for index in shown])

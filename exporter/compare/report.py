@@ -126,7 +126,9 @@ def _charts(found: Comparison) -> str:
     ticks = [str(row.layer) for row in next(iter(blocks.values()), [])]
     values = {pair: [row.value for row in rows] for pair, rows in blocks.items()}
     chart = _figure(charts.lines(values, ticks, _bounds(blocks), "block"), "svg+xml", "error by block")
-    first = _section("Error by block", f"{LEVELS['block'].capitalize()}. Exact results are drawn at 1e-6.", chart)
+    first = _section(
+        "Error by block", f"{LEVELS['block'].capitalize()}. Exact results are drawn at 1e-6, bounds dotted.", chart
+    )
     series: dict[str, list[float]] = {}
     bounds: list[float] = []
     for level, suffix in (("step", ""), ("free", ", own latents")):
