@@ -99,9 +99,9 @@ def export(
 def _closing_lines(spec: ExportSpec, folder: Path) -> list[str]:
     """What came out, and how to add weights where there are none."""
     what = "ONNX graphs and plans" if spec.onnx_only else "engines, ONNX graphs and plans"
-    lines = polygraphy_lines(folder)
+    lines = polygraphy_lines(folder, spec.flavour)
     if spec.checkpoint is not None:
-        return [f"{folder}: {what}, weights.", *lines]
+        return [*lines, f"{folder}: {what}, weights."]
     options = ["--model", spec.model.name, "--gpu", spec.gpu.name, "--out", str(spec.out)]
     options += ["--attention", spec.attention, "--linear", spec.linear]
     options += ["--topk", f"{spec.topk_milli / 1000:g}"] if spec.attention != "sage" else []
@@ -109,10 +109,10 @@ def _closing_lines(spec: ExportSpec, folder: Path) -> list[str]:
     packed = ["--model", spec.model.name, "--out", str(folder / "weights.safetensors")]
     packed += ["--linear", spec.linear]
     return [
+        *lines,
         f"{folder}: {what}. It has no weights yet; add them with one of",
         f"  turbotrt pack --checkpoint PATH_OR_HF_ID {shlex.join(packed)}",
         f"  turbotrt export --checkpoint PATH_OR_HF_ID {shlex.join(options)}",
-        *lines,
     ]
 
 

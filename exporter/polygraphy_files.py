@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 
-from runtime.bundle import Manifest, StageFiles, load_manifest
+from runtime.bundle import Manifest, load_manifest
 
 SCRIPTS_NAME = "polygraphy_scripts.py"
 README_NAME = "README.txt"
@@ -46,10 +47,10 @@ def script_text(manifest: Manifest) -> str:
     return _SCRIPT_HEAD + stages + _SCRIPT_END
 
 
-def setup_lines(manifest: Manifest) -> list[str]:
+def setup_lines(flavour: str) -> list[str]:
     """Shell lines that a shell needs once, before Polygraphy starts."""
     work = "export WORK=$(mktemp -d)"
-    if manifest.gpu.flavour != "tensorrt_rtx":
+    if flavour != "tensorrt_rtx":
         return [work]
     folder = "import tensorrt_rtx_libs as libs; print(list(libs.__path__)[0])"
     return [
@@ -60,30 +61,30 @@ def setup_lines(manifest: Manifest) -> list[str]:
     ]
 
 
-def _network(stage: StageFiles) -> str:
-    return f"{SCRIPTS_NAME}:{stage.name}_network --model-type trt-network-script"
+def _network(stage: str) -> str:
+    return f"{SCRIPTS_NAME}:{stage}_network --model-type trt-network-script"
 
 
-def build_lines(manifest: Manifest) -> list[str]:
+def build_lines(stages: Sequence[str]) -> list[str]:
     """Lines that build each stage's engine; for RTX parts they run on any machine."""
     return [
-        f"polygraphy convert {_network(stage)} --trt-config-script {SCRIPTS_NAME}:{stage.name}_config "
-        f"-o $WORK/{stage.name}.engine"
-        for stage in manifest.stages
+        f"polygraphy convert {_network(stage)} --trt-config-script {SCRIPTS_NAME}:{stage}_config "
+        f"-o $WORK/{stage}.engine"
+        for stage in stages
     ]
 
 
-def input_lines(manifest: Manifest) -> list[str]:
+def input_lines(stages: Sequence[str]) -> list[str]:
     """Lines that write each stage's inputs for ``--load-inputs``; the block's hold one layer's weights."""
-    return [f"python {SCRIPTS_NAME} {stage.name} $WORK/{stage.name}_inputs.json" for stage in manifest.stages]
+    return [f"python {SCRIPTS_NAME} {stage} $WORK/{stage}_inputs.json" for stage in stages]
 
 
-def run_lines(manifest: Manifest) -> list[str]:
+def run_lines(stages: Sequence[str]) -> list[str]:
     """Lines that build and run each stage on the bundle's GPU, keep its outputs, and look for NaN."""
     return [
-        f"polygraphy run {_network(stage)} --trt --trt-config-script {SCRIPTS_NAME}:{stage.name}_config "
-        f"--load-inputs $WORK/{stage.name}_inputs.json --save-outputs $WORK/{stage.name}_outputs.json --validate"
-        for stage in manifest.stages
+        f"polygraphy run {_network(stage)} --trt --trt-config-script {SCRIPTS_NAME}:{stage}_config "
+        f"--load-inputs $WORK/{stage}_inputs.json --save-outputs $WORK/{stage}_outputs.json --validate"
+        for stage in stages
     ]
 
 
@@ -94,26 +95,22 @@ def look_lines() -> list[str]:
 
 def recorded_lines(bundle: Path, results: Path) -> list[str]:
     """Lines that run the block's engine on what a comparison recorded, against what its runners gave."""
-    manifest = load_manifest(bundle)
-    block = next(stage for stage in manifest.stages if stage.name == "block")
     folder = shlex.quote(str(results.resolve()))
     return [
         f"cd {shlex.quote(str(bundle))}",
-        *setup_lines(manifest),
-        f"polygraphy run {_network(block)} --trt --trt-config-script {SCRIPTS_NAME}:block_config "
+        *setup_lines(load_manifest(bundle).gpu.flavour),
+        f"polygraphy run {_network('block')} --trt --trt-config-script {SCRIPTS_NAME}:block_config "
         f"--load-inputs {folder}/block_inputs.json --load-outputs {folder}/block_outputs.json "
         "--compare cosine_similarity snr",
     ]
 
 
-def closing_lines(folder: Path) -> list[str]:
+def closing_lines(folder: Path, flavour: str) -> list[str]:
     """What is printed after an export: the lines that build and run the block's engine by Polygraphy."""
-    manifest = load_manifest(folder)
-    lines = [input_lines(manifest), build_lines(manifest), run_lines(manifest)]
-    block = [line for group in lines for line in group if "block" in line]
-    shown = [f"cd {shlex.quote(str(folder))}", *setup_lines(manifest), *block]
-    return [f"With Polygraphy (the last line needs the GPU; all lines: {folder / README_NAME}):",
-            *(f"  {line}" for line in shown)]  # fmt: skip
+    block = [line for lines in (input_lines, build_lines, run_lines) for line in lines(["block"])]
+    shown = [f"cd {shlex.quote(str(folder))}", *setup_lines(flavour), *block]
+    heading = f"With Polygraphy (the last line needs the GPU; more in {folder / README_NAME}):"
+    return [heading, *(f"  {line}" for line in shown)]
 
 
 def readme_text(manifest: Manifest) -> str:
@@ -127,12 +124,13 @@ def readme_text(manifest: Manifest) -> str:
         "",
     ]
     where = "any machine" if manifest.gpu.flavour == "tensorrt_rtx" else f"a machine with a {manifest.gpu.name}"
+    names = [stage.name for stage in manifest.stages]
     sections = {
-        "Once in each shell:": setup_lines(manifest),
-        "Inputs, made up, with the bundle's weights (any machine):": input_lines(manifest),
+        "Once in each shell:": setup_lines(manifest.gpu.flavour),
+        "Inputs, made up, with the bundle's weights (any machine):": input_lines(names),
         "Look at them (any machine):": look_lines(),
-        f"Build the engines ({where}):": build_lines(manifest),
-        f"Build and run (a machine with a {manifest.gpu.name}):": run_lines(manifest),
+        f"Build the engines ({where}):": build_lines(names),
+        f"Build and run (a machine with a {manifest.gpu.name}):": run_lines(names),
     }
     for heading, lines in sections.items():
         if lines:

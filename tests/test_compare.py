@@ -228,8 +228,8 @@ def test_the_command_line(copied: Path, exported: Exported, tmp_path: Path) -> N
     done = CliRunner().invoke(app, words, env={"COLUMNS": "200"})
     assert done.exit_code == 1, done.output
     shown = done.output.splitlines()
-    first = next(line for line in shown if line.startswith("block "))
-    assert "block 1" in first
+    first = next(line for line in shown if line.startswith("block ") and " op " in line)
+    assert first.startswith("block 1, ")
     assert "self_attn.o" in first
     assert "over their bounds" in done.output
     assert "--load-inputs" in done.output

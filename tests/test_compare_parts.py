@@ -1,4 +1,4 @@
-"""The parts of a comparison: metrics against written-out formulas, the plain model, ops seen and replayed, thresholds."""
+"""The parts of a comparison: metrics against written-out formulas, the plain model, ops replayed, thresholds."""
 
 from __future__ import annotations
 
@@ -143,8 +143,10 @@ def test_the_plain_model_is_the_tests_own(checkpoint: tuple[dict, Path]) -> None
     torch.testing.assert_close(tokens, after, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("options", [BlockOptions("sagesla", TOPK, "int8"), BlockOptions("sla", TOPK, "bf16"),
-                                     BlockOptions("sage", 100, "int8")], ids=lambda o: f"{o.attention}-{o.linear}")  # fmt: skip
+MODES = [BlockOptions("sagesla", TOPK, "int8"), BlockOptions("sla", TOPK, "bf16"), BlockOptions("sage", 100, "int8")]
+
+
+@pytest.mark.parametrize("options", MODES, ids=lambda o: f"{o.attention}-{o.linear}")
 def test_unrounded_stages_are_the_plain_model(options: BlockOptions, checkpoint: tuple[dict, Path]) -> None:
     """Stages and ops without rounding against the model written a second time: what they approximate is right."""
     readers = {"model": open_checkpoint(checkpoint[1], TINY)}
@@ -245,8 +247,7 @@ def test_text_embeddings(tmp_path: Path) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("options", [BlockOptions("sagesla", TOPK, "int8"), BlockOptions("sla", TOPK, "bf16")],
-                         ids=lambda o: f"{o.attention}-{o.linear}")  # fmt: skip
+@pytest.mark.parametrize("options", MODES, ids=lambda o: f"{o.attention}-{o.linear}")
 def test_compiled_plans_within_their_bounds(options: BlockOptions, checkpoint: tuple[dict, Path]) -> None:
     """Every op of a block by its plan, on the same inputs as its oracle on the same GPU."""
     from exporter.compare.machines import BlockInput, embedded, moved

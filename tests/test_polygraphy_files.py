@@ -15,6 +15,7 @@ pytest.importorskip("polygraphy")
 from conftest import Exported
 
 from exporter import polygraphy_files as files
+from exporter.export import STAGES
 from runtime.bundle import load_manifest
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -38,8 +39,8 @@ def typed(lines: list[str], folder: Path, tmp_path: Path) -> str:
 def test_the_readme_has_every_line(exported: Exported) -> None:
     manifest = load_manifest(exported.folder)
     readme = (exported.folder / "README.txt").read_text()
-    groups = (files.setup_lines, files.input_lines, files.build_lines, files.run_lines)
-    lines = [*files.look_lines(), *(line for group in groups for line in group(manifest))]
+    lines = [line for group in (files.input_lines, files.build_lines, files.run_lines) for line in group(STAGES)]
+    lines += [*files.look_lines(), *files.setup_lines(manifest.gpu.flavour)]
     assert len(lines) == 1 + 3 + 3 + 3 + 3
     assert all(f"  {line}\n" in readme for line in lines)
     assert not any(line.startswith("trtexec") for line in readme.splitlines())
@@ -48,8 +49,8 @@ def test_the_readme_has_every_line(exported: Exported) -> None:
 
 def test_polygraphy_builds_every_stage_with_our_plugins(exported: Exported, tmp_path: Path) -> None:
     manifest = load_manifest(exported.folder)
-    typed([*files.setup_lines(manifest), *files.build_lines(manifest)], exported.folder, tmp_path)
-    for stage in ("embed", "block", "head"):
+    typed([*files.setup_lines(manifest.gpu.flavour), *files.build_lines(STAGES)], exported.folder, tmp_path)
+    for stage in STAGES:
         (engine,) = tmp_path.glob(f"*/{stage}.engine")
         data = engine.read_bytes()
         assert len(data) > 100_000
@@ -60,7 +61,7 @@ def test_polygraphy_builds_every_stage_with_our_plugins(exported: Exported, tmp_
 
 def test_polygraphy_reads_the_inputs(exported: Exported, tmp_path: Path) -> None:
     manifest = load_manifest(exported.folder)
-    lines = [*files.setup_lines(manifest), *files.input_lines(manifest), *files.look_lines()]
+    lines = [*files.setup_lines(manifest.gpu.flavour), *files.input_lines(STAGES), *files.look_lines()]
     seen = typed(lines, exported.folder, tmp_path)
     (block,) = (stage for stage in manifest.stages if stage.name == "block")
     for tensor in block.inputs:
@@ -76,6 +77,6 @@ def test_polygraphy_runs_every_stage(exported: Exported, tmp_path: Path) -> None
     major, minor = torch.cuda.get_device_capability()
     if 10 * major + minor != manifest.gpu.sm:
         pytest.skip(f"the bundle's engines run on sm_{manifest.gpu.sm}, this GPU is sm_{major}{minor}")
-    lines = [*files.setup_lines(manifest), *files.input_lines(manifest), *files.run_lines(manifest)]
+    lines = [*files.setup_lines(manifest.gpu.flavour), *files.input_lines(STAGES), *files.run_lines(STAGES)]
     typed(lines, exported.folder, tmp_path)
     assert len(list(tmp_path.glob("*/*_outputs.json"))) == 3
