@@ -14,15 +14,19 @@ from exporter.compare.weights import Weights
 from exporter.flavour import load
 from exporter.trace import OUTPUT_SUFFIX, OUTPUTS
 from exporter.weights import Stage
+from plugins.errors import UserError
 from plugins.registry import OPS
 from plugins.tensorrt_plugin import register
 
 
 class EngineMachine(Machine):
-    """Three engines on one device, with the bundle's weights as inputs. ``close`` frees them."""
+    """Three engines on one device, with the bundle's weights as inputs. ``close`` frees them.
+
+    Raises UserError where an engine does not load.
+    """
 
     def __init__(self, name: str, files: Mapping[str, Path], weights: Weights, flavour: str) -> None:
-        """``files``: stage → engine. Raises Polygraphy's error where an engine does not load."""
+        """``files``: stage → engine."""
         super().__init__(name, torch.device("cuda"))
         self._weights = weights
         from polygraphy import config
@@ -30,14 +34,23 @@ class EngineMachine(Machine):
         config.USE_TENSORRT_RTX = flavour == "tensorrt_rtx"  # read when Polygraphy first imports TensorRT
         from polygraphy.backend.common import BytesFromPath
         from polygraphy.backend.trt import EngineFromBytes, TrtRunner
+        from polygraphy.exception import PolygraphyException
 
         register(load(flavour), OPS)
         self._runners: dict[str, Any] = {
             stage: TrtRunner(EngineFromBytes(BytesFromPath(str(path))), name=f"{name} {stage}")
             for stage, path in files.items()
         }
-        for runner in self._runners.values():
-            runner.activate()
+        for stage, runner in self._runners.items():
+            try:
+                runner.activate()
+            except PolygraphyException as error:
+                self.close()
+                raise UserError(
+                    f"{files[stage]} does not load.",
+                    got=str(error).strip() or type(error).__name__,
+                    remedy="export the bundle again here, or leave tensorrt out of --against",
+                ) from error
 
     def _run(self, stage: Stage, expert: str, feed: Mapping[str, Tensor], layer: int = 0) -> tuple[Tensor, ...]:
         weights = self._weights(expert, stage, layer)
@@ -61,4 +74,5 @@ class EngineMachine(Machine):
 
     def close(self) -> None:
         for runner in self._runners.values():
-            runner.deactivate()
+            if runner.is_active:
+                runner.deactivate()

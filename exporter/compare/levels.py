@@ -189,7 +189,7 @@ class BlockLevels:
         roster = self._roster
         candidates = [runner for name, runner in self._ops.items() if name != roster.reference]
         replays = [replay for name, replay in self._replays.items() if name != roster.reference]
-        others = sorted(self._blocks.values(), key=lambda runner: _follows(roster.machines[runner.name]))
+        others = list(self._blocks.values())
         first = [runner for runner in others if not _follows(roster.machines[runner.name])]
         last = [runner for runner in others if _follows(roster.machines[runner.name])]
         stream = quietly(

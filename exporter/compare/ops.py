@@ -170,4 +170,5 @@ class Replay:
         if call.label not in self._recorded:
             raise ValueError(f"{call.label!r} was not called, but {', '.join(self._recorded)}")
         self.expected |= labelled(call, self._evaluate(call))
-        return self._recorded[call.label][1]
+        device = call.inputs[0].device  # the recorded run may have been on another
+        return tuple(tensor.to(device) for tensor in self._recorded[call.label][1])

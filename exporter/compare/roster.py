@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -157,9 +158,11 @@ def _unable(name: str, spec: CompareSpec, manifest: Manifest, checkpoint: bool) 
         return "needs a CUDA GPU, and this machine has none"
     if name == "tensorrt":
         if any(stage.engine is None for stage in manifest.stages):
-            return "the bundle holds no engines"
+            return "needs engines, and the bundle holds none"
+        if find_spec(manifest.gpu.flavour) is None:
+            return f"needs the {manifest.gpu.flavour} package, which is not installed"
         if device_sm() != manifest.gpu.sm:
-            return f"its engines run on sm_{manifest.gpu.sm} only, this GPU is sm_{device_sm()}"
+            return f"needs a GPU of sm_{manifest.gpu.sm}, and this one is sm_{device_sm()}"
     return None
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from exporter.models import TEXT_LENGTH, model_named
+from exporter.models import model_named
 from runtime.bundle import Manifest, StageFiles, load_manifest
 
 TOKENS = 256  # L of the inputs that are made up: small enough for any machine
@@ -66,11 +66,13 @@ def inputs(bundle: Path, stage: str, tokens: int = TOKENS) -> Iterator[dict[str,
     import torch
 
     from exporter.compare.weights import BundleWeights
+    from exporter.trace import activation_inputs
     from plugins.torch_op import torch_dtype
 
     manifest = load_manifest(bundle)
     model = model_named(manifest.model.name)
     generator = torch.Generator().manual_seed(SEED)
+    activations = activation_inputs(model, stage)  # type: ignore[arg-type]
     weights = {}
     if manifest.weights:
         weights = BundleWeights(bundle, manifest, model)(model.experts[0], stage)  # type: ignore[arg-type]
@@ -82,7 +84,7 @@ def inputs(bundle: Path, stage: str, tokens: int = TOKENS) -> Iterator[dict[str,
         elif info.dtype == "int8":
             feed[info.name] = torch.randint(-127, 128, shape, generator=generator, dtype=torch.int8)
         else:
-            scale = 0.02 if shape != [tokens, *shape[1:]] and shape != [TEXT_LENGTH, *shape[1:]] else 1.0
+            scale = 1.0 if info.name in activations else 0.02
             feed[info.name] = (scale * torch.randn(shape, generator=generator)).to(torch_dtype(info.dtype))
     yield feed
 
