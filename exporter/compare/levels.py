@@ -11,7 +11,7 @@ from polygraphy.logger import G_LOGGER
 from torch import Tensor
 
 from exporter.compare.accuracy import frame_function, tensor_function
-from exporter.compare.machines import Machine, OpMachine, embedded
+from exporter.compare.machines import OpMachine, embedded
 from exporter.compare.roster import Roster
 from exporter.compare.runners import (
     BLOCK_OUTPUT,
@@ -54,15 +54,10 @@ def _row(level: Level, pair: Pair, place: str, layer: int | None, result: Any) -
 def compare_steps(roster: Roster, found: Comparison, progress: Progress) -> dict[str, RunResults]:
     """Every rCM step, teacher-forced and free-running, then the final latents. Returns each level's RunResults."""
     forced = _steps(roster, found, progress, free=False)
-    recorded = [iteration[0] for _, iteration in _by_iteration(forced, roster.reference)]
-    free = _steps(roster, found, progress, free=True, reference=iter(recorded))
+    # From its own latents or from the reference's is the same for the reference: it runs once.
+    free = _steps(roster, found, progress, free=True, reference=iter(forced[roster.reference]))
     final = _frames(roster, found, free)
     return {"steps": forced, "free": free, "frames": final}
-
-
-def _by_iteration(results: RunResults, name: str) -> Iterator[tuple[str, list[Any]]]:
-    for iteration in results[name]:
-        yield name, [iteration]
 
 
 class _StepFeeds:
@@ -98,7 +93,7 @@ def _steps(
                 runners.append(RecordedRunner(name, STEP_FEED, reference))
             else:
                 runners.append(StepRunner(machine, roster.model.layers, roster.scene, free=free, tick=tick))
-        runners.sort(key=lambda runner: _follows(roster.machines[runner.name]))
+        runners.sort(key=lambda runner: roster.machines[runner.name].follows)
         functions = [tensor_function(constant(getattr(roster.bounds(pair[1]), level))) for pair in pairs]
         results = RunResults()
         for runner in runners:
@@ -112,11 +107,6 @@ def _steps(
     if not free:
         found.seconds = {name: [it.runtime for it in iterations] for name, iterations in results.items()}
     return results
-
-
-def _follows(machine: Machine) -> bool:
-    """A machine that keeps another's key blocks runs after it."""
-    return machine.follows
 
 
 def constant(bound: float | None) -> Callable[[str], float | None]:
@@ -133,11 +123,12 @@ def _drain(stream: Iterator[RunResults]) -> Iterator[RunResults]:
 def _frames(roster: Roster, found: Comparison, free: RunResults) -> RunResults:
     """The last tokens as latent frames, by PSNR and SSIM."""
     results = RunResults()
-    for name, iterations in free.items():
-        images = frames(iterations[-1]["tokens"], roster.scene.shape)
+    for name in roster.machines:
+        last = free[name][-1]
+        images = frames(last["tokens"], roster.scene.shape)
         found.frames[name] = list(images)
         named = {f"frame {index:02d}": image for index, image in enumerate(images)}
-        results.append((name, [IterationResult(named, iterations[-1].runtime, name)]))
+        results.append((name, [IterationResult(named, last.runtime, name)]))
     pairs = roster.pairs()
     bounds = [roster.bounds(pair[1]).frame_psnr for pair in pairs]
     functions = [frame_function(constant(bound)) for bound in bounds]
@@ -190,8 +181,8 @@ class BlockLevels:
         candidates = [runner for name, runner in self._ops.items() if name != roster.reference]
         replays = [replay for name, replay in self._replays.items() if name != roster.reference]
         others = list(self._blocks.values())
-        first = [runner for runner in others if not _follows(roster.machines[runner.name])]
-        last = [runner for runner in others if _follows(roster.machines[runner.name])]
+        first = [runner for runner in others if not roster.machines[runner.name].follows]
+        last = [runner for runner in others if roster.machines[runner.name].follows]
         stream = quietly(
             Comparator.run, [*first, *candidates, *last, *replays], data_loader=self._feeds, streaming=True
         )
