@@ -179,7 +179,7 @@ def test_top_k_off_by_one(copied: Path, exported: Exported, tmp_path: Path) -> N
     graph_changed(copied, keep_more)
     found = run(copied, exported.checkpoint, tmp_path / "out", against=("fp32", "onnx"))
     assert worst_op(found).candidate == "onnx"
-    assert {place.partition(" ")[0] for place, _ in ops_over(found)} == {"SageSLA"}
+    assert {place.partition(" ")[0] for place, _ in ops_over(found)} == {"SageSLAQuantize"}
 
 
 def test_an_error_in_one_block_only(exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
