@@ -55,7 +55,8 @@ def _download(repo: str, file: str | None) -> Path:
         if file is not None:  # a folder of the repository, or an index with its shards
             folder = file.rpartition("/")[0] if file.endswith(".json") else file
             wanted = [f"{folder}/{pattern}" if folder else pattern for pattern in _WANTED]
-            return Path(hub.snapshot_download(repo, allow_patterns=wanted, ignore_patterns=_UNWANTED)) / file
+            ignored = [] if folder else _UNWANTED  # a folder that is asked for by name may be the text encoder's
+            return Path(hub.snapshot_download(repo, allow_patterns=wanted, ignore_patterns=ignored)) / file
         _refuse_two_variants(repo, _files_of(repo))
         return Path(hub.snapshot_download(repo, allow_patterns=_WANTED, ignore_patterns=_UNWANTED))
     except UserError:

@@ -1,6 +1,6 @@
 """The VAE cut where its resolution changes: what runs at the latents' resolution, and what runs above it.
 
-Attention looks at a whole frame, so it cannot be tiled; it runs where a frame is small. Everything above is convolutions
+Attention looks at a whole frame, so it cannot be tiled; it runs where a frame is small. All above is convolutions
 with a finite reach, so that tiles with a margin as wide as that reach give exactly the whole picture.
 """
 
@@ -111,7 +111,7 @@ def run(
     """
     parts = plan(spec, half)
     tape = Tape(before)
-    x = x.to(next(iter(weights.values())).dtype)
+    x = x.to(next(weight.dtype for name, weight in weights.items() if name.endswith(".weight")))
     if parts.before is not None:
         x = pointwise(x, weights, parts.before.name)
     if parts.head is not None:
