@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from exporter.vae.halves import HALVES, Half, gamma_of, plan
 from exporter.vae.spec import Layer, Resample, Residual, VaeSpec
+from exporter.weights import WeightSpec
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -59,3 +60,11 @@ def vae_weights(spec: VaeSpec) -> Shapes:
     for half in HALVES:
         shapes |= half_weights(spec, half)
     return shapes
+
+
+def packed_weights(spec: VaeSpec, half: Half) -> dict[str, WeightSpec]:
+    """One half's packed weights: norms' fp32, all else bf16, in which the authors run the VAE too."""
+    return {
+        name: WeightSpec(shape, "fp32" if name.endswith(".gamma") else "bf16")
+        for name, shape in half_weights(spec, half).items()
+    }
