@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from exporter.cli_run import register as register_run
 from exporter.command import (
     CHECKPOINT_HELP,
     EPILOG,
@@ -217,6 +218,8 @@ def merge(
         merge_checkpoints(resolve(base), resolve(sla), resolve(rcm), out, weight=weight, progress=update)
     typer.echo(f"{out}: {out.stat().st_size / 1e9:.2f} GB")
 
+
+register_run(app)
 
 export_app = typer.Typer(
     add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich", no_args_is_help=True

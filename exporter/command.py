@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from typer.core import TyperCommand
+from typer.core import TyperCommand, TyperGroup
 
 from exporter.spec import DEFAULT_TOPK
 from plugins.errors import UserError
@@ -20,26 +22,39 @@ EXPORT_EXTRA = frozenset((
 EPILOG = "All sizes are in GB = 10⁹ bytes. A mistake of the caller ends with one message and status 2."
 
 
+@contextmanager
+def _reported() -> Iterator[None]:
+    """What ends a command decides its status: a user's error 2, an interruption 130."""
+    try:
+        yield
+    except UserError as error:
+        typer.echo(str(error), err=True)
+        raise typer.Exit(2) from error
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in EXPORT_EXTRA:
+            raise
+        remedy = "pip install 'turbotrt[export]'"
+        typer.echo(str(UserError(f"This command needs {error.name}, which is not installed.", remedy=remedy)), err=True)
+        raise typer.Exit(2) from error
+    except KeyboardInterrupt as error:
+        typer.echo("interrupted; nothing half-written was kept", err=True)
+        raise typer.Exit(130) from error
+
+
 class Command(TyperCommand):
     """A command whose user errors are one message and status 2, and whose interruption is status 130."""
 
     def invoke(self, ctx: Any) -> Any:
-        try:
+        with _reported():
             return super().invoke(ctx)
-        except UserError as error:
-            typer.echo(str(error), err=True)
-            raise typer.Exit(2) from error
-        except ModuleNotFoundError as error:
-            if (error.name or "").partition(".")[0] not in EXPORT_EXTRA:
-                raise
-            remedy = "pip install 'turbotrt[export]'"
-            typer.echo(
-                str(UserError(f"This command needs {error.name}, which is not installed.", remedy=remedy)), err=True
-            )
-            raise typer.Exit(2) from error
-        except KeyboardInterrupt as error:
-            typer.echo("interrupted; nothing half-written was kept", err=True)
-            raise typer.Exit(130) from error
+
+
+class Group(TyperGroup):
+    """A group that works by itself too, with errors reported as a Command's."""
+
+    def invoke(self, ctx: Any) -> Any:
+        with _reported():
+            return super().invoke(ctx)
 
 
 ModelOption = Annotated[

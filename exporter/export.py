@@ -32,6 +32,7 @@ from exporter.trace import trace
 from exporter.weights import Stage, packed_bytes
 from plugins.dtypes import DTYPES
 from plugins.errors import UserError
+from plugins.tensorrt_plugin import PLUGIN_VERSION
 from runtime.bundle import (
     MANIFEST_NAME,
     FileInfo,
@@ -47,6 +48,7 @@ from runtime.bundle import (
     verify_file,
     write_manifest,
 )
+from runtime.checks import PLUGIN_TOOL
 
 STAGES: tuple[Stage, ...] = ("embed", "block", "head")
 MIN_TOKENS = 16
@@ -88,7 +90,7 @@ def log_name(stage: Stage) -> str:
 
 def tools() -> dict[str, str]:
     """Versions of what made the files; a package that is not installed is left out."""
-    found = {}
+    found = {PLUGIN_TOOL: PLUGIN_VERSION}
     for name in _TOOLS:
         try:
             found[name] = version(name)

@@ -82,3 +82,14 @@ def update(t: float, following: float, *, ode: bool = False) -> Update:
     if ode:
         return Update(1.0, following - t, 0.0)
     return Update(1.0 - following, -t * (1.0 - following), following)
+
+
+def to_bf16_bits(values: npt.NDArray[np.floating]) -> npt.NDArray[np.uint16]:
+    """The nearest bfloat16 of finite values, ties to even, as its bits: numpy has no such dtype."""
+    bits = np.ascontiguousarray(values, dtype=np.float32).view(np.uint32)
+    return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
+
+
+def from_bf16_bits(bits: npt.NDArray[np.uint16]) -> Array:
+    """fp32 values of bfloat16 bits."""
+    return (bits.astype(np.uint32) << 16).view(np.float32)

@@ -1,0 +1,187 @@
+"""``turbotrt generate``, ``plan`` and ``bench``: running a bundle. They work on the base install, without torch."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from exporter.command import Command, Group, JsonOption, console
+from exporter.progress import RichProgress
+from plugins.errors import UserError
+
+BundleOption = Annotated[Path, typer.Option("--bundle", metavar="DIR", help="A folder that turbotrt export wrote.")]
+VramOption = Annotated[
+    str | None,
+    typer.Option(
+        "--vram", metavar="SIZE",
+        help="The most device memory to use, such as 12GB or 11.5GiB; weights that do not fit stream. "
+        "[dim]\\[default: what is free][/]",
+    ),
+]  # fmt: skip
+BackendOption = Annotated[
+    str,
+    typer.Option("--backend", metavar="NAME", help="auto is tensorrt, the bundle's engines; torch needs the export "
+                 "extra: compiled plans on CUDA, references on the CPU."),
+]  # fmt: skip
+SizeOption = Annotated[
+    str | None, typer.Option("--size", metavar="WxH", help="Pixels. [dim]\\[default: the model's][/]")
+]
+FramesOption = Annotated[int | None, typer.Option("--frames", help="4n+1. [dim]\\[default: the model's][/]")]
+StepsOption = Annotated[int | None, typer.Option("--steps", help="1 to 4. [dim]\\[default: the model's][/]")]
+NoVerifyOption = Annotated[bool, typer.Option("--no-verify", help="Do not compare the files with their sha256.")]
+
+
+def parse_size(text: str | None) -> tuple[int, int] | None:
+    """(width, height) of "832x480"; None stays None. Raises UserError."""
+    if text is None:
+        return None
+    match = re.fullmatch(r"([0-9]+)[x×]([0-9]+)", text.strip().lower())
+    if match is None:
+        raise UserError("--size cannot be read.", expected="WIDTHxHEIGHT in pixels, such as 832x480", got=text)
+    return int(match[1]), int(match[2])
+
+
+def generate(
+    bundle: BundleOption,
+    embeds: Annotated[
+        Path,
+        typer.Option(metavar="FILE", help="A safetensors file whose text_embeds is \\[n ≤ 512, 4096]: umT5's output."),
+    ],
+    out: Annotated[Path, typer.Option(metavar="FILE", help="Where latents go, fp32 \\[16, T, H, W], safetensors.")],
+    seed: Annotated[int, typer.Option(help="Of the noise: the same seed, the same noise on every backend.")] = 0,
+    steps: StepsOption = None,
+    size: SizeOption = None,
+    frames: FramesOption = None,
+    condition: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Image-to-video: a safetensors file whose condition is the VAE's latents of "
+                     "\\[image, zeros…], fp32 \\[16, T, H, W]."),
+    ] = None,
+    ode: Annotated[bool, typer.Option("--ode", help="Deterministic updates: no fresh noise at each step.")] = False,
+    sigma_max: Annotated[
+        float | None, typer.Option(metavar="NUMBER", help="Where time starts. [dim]\\[default: the model's][/]")
+    ] = None,
+    vram: VramOption = None,
+    backend: BackendOption = "auto",
+    no_verify: NoVerifyOption = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Look for NaN after every block: slow.")] = False,
+) -> None:  # fmt: skip
+    """Make latents from text embeddings with a bundle.
+
+    Example: turbotrt generate --bundle engines/wan2.1-1.3b-480p-rtx5090 --embeds prompt.safetensors --seed 0
+    --size 832x480 --frames 81 --out latents.safetensors
+    """
+    if out.suffix != ".safetensors":
+        raise UserError("--out is not a name for latents.", expected="a name ending in .safetensors", got=str(out))
+    pixels = parse_size(size)
+    from runtime.pipeline import Pipeline
+    from runtime.tensor_files import read_tensor, write_tensors
+
+    text = read_tensor(embeds, "text_embeds")
+    image = None if condition is None else read_tensor(condition, "condition")
+    report = RichProgress()
+    loading: dict[str, Any] = {"vram": vram, "backend": backend, "size": pixels, "frames": frames, "steps": steps}
+    with Pipeline.load(bundle, verify=not no_verify, report=report, **loading) as pipe:
+        with report.stage("generate") as update:
+            total = steps or pipe.manifest.sampler.steps
+            latents = pipe(
+                text, seed=seed, steps=steps, size=pixels, frames=frames, condition=image, ode=ode,
+                sigma_max=sigma_max, debug=debug, on_step=lambda step, _: update(step.index + 1, total),
+            )  # fmt: skip
+        facts = {"model": pipe.manifest.model.name, "seed": str(seed), "steps": str(total), "ode": str(ode).lower()}
+    write_tensors(out, {"latents": latents}, facts)
+    typer.echo(f"{out}: latents {list(latents.shape)}")
+
+
+def plan(
+    bundle: BundleOption,
+    vram: VramOption = None,
+    size: SizeOption = None,
+    frames: FramesOption = None,
+    steps: StepsOption = None,
+    backend: BackendOption = "auto",
+    as_json: JsonOption = False,
+) -> None:
+    """Say what a run would keep in device memory and what it would stream, without loading anything.
+
+    Needs neither a GPU nor weights. Without --vram: everything resident.
+
+    Example: turbotrt plan --bundle engines/wan2.1-14b-720p-rtx5090 --vram 12GB
+    """
+    from runtime.backends import backend_kind
+    from runtime.bundle import load_manifest
+    from runtime.memory_plan import gigabytes, parse_bytes
+    from runtime.pipeline import plan_bundle
+
+    manifest, kind = load_manifest(bundle), backend_kind(backend)
+    budget = None if vram is None else parse_bytes(vram)
+    made = plan_bundle(manifest, kind, vram=budget, size=parse_size(size), frames=frames, steps=steps)
+    if as_json:
+        typer.echo(json.dumps({**made.plain(), "source": kind.source}, indent=2))
+        return
+    for line in made.lines():
+        typer.echo(line)
+    typer.echo(f"  smallest budget that works: {gigabytes(made.smallest)}; the CUDA context comes on top")
+    typer.echo(f"  by {kind.source}")
+
+
+bench_app = typer.Typer(cls=Group)
+
+
+@bench_app.callback(invoke_without_command=True)
+def bench(
+    context: typer.Context,
+    bundle: Annotated[Path | None, typer.Option("--bundle", metavar="DIR", help="The bundle to run.")] = None,
+    size: SizeOption = None,
+    frames: FramesOption = None,
+    steps: StepsOption = None,
+    repeats: Annotated[int, typer.Option(min=1, help="Generations timed, after one that is not.")] = 3,
+    vram: VramOption = None,
+    backend: BackendOption = "auto",
+    no_verify: NoVerifyOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Time a bundle's stages with random embeddings: a warm-up apart, then the given number of generations.
+
+    Example: turbotrt bench --bundle engines/wan2.1-1.3b-480p-h200 --backend torch --json
+    """
+    if context.invoked_subcommand is not None:
+        return
+    if bundle is None:
+        raise UserError("bench needs a bundle.", remedy="give --bundle DIR")
+    pixels = parse_size(size)
+    from runtime.bench import bench as measure
+    from runtime.pipeline import Pipeline
+
+    loading: dict[str, Any] = {"vram": vram, "backend": backend, "size": pixels, "frames": frames, "steps": steps}
+    with Pipeline.load(bundle, verify=not no_verify, report=RichProgress(), **loading) as pipe:
+        found = measure(pipe, size=pixels, frames=frames, steps=steps, repeats=repeats)
+    if as_json:
+        typer.echo(json.dumps(found, indent=2))
+    else:
+        _show(found)
+
+
+def _show(found: dict[str, Any]) -> None:
+    from rich.table import Table
+
+    seconds = ", ".join(f"{value:.2f} s" for value in found["generation_seconds"])
+    title = f"{found['model']} on {found['device']}, L = {found['tokens']:,}, {found['steps']} steps"
+    table = Table(title=title, caption=f"generations {seconds}; the first, apart, {found['warm_up_seconds']:.2f} s")
+    for heading in ("stage", "runs", "mean ms", "median ms", "max ms", "s in a generation"):
+        table.add_column(heading, justify="left" if heading == "stage" else "right")
+    for row in found["stages"]:
+        figures = (f"{row[key]:.3f}" for key in ("mean_ms", "median_ms", "max_ms", "seconds"))
+        table.add_row(row["stage"], str(row["runs"]), *figures)
+    console().print(table)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the three commands to the command line."""
+    app.command(cls=Command)(generate)
+    app.command(cls=Command)(plan)
+    app.add_typer(bench_app, name="bench")

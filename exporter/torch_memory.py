@@ -1,0 +1,81 @@
+"""What a stage allocates at its peak under torch, found without running it: its function on meta tensors, followed."""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from exporter.stages import BlockOptions
+from exporter.trace import stage_function
+from plugins.compile import plan_bytes
+from plugins.expr import evaluate
+from plugins.plan import decode
+from plugins.registry import OPS
+from plugins.torch_op import NAMESPACE, torch_dtype
+from runtime.bundle import Manifest
+from runtime.layout import Place, activation_names, run_layout, weight_layout
+
+_ROUND = 512  # torch's allocator gives multiples of this
+_SLACK = 2 << 20  # and splits no large block into pieces smaller than this
+
+
+class PeakBytes(TorchDispatchMode):  # type: ignore[misc]
+    """Follows storages from birth to death; ``peak`` is the most bytes alive at once, an op's workspace included."""
+
+    def __init__(self, known: list[torch.Tensor], sm: int | None) -> None:
+        super().__init__()
+        self.live = self.peak = 0
+        self._sm = sm
+        self._seen = {tensor.untyped_storage()._cdata for tensor in known}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, (tuple, list)) else (result,):
+            if isinstance(tensor, torch.Tensor):
+                self._born(tensor.untyped_storage())
+        workspace = self._workspace(func, args)
+        self.peak = max(self.peak, self.live + workspace)
+        return result
+
+    def _born(self, storage: Any) -> None:
+        key = storage._cdata
+        if key in self._seen:
+            return
+        self._seen.add(key)
+        size = -(-storage.nbytes() // _ROUND) * _ROUND
+        self.live += size
+        weakref.finalize(storage, self._died, key, size)
+
+    def _died(self, key: int, size: int) -> None:
+        self._seen.discard(key)
+        self.live -= size
+
+    def _workspace(self, func: Any, args: Any) -> int:
+        namespace, _, name = func._schema.name.partition("::")
+        if namespace != NAMESPACE or self._sm is None:
+            return 0
+        op = OPS[name]
+        shapes = [tuple(tensor.shape) for tensor in args[: len(op.inputs)]]
+        attributes = {a.name: value for a, value in zip(op.attributes, args[len(op.inputs) :], strict=False)}
+        plan = decode(plan_bytes(op, op.bind(shapes), attributes, self._sm))
+        count: int = evaluate(plan.workspace_bytes, plan.bind(shapes)) + _SLACK
+        return count
+
+
+def stage_bytes(manifest: Manifest, stage: str, tokens: int, options: BlockOptions, sm: int | None) -> int:
+    """Bytes a stage allocates at its peak at L tokens, besides inputs and weights. ``sm`` None: no kernels, the CPU."""
+    places = run_layout(manifest.model, tokens).places
+    taken = [places["x0" if name == "x" else name] for name in activation_names(manifest, stage)]
+    activations = [_meta(place) for place in taken]
+    weights = {name: _meta(place) for name, place in weight_layout(manifest, stage).places.items()}
+    function = stage_function(stage, options)  # type: ignore[arg-type]
+    with torch.no_grad(), PeakBytes([*activations, *weights.values()], sm) as followed:
+        function(*activations, weights)
+    return int(followed.peak)
+
+
+def _meta(place: Place) -> torch.Tensor:
+    return torch.empty(place.shape, dtype=torch_dtype(place.dtype), device="meta")

@@ -1,0 +1,140 @@
+"""The protocols between the pipeline and what runs it: a device that holds memory, a backend that runs stages.
+
+Work goes to two queues, ``compute`` and ``copy``; each keeps its order, and events order one after the other. On a CUDA
+device they are streams; on the CPU everything is done when the call returns, and events mean nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from plugins.errors import UserError
+from runtime.layout import Layout, Place
+
+Bytes = npt.NDArray[np.uint8]
+Queue = Literal["compute", "copy"]
+Event = Any  # the device's own
+Update = Callable[[int, int], None]
+
+
+class BackendError(UserError):
+    """The backend could not load or run a stage; the message carries its own last words."""
+
+
+class Memory(Protocol):
+    """An allocation on the device, aligned to 256 bytes."""
+
+    @property
+    def nbytes(self) -> int: ...
+
+    def free(self) -> None:
+        """Give it back; nothing may be running on it."""
+
+
+class HostMemory(Protocol):
+    """Page-locked memory of the host, from which copies run behind compute."""
+
+    @property
+    def array(self) -> Bytes: ...
+
+    def free(self) -> None: ...
+
+
+class Device(Protocol):
+    """Memory, copies and the order between them."""
+
+    name: str
+
+    def current(self) -> AbstractContextManager[None]:
+        """Make the device the calling thread's own for the block."""
+
+    def allocate(self, nbytes: int) -> Memory: ...
+
+    def pinned(self, nbytes: int) -> HostMemory: ...
+
+    def upload(self, target: Memory, offset: int, source: Bytes, queue: Queue) -> None:
+        """Enqueue host → device; ``source`` stays as it is until an event recorded after it has passed."""
+
+    def download(self, source: Memory, offset: int, target: Bytes) -> None:
+        """Device → host, after everything in the compute queue; done on return."""
+
+    def record(self, queue: Queue) -> Event: ...
+
+    def wait(self, queue: Queue, event: Event) -> None:
+        """What is enqueued from now on runs after the event."""
+
+    def finish(self, event: Event | None = None) -> None:
+        """Block until the event, or until all queues are empty."""
+
+    def elapsed(self, start: Event, end: Event) -> float:
+        """Seconds between two finished events."""
+
+    def free_bytes(self) -> int | None:
+        """Memory that can still be allocated; None where it is the host's own."""
+
+    def close(self) -> None:
+        """Give the device up; all memory must be freed, and nothing may be current."""
+
+
+@dataclass(frozen=True)
+class DeviceTensor:
+    """A tensor in device memory."""
+
+    memory: Memory
+    place: Place
+
+
+def tensors(memory: Memory, where: Layout) -> dict[str, DeviceTensor]:
+    """The tensors of a layout in one allocation."""
+    return {name: DeviceTensor(memory, place) for name, place in where.places.items()}
+
+
+class Backend(Protocol):
+    """Runs the three stages of one bundle on one device. Weights are given with every call."""
+
+    @property
+    def device(self) -> Device: ...
+
+    @property
+    def overhead_bytes(self) -> int:
+        """Bytes that running takes besides weights, activations, inputs and outputs."""
+
+    def activation_bytes(self, stage: str, tokens: int) -> int:
+        """Bytes a stage needs while it runs at L tokens, besides its inputs, outputs and weights."""
+
+    def prepare(self, tokens: int) -> None:
+        """Get ready to run at L tokens: shapes set, activation memory allocated."""
+
+    def run(self, stage: str, inputs: Mapping[str, DeviceTensor], outputs: Mapping[str, DeviceTensor]) -> None:
+        """Enqueue a stage on the compute queue. ``inputs`` holds activations and weights. Raises BackendError."""
+
+    def release(self) -> None:
+        """Free what ``prepare`` took."""
+
+    def close(self) -> None:
+        """Free everything but the device."""
+
+
+class Report(Protocol):
+    """How loading tells what it does; ``stage`` yields the function that moves its bar."""
+
+    def stage(self, title: str) -> AbstractContextManager[Update]: ...
+
+    def note(self, text: str) -> None: ...
+
+
+class Silent:
+    """A report nobody reads."""
+
+    @contextmanager
+    def stage(self, title: str) -> Any:
+        yield lambda done, total: None
+
+    def note(self, text: str) -> None:
+        pass

@@ -1,0 +1,122 @@
+"""Checks of a bundle before any of it is loaded. Each returns (ok, reason); a reason ends with the way to mend it."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from threading import Lock
+
+from plugins.errors import UserError
+from plugins.plan import FORMAT_VERSION, MAGIC
+from plugins.tensorrt_plugin import PLUGIN_VERSION
+from runtime.backend import Report
+from runtime.bundle import Manifest, verify_file
+
+Verdict = tuple[bool, str]
+FINE: Verdict = (True, "")
+PLUGIN_TOOL = "turbotrt-plugin"  # the manifest's name, under tools, for the version of our plugins
+
+
+def rebuild_command(manifest: Manifest) -> str:
+    """The export that makes this bundle again."""
+    sampler = manifest.sampler
+    words = ["turbotrt", "export", "--model", manifest.model.name, "--gpu", manifest.gpu.name]
+    words += ["--attention", sampler.attention, "--linear", sampler.linear]
+    words += ["--topk", f"{sampler.topk_milli / 1000:g}"] if sampler.attention != "sage" else []
+    return shlex.join(words)
+
+
+def mismatch(problem: str, built_for: str, found: str, remedy: str) -> Verdict:
+    """A verdict that says what was built for what."""
+    return False, str(UserError(problem, expected=built_for, got=found, remedy=remedy))
+
+
+def check_weights(manifest: Manifest, experts: Sequence[str]) -> Verdict:
+    """Whether the bundle has the weights of these experts."""
+    missing = [expert for expert in experts if expert not in manifest.weights]
+    if not missing:
+        return FINE
+    command = f"turbotrt pack --checkpoint PATH_OR_HF_ID --model {manifest.model.name} --out BUNDLE/weights.safetensors"
+    return mismatch("The bundle has no weights yet.", f"weights of {', '.join(experts)}",
+                    ", ".join(manifest.weights) or "none", command)  # fmt: skip
+
+
+def check_engines(manifest: Manifest, versions: dict[str, str]) -> Verdict:
+    """Whether the engines are there and were built by the TensorRT that is here; ``versions``: package → version."""
+    if any(stage.engine is None for stage in manifest.stages):
+        return mismatch("The bundle has no engines: it was exported with --onnx-only.", "engines of all stages", "none",
+                        f"{rebuild_command(manifest)}, or run it with --backend torch")  # fmt: skip
+    package = manifest.gpu.flavour.replace("_", "-")
+    built, here = manifest.tools.get(package, "unknown"), versions.get(package)
+    if here is None:
+        extra = "pip install 'turbotrt[tensorrt]'" if package == "tensorrt" else f"pip install {package}=={built}"
+        return mismatch(f"The engines need {package}, which is not installed.", f"{package} {built}", "none", extra)
+    if built != here:
+        return mismatch("The engines were built by another TensorRT.", f"{package} {built}", f"{package} {here}",
+                        f"{rebuild_command(manifest)}, or pip install {package}=={built}")  # fmt: skip
+    return FINE
+
+
+def check_gpu(manifest: Manifest, capability: int | None) -> Verdict:
+    """Whether the engines are for the GPU here; ``capability`` is 10·major + minor, None without a GPU."""
+    if capability == manifest.gpu.sm:
+        return FINE
+    built = f"{manifest.gpu.name}, compute capability {_dotted(manifest.gpu.sm)}"
+    found = "no CUDA GPU" if capability is None else f"compute capability {_dotted(capability)}"
+    remedy = "export for the GPU that is here: turbotrt list shows the names for --gpu"
+    return mismatch("The engines were built for another GPU.", built, found, remedy)
+
+
+def check_plugins(folder: Path, manifest: Manifest) -> Verdict:
+    """Whether our plugins in the engines are of the version that this turbotrt runs."""
+    built = manifest.tools.get(PLUGIN_TOOL, "unknown")
+    if built != PLUGIN_VERSION:
+        return mismatch("The engines hold plugins of another version.", f"plugins {built}", f"plugins {PLUGIN_VERSION}",
+                        rebuild_command(manifest))  # fmt: skip
+    for name in sorted(set(manifest.plans.values())):
+        with (folder / name).open("rb") as file:
+            head = file.read(8)
+        if head[:4] != MAGIC or int.from_bytes(head[4:], "little") != FORMAT_VERSION:
+            found = int.from_bytes(head[4:], "little") if head[:4] == MAGIC else "no launch plan"
+            return mismatch(f"{name} is not a launch plan that this turbotrt runs.", f"format {FORMAT_VERSION}",
+                            str(found), rebuild_command(manifest))  # fmt: skip
+    return FINE
+
+
+def check_files(folder: Path, manifest: Manifest, names: Iterable[str], *, verify: bool, report: Report) -> Verdict:
+    """Whether these files are what the manifest says: by size alone, or by sha256 as well."""
+    wanted = sorted(set(names))
+    for name in wanted:
+        path, info = folder / name, manifest.files[name]
+        size = path.stat().st_size if path.is_file() else None
+        if size != info.bytes:
+            found = "missing" if size is None else f"{size} bytes"
+            return mismatch(f"{name} is not the file of the manifest.", f"{info.bytes} bytes", found,
+                            rebuild_command(manifest))  # fmt: skip
+    if not verify or not wanted:
+        return FINE
+    problems = [problem for problem in _hashes(folder, manifest, wanted, report) if problem]
+    if problems:
+        return mismatch("A file is damaged: " + "; ".join(problems) + ".", "the sha256 of the manifest", "another",
+                        f"{rebuild_command(manifest)}, or --no-verify at your own risk")  # fmt: skip
+    return FINE
+
+
+def _hashes(folder: Path, manifest: Manifest, names: Sequence[str], report: Report) -> list[str | None]:
+    total = sum(manifest.files[name].bytes for name in names)
+    done, lock = 0, Lock()
+    with report.stage("verify sha256") as update, ThreadPoolExecutor(4) as pool:
+
+        def advance(count: int) -> None:
+            nonlocal done
+            with lock:
+                done += count
+                update(done, total)
+
+        return list(pool.map(lambda name: verify_file(folder, name, manifest.files[name], advance), names))
+
+
+def _dotted(sm: int) -> str:
+    return f"{sm // 10}.{sm % 10}"

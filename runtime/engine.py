@@ -1,0 +1,146 @@
+"""One stage's TensorRT engine: deserialized, with an execution context on memory that we give it."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections import deque
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from runtime.backend import BackendError, DeviceTensor
+from runtime.bundle import StageFiles
+from runtime.layout import OUTPUT_SUFFIX
+
+_LOG_LINES = 15
+
+
+def make_logger(trt: Any) -> Any:
+    """A TensorRT logger that keeps its last lines, warnings and worse, for the errors that follow them."""
+
+    class TailLogger(trt.ILogger):  # type: ignore[misc]
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+            self.lines: deque[str] = deque(maxlen=_LOG_LINES)
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity not in (trt.ILogger.VERBOSE, trt.ILogger.INFO):
+                self.lines.append(f"[{severity.name}] {message}")
+
+        def error(self, problem: str) -> BackendError:
+            """The problem with TensorRT's own last words."""
+            said = "\n    ".join(self.lines) or "nothing"
+            return BackendError(problem, got=f"TensorRT's log ends:\n    {said}")
+
+    return TailLogger()
+
+
+class Engine:
+    """Deserialize ``path`` for a stage. Raises BackendError with the log's end; plugins must be registered before.
+
+    ``cache`` is the file for what RTX compiles on first use; None where the flavour has no such thing.
+    """
+
+    def __init__(self, trt: Any, runtime: Any, log: Any, path: Path, stage: StageFiles, cache: Path | None) -> None:
+        self._stage, self._log, self._path = stage, log, path
+        self._engine = runtime.deserialize_cuda_engine(path.read_bytes())
+        if self._engine is None:
+            raise log.error(f"{path.name} could not be loaded.")
+        self._check_tensors()
+        self._cache = None if cache is None else RuntimeCache(cache)
+        self._context = self._make_context(trt)
+        if self._context is None:
+            raise log.error(f"{path.name} gave no execution context.")
+
+    def activation_bytes(self, tokens: int) -> int:
+        """What the context needs at L tokens; memory given before is not valid after this."""
+        for tensor in self._stage.inputs:
+            if "L" in tensor.dims:
+                shape = tuple(tokens if dim == "L" else int(dim) for dim in tensor.dims)
+                if not self._context.set_input_shape(tensor.name, shape):
+                    raise self._log.error(f"{self._path.name} refuses {tensor.name} of shape {shape}.")
+        return int(self._context.update_device_memory_size_for_shapes())
+
+    def use_memory(self, address: int, nbytes: int) -> None:
+        """Let the context run on this memory."""
+        self._context.set_device_memory(address, nbytes)
+
+    def run(self, inputs: Mapping[str, DeviceTensor], outputs: Mapping[str, DeviceTensor], stream: int) -> None:
+        """Enqueue on a stream. Raises BackendError."""
+        bound = {**inputs, **{name + OUTPUT_SUFFIX: tensor for name, tensor in outputs.items()}}
+        for name, tensor in bound.items():
+            memory: Any = tensor.memory
+            if not self._context.set_tensor_address(name, memory.address + tensor.place.offset):
+                raise self._log.error(f"{self._path.name} has no tensor {name}.")
+        if not self._context.execute_async_v3(stream):
+            raise self._log.error(f"{self._path.name} could not run.")
+
+    def save_cache(self) -> str | None:
+        """Keep on disk what was compiled since; what went wrong, or None."""
+        return None if self._cache is None else self._cache.save()
+
+    def close(self) -> None:
+        """Drop context and engine."""
+        self._context = self._engine = self._cache = None
+
+    def _check_tensors(self) -> None:
+        have = {self._engine.get_tensor_name(i) for i in range(self._engine.num_io_tensors)}
+        want = {tensor.name for tensor in (*self._stage.inputs, *self._stage.outputs)}
+        if have != want:
+            raise BackendError(
+                f"{self._path.name} is not the engine of the manifest: its tensors are others.",
+                expected=", ".join(sorted(want - have)) or "no more than the manifest's",
+                got=", ".join(sorted(have - want)) or "fewer",
+                remedy="export the bundle again",
+            )
+
+    def _make_context(self, trt: Any) -> Any:
+        managed = trt.ExecutionContextAllocationStrategy.USER_MANAGED
+        if self._cache is None:
+            return self._engine.create_execution_context(managed)
+        config = self._engine.create_runtime_config()
+        config.set_execution_context_allocation_strategy(managed)
+        # Weights are bound anew for every layer, which a captured graph would not see.
+        config.cuda_graph_strategy = trt.CudaGraphStrategy.DISABLED
+        self._cache.attach(config)
+        return self._engine.create_execution_context(config)
+
+
+class RuntimeCache:
+    """RTX's compiled kernels of one engine in a file. TensorRT itself ignores one of another version, GPU or driver."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._cache: Any = None
+        self._saved = b""
+        self.used = False
+
+    def attach(self, config: Any) -> None:
+        """Give the configuration a cache, with the file's content where that is of use."""
+        self._cache = config.create_runtime_cache()
+        with suppress(OSError):
+            data = self._path.read_bytes()
+            self.used = bool(self._cache.deserialize(data))
+            self._saved = data if self.used else b""
+        config.set_runtime_cache(self._cache)
+
+    def save(self) -> str | None:
+        """Write the file if there is anything new: under a temporary name, then renamed. What went wrong, or None."""
+        data = bytes(self._cache.serialize())
+        if data == self._saved:
+            return None
+        try:
+            handle, temporary = tempfile.mkstemp(prefix=f".{self._path.name}.", dir=self._path.parent)
+            try:
+                with os.fdopen(handle, "wb") as file:
+                    file.write(data)
+                os.chmod(temporary, 0o644)  # mkstemp makes it private; a bundle is for anyone
+                os.replace(temporary, self._path)
+            finally:
+                Path(temporary).unlink(missing_ok=True)
+        except OSError as error:
+            return f"{self._path.name} could not be written ({error.strerror}): the next start compiles again"
+        self._saved = data
+        return None

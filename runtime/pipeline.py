@@ -1,0 +1,246 @@
+"""The pipeline: a bundle's engines and weights on one device, called with embeddings, answering with latents.
+
+with Pipeline.load("engines/wan2.1-14b-720p-rtx5090", vram="24GB") as pipe:
+    latents = pipe(text_embeds, seed=0, steps=4)
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy.typing as npt
+
+from plugins.errors import UserError
+from runtime.backend import Backend, Report, Silent
+from runtime.backends import BackendKind, backend_kind
+from runtime.bundle import Manifest, load_manifest
+from runtime.checks import Verdict, check_files, check_weights
+from runtime.inputs import condition_tokens, latent_shape, text_bits, tokens_of
+from runtime.layout import run_layout
+from runtime.memory_plan import MemoryPlan, Sizes, parse_bytes, plan_memory
+from runtime.numerics import Array, to_latents
+from runtime.run import Run, UnitTime
+from runtime.sampler import NonFiniteError, Step, plan_steps, sample
+from runtime.storage import STAGES, Storage, layouts
+
+#: Called after each step with the step and its latents, fp32 [16, T, H, W].
+OnStep = Callable[[Step, Array], None]
+
+
+class Pipeline:
+    """A loaded bundle. One thread at a time: a second caller gets a UserError. Many pipelines may share a process.
+
+    Between calls only weights stay on the device. Same inputs, same bytes, on one backend and GPU.
+    """
+
+    def __init__(self, folder: Path, manifest: Manifest, backend: Backend, budget: int | None, report: Report) -> None:
+        """Use ``load``."""
+        self.folder, self.manifest, self.backend = folder, manifest, backend
+        self._budget, self._report = budget, report
+        self._storage: Storage | None = None
+        self._busy = threading.Lock()
+        self._closed = False
+
+    @classmethod
+    def load(
+        cls,
+        bundle: str | Path,
+        *,
+        vram: str | int | None = None,
+        backend: str | BackendKind = "auto",
+        size: tuple[int, int] | None = None,
+        frames: int | None = None,
+        steps: int | None = None,
+        verify: bool = True,
+        report: Report | None = None,
+    ) -> Pipeline:
+        """Check a bundle, open its engines and bring its weights to the device.
+
+        vram: the most device memory to use, such as "12GB"; None means what is free now. Weights that do not fit
+        stream from the file. backend: "auto" or "tensorrt", "torch", or a BackendKind. size (width, height), frames
+        and steps are what to make room for; a call may ask for others. verify: compare the files with their sha256.
+        Raises UserError for whatever does not fit together, and says what would.
+        """
+        folder, report = Path(bundle), report or Silent()
+        manifest = load_manifest(folder)
+        shape = latent_shape(manifest, size, frames)
+        planned = _experts(plan_steps(manifest, steps or manifest.sampler.steps, manifest.sampler.sigma_max))
+        budget = None if vram is None else parse_bytes(vram)
+        kind = backend_kind(backend)
+        _require(check_weights(manifest, planned))
+        _require(kind.check(folder, manifest))
+        files = [*kind.files(manifest), *(manifest.weights[expert] for expert in planned)]
+        _require(check_files(folder, manifest, files, verify=verify, report=report))
+        opened = kind.open(folder, manifest, report)
+        pipe = cls(folder, manifest, opened, budget, report)
+        try:
+            with opened.device.current():
+                pipe._budget = opened.device.free_bytes() if budget is None else budget
+                pipe._fit(tokens_of(shape), planned)
+        except BaseException:
+            pipe.close()
+            raise
+        return pipe
+
+    def __enter__(self) -> Pipeline:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Free all memory of host and device. May be called twice."""
+        if self._closed:
+            return
+        self._closed = True
+        with self.backend.device.current():
+            if self._storage is not None:
+                self._storage.close()
+            self.backend.close()
+        self.backend.device.close()
+
+    def plan(self, size: tuple[int, int] | None = None, frames: int | None = None, steps: int | None = None
+             ) -> MemoryPlan:  # fmt: skip
+        """What a call of that size, frames and steps would keep on the device. Raises UserError if nothing fits."""
+        steps = steps or self.manifest.sampler.steps
+        experts = _experts(plan_steps(self.manifest, steps, self.manifest.sampler.sigma_max))
+        return self._planned(tokens_of(latent_shape(self.manifest, size, frames)), experts)
+
+    @property
+    def placement(self) -> MemoryPlan:
+        """The plan by which the weights lie now."""
+        if self._storage is None:
+            raise ValueError("the pipeline is closed")
+        return self._storage.plan
+
+    @property
+    def copied_bytes(self) -> int:
+        """Bytes of weights brought to the device since they were last laid out."""
+        return 0 if self._storage is None else self._storage.copied_bytes
+
+    def __call__(
+        self,
+        text_embeds: npt.NDArray[Any],
+        *,
+        seed: int = 0,
+        steps: int | None = None,
+        size: tuple[int, int] | None = None,
+        frames: int | None = None,
+        condition: Array | None = None,
+        ode: bool = False,
+        sigma_max: float | None = None,
+        on_step: OnStep | None = None,
+        debug: bool = False,
+        times: list[UnitTime] | None = None,
+    ) -> Array:
+        """Clean latents fp32 [16, T, H, W] with T = (frames − 1)/4 + 1, H and W = pixels / 8.
+
+        text_embeds: [n ≤ 512, 4096], float32, float16, or bf16's bits as uint16. condition: for image-to-video only,
+        the VAE's latents fp32 [16, T, H, W] of [image, zeros…]. steps 1 to 4; size (width, height), frames, steps and
+        sigma_max default to the bundle's. ode: the deterministic update, without fresh noise. debug: look for NaN after
+        every block. times: a list that gets the seconds of every stage run. Raises UserError for inputs that do not
+        fit, NonFiniteError where a step gave NaN, BackendError, and whatever ``on_step`` raises: the pipeline can be
+        called again after each of them.
+        """
+        if not self._busy.acquire(blocking=False):
+            raise UserError("This pipeline is in use by another thread.", expected="one caller at a time",
+                            remedy="wait for the other call, or load a second pipeline")  # fmt: skip
+        try:
+            if self._closed:
+                raise UserError("This pipeline is closed.", remedy="load it again")
+            facts = self.manifest.sampler
+            planned = plan_steps(self.manifest, steps or facts.steps, sigma_max or facts.sigma_max, ode=ode)
+            shape = latent_shape(self.manifest, size, frames)
+            text = text_bits(text_embeds, self.manifest.model)
+            extra = condition_tokens(condition, self.manifest.model, shape)
+            with self.backend.device.current():
+                storage = self._fit(tokens_of(shape), _experts(planned))
+                with Run(self.manifest, self.backend, storage, shape, debug=debug, times=times) as run:
+                    run.begin(text, extra, planned)
+                    return self._sample(run, planned, seed, shape, on_step)
+        finally:
+            self._busy.release()
+
+    def _sample(
+        self, run: Run, steps: Sequence[Step], seed: int, shape: tuple[int, int, int], on_step: OnStep | None
+    ) -> Array:
+        def after(step: Step, tokens: Array) -> None:
+            if on_step is not None:
+                on_step(step, to_latents(tokens, shape))
+
+        try:
+            return to_latents(sample(run.forward, steps, seed, shape, after), shape)
+        except NonFiniteError as error:
+            raise run.located(error) from None
+
+    def _planned(self, tokens: int, experts: tuple[str, ...]) -> MemoryPlan:
+        return plan_memory(self._sizes(tokens), self.manifest.model.layers, experts, tokens,
+                           self._budget)  # fmt: skip
+
+    def _sizes(self, tokens: int) -> Sizes:
+        activations = {stage: self.backend.activation_bytes(stage, tokens) for stage in STAGES}
+        return _sizes(self.manifest, activations, self.backend.overhead_bytes, tokens)
+
+    def _fit(self, tokens: int, experts: tuple[str, ...]) -> Storage:
+        """Storage that leaves room for a run at L tokens and serves these experts: the present one, if it does."""
+        if self._storage is not None:
+            plan = self._storage.plan
+            need = plan.weights + self._sizes(tokens).running
+            if set(experts) <= set(plan.experts) and (self._budget is None or need <= self._budget):
+                return self._storage
+        plan = self._planned(tokens, experts)
+        _require(check_weights(self.manifest, experts))
+        if self._storage is not None:
+            self._storage.close()
+            self._storage = None
+        for line in plan.lines():
+            self._report.note(line)
+        for expert in self.manifest.model.experts:
+            if expert not in experts:
+                self._report.note(f"These steps never reach the {expert} expert: it is not loaded.")
+        self._storage = Storage(self.folder, self.manifest, plan, self.backend.device)
+        self._storage.preload(experts[0], self._report)
+        return self._storage
+
+
+def plan_bundle(
+    manifest: Manifest,
+    kind: BackendKind,
+    *,
+    vram: int | None = None,
+    size: tuple[int, int] | None = None,
+    frames: int | None = None,
+    steps: int | None = None,
+) -> MemoryPlan:
+    """The plan of a bundle before anything is loaded, on any machine; ``vram`` in bytes. Raises UserError."""
+    tokens = tokens_of(latent_shape(manifest, size, frames))
+    experts = _experts(plan_steps(manifest, steps or manifest.sampler.steps, manifest.sampler.sigma_max))
+    activations = {stage: kind.activation_bytes(manifest, stage, tokens) for stage in STAGES}
+    found = _sizes(manifest, activations, kind.overhead(manifest), tokens)
+    return plan_memory(found, manifest.model.layers, experts, tokens, vram)
+
+
+def _sizes(manifest: Manifest, activations: dict[str, int], overhead: int, tokens: int) -> Sizes:
+    slots = layouts(manifest)
+    return Sizes(
+        embed=slots["embed"].nbytes,
+        block=slots["block"].nbytes,
+        head=slots["head"].nbytes,
+        io=run_layout(manifest.model, tokens).nbytes,
+        activations=activations,
+        overhead=overhead,
+    )
+
+
+def _require(verdict: Verdict) -> None:
+    if not verdict[0]:
+        raise UserError(verdict[1])
+
+
+def _experts(steps: Sequence[Step]) -> tuple[str, ...]:
+    """The experts that the steps reach, in order."""
+    return tuple(dict.fromkeys(step.expert for step in steps))

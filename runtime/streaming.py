@@ -1,0 +1,164 @@
+"""Weights on their way to the device: which copy goes when, and the thread that makes them.
+
+A run is a list of uses, each of one unit of one expert. The copy for a use waits until the slot's previous use is over
+on the compute queue, and the use waits for its copy; both by events, so the host never stands between. Resident units
+need no copy but the first; the switch to another expert is the same rule in the same slots.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from runtime.backend import Device, Event, Memory
+from runtime.memory_plan import RING, MemoryPlan
+from runtime.staging import Piece, Staging
+
+Unit = tuple[str, int]  # expert, and its unit: 0 embed, 1 … N layers, N + 1 head
+Slot = tuple[Literal["own", "ring"], str, int]  # expert is "" where all share the slot
+
+
+@dataclass(frozen=True)
+class Copy:
+    """Bring a unit into a slot for the use at that place in the list, after an earlier use of the slot is over."""
+
+    unit: Unit
+    slot: Slot
+    for_use: int
+    after_use: int | None
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The uses of a run in order, the slot of each, and the copies in the order they are needed."""
+
+    uses: tuple[Unit, ...]
+    slots: tuple[Slot, ...]
+    copies: tuple[Copy, ...]
+
+    def only(self, copies: tuple[Copy, ...]) -> Schedule:
+        """The same uses with these copies."""
+        return replace(self, copies=copies)
+
+
+def slots_of(plan: MemoryPlan) -> dict[Slot, str]:
+    """Every slot of a plan and the stage whose weights it holds."""
+    ring: dict[Slot, str] = {("ring", "", turn): "block" for turn in range(min(RING, plan.streamed))}
+    own = {
+        ("own", expert, unit): "embed" if unit == 0 else "head" if unit > plan.layers else "block"
+        for expert in (plan.experts if plan.all_experts else ("",))
+        for unit in (0, *sorted(plan.resident), plan.layers + 1)
+    }
+    return {**own, **ring}  # type: ignore[dict-item]
+
+
+def schedule(uses: Sequence[Unit], plan: MemoryPlan, held: Mapping[Slot, Unit]) -> Schedule:
+    """The copies that these uses need, where ``held`` says what each slot holds at the start."""
+    content, last_use = dict(held), dict[Slot, int]()
+    slots, copies = list[Slot](), list[Copy]()
+    turns = 0
+    for index, (expert, unit) in enumerate(uses):
+        if 1 <= unit <= plan.layers and unit not in plan.resident:
+            slot: Slot = ("ring", "", turns % RING)
+            turns += 1
+        else:
+            slot = ("own", expert if plan.all_experts else "", unit)
+        if content.get(slot) != (expert, unit):
+            copies.append(Copy((expert, unit), slot, index, last_use.get(slot)))
+            content[slot] = (expert, unit)
+        slots.append(slot)
+        last_use[slot] = index
+    return Schedule(tuple(uses), tuple(slots), tuple(copies))
+
+
+class WeightStream:
+    """Slots in device memory and what they hold. One run at a time: start, acquire and release each use, finish."""
+
+    def __init__(self, device: Device, staging: Staging, slots: Mapping[Slot, Memory]) -> None:
+        self._device, self._staging, self._memory = device, staging, dict(slots)
+        self.held: dict[Slot, Unit] = {}
+        self._changed = threading.Condition()
+        self._thread: threading.Thread | None = None
+
+    def start(self, run: Schedule, copied: Callable[[], None] = lambda: None) -> None:
+        """Begin the copies of a run in a thread of their own; ``copied`` hears of every part enqueued."""
+        self._run = run
+        self._heard = copied
+        self._copied: dict[int, Event] = {}
+        self._used: dict[int, Event] = {}
+        self._waiting_for = {copy.for_use for copy in run.copies}
+        self._error: BaseException | None = None
+        self._stopping = False
+        self._thread = threading.Thread(target=self._feed, name="turbotrt-weights", daemon=True)
+        self._thread.start()
+
+    def acquire(self, use: int) -> Memory:
+        """The slot of a use; what is enqueued on compute from now on finds its weights in place."""
+        if use in self._waiting_for:
+            with self._changed:
+                self._changed.wait_for(lambda: use in self._copied or self._error is not None)
+            if self._error is not None:
+                raise self._error
+            self._device.wait("compute", self._copied[use])
+        return self._memory[self._run.slots[use]]
+
+    def release(self, use: int) -> None:
+        """The use is enqueued: its slot may be overwritten when the compute queue has passed this point."""
+        with self._changed:
+            self._used[use] = self._device.record("compute")
+            self._changed.notify_all()
+
+    def finish(self) -> None:
+        """Wait for the copies; with ``stop`` before, only for those under way."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+            self._device.finish()
+            if self._error is not None and not self._stopping:
+                raise self._error
+
+    def stop(self) -> None:
+        """End the run early: no further copy begins."""
+        with self._changed:
+            self._stopping = True
+            self._changed.notify_all()
+        self.finish()
+
+    def _feed(self) -> None:
+        try:
+            with self._device.current():
+                pieces = (piece for copy in self._run.copies for piece in self._pieces(copy))
+                self._staging.pour(pieces, self._before, self._after)
+        except BaseException as error:
+            with self._changed:
+                self._error = error
+                self._changed.notify_all()
+
+    def _pieces(self, copy: Copy) -> list[Piece]:
+        return self._staging.pieces(copy, self._memory[copy.slot])
+
+    def _before(self, piece: Piece) -> bool:
+        """Hold the piece back until its slot is free; False ends the pouring."""
+        copy: Copy = piece.owner
+        if piece.first:
+            with self._changed:
+                after = copy.after_use
+                self._changed.wait_for(lambda: self._stopping or after is None or after in self._used)
+            if self._stopping:
+                return False
+            self.held.pop(copy.slot, None)  # half a unit is none
+            if after is not None:
+                self._device.wait("copy", self._used[after])
+        return True
+
+    def _after(self, piece: Piece) -> None:
+        self._heard()
+        if piece.last:
+            copy: Copy = piece.owner
+            event = self._device.record("copy")
+            with self._changed:
+                self.held[copy.slot] = copy.unit
+                self._copied[copy.for_use] = event
+                self._changed.notify_all()
