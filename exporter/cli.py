@@ -15,11 +15,15 @@ from exporter.command import (
     EPILOG,
     AttentionOption,
     Command,
+    ComponentsOption,
     GpuOption,
     JsonOption,
     LinearOption,
     ModelOption,
+    TextEncoderOption,
+    TokenizerOption,
     TopkOption,
+    VaeOption,
     console,
 )
 from exporter.models import model_named
@@ -63,6 +67,10 @@ def export(
         bool,
         typer.Option("--one-file", help="One engine holding all blocks and weights: not built yet, refused."),
     ] = False,
+    components: ComponentsOption = None,
+    text_encoder: TextEncoderOption = None,
+    tokenizer: TokenizerOption = None,
+    vae: VaeOption = None,
 ) -> None:
     """Build the bundle of one [bold]model[/] for one [bold]GPU[/]: engines, ONNX, launch plans and packed weights.
 
@@ -88,6 +96,10 @@ def export(
         out=out,
         onnx_only=onnx_only,
         one_file=one_file,
+        components=components,
+        text_encoder=text_encoder,
+        tokenizer=tokenizer,
+        vae=vae,
     )
     from exporter.export import export_bundle
 

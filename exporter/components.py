@@ -13,11 +13,11 @@ from exporter.stages import BlockOptions
 from exporter.text_encoder import TEXT_ENCODERS, TextSpec, block_weights, norm_weights, text_block, text_norm
 from exporter.trace import dit_stage
 from exporter.vae import halves
+from exporter.vae.layers import Weights
 from exporter.vae.spec import CHUNK, PIXELS, VAES, VaeSpec
 from exporter.vae.weights import packed_weights
 from exporter.weights import Stage
 
-COMPONENTS: tuple[Component, ...] = get_args(Component)
 _DIT_STAGES: tuple[Stage, ...] = get_args(Stage)
 _TEXT_PROFILE = (2, 64, 512)  # tokens of a prompt: a word and the end mark, a usual prompt, the most
 _MIN_SIDE = 2  # latents
@@ -38,7 +38,7 @@ def text_stages(spec: TextSpec) -> tuple[StageSpec, ...]:
     x = StageInput("fp32", ("L", spec.dim))
     buckets = StageInput("int32", ("L", "L"))
 
-    def block(x: Tensor, buckets: Tensor, weights: halves.Weights) -> Tensor:
+    def block(x: Tensor, buckets: Tensor, weights: Weights) -> Tensor:
         return text_block(x, buckets, weights, spec)
 
     return (

@@ -21,14 +21,17 @@ import msgspec
 
 from exporter.build import build_engine
 from exporter.build_child import BuildRequest
+from exporter.components import component_stages
 from exporter.flavour import check_buildable
+from exporter.media_weights import kept_media, pack_media
 from exporter.models import FPS, FREQ_DIM, TEXT_LENGTH
 from exporter.packing import add_to_bundle, pack_checkpoint
 from exporter.passes import finish, plan_file
 from exporter.progress import Progress
 from exporter.spec import ExportSpec
+from exporter.stage_spec import StageSpec
 from exporter.stages import BlockOptions
-from exporter.trace import trace
+from exporter.trace import trace_stage
 from exporter.weights import Stage, packed_bytes
 from plugins.dtypes import DTYPES
 from plugins.errors import UserError
@@ -38,6 +41,7 @@ from runtime.bundle import (
     FileInfo,
     GpuFacts,
     Manifest,
+    MediaStage,
     ModelFacts,
     Profile,
     SamplerFacts,
@@ -51,7 +55,6 @@ from runtime.bundle import (
 from runtime.checks import PLUGIN_TOOL
 
 STAGES: tuple[Stage, ...] = ("embed", "block", "head")
-MIN_TOKENS = 16
 WEIGHTS_NAME = "weights.safetensors"
 _TOOLS = ("turbotrt", "torch", "triton", "onnx", "onnxscript", "onnx-graphsurgeon", "tensorrt-rtx", "tensorrt")
 
@@ -60,11 +63,15 @@ _TOOLS = ("turbotrt", "torch", "triton", "onnx", "onnxscript", "onnx-graphsurgeo
 class StageGraph:
     """A finished stage graph: ONNX bytes, I/O as the manifest states it, and node name → plan bytes."""
 
-    name: Stage
+    spec: StageSpec
     onnx: bytes
     inputs: tuple[TensorInfo, ...]
     outputs: tuple[TensorInfo, ...]
     plans: dict[str, bytes]
+
+    @property
+    def name(self) -> str:
+        return self.spec.name
 
 
 def export_bundle(spec: ExportSpec, report: Progress) -> Path:
@@ -73,17 +80,23 @@ def export_bundle(spec: ExportSpec, report: Progress) -> Path:
         raise UserError("--one-file is not built yet.", remedy="drop --one-file: the three engines run the same blocks")
     if not spec.onnx_only:
         check_buildable(spec.gpu)
-    graphs = [_graph(spec, stage, report) for stage in STAGES]
+    options = BlockOptions(spec.attention, spec.topk_milli, spec.linear)
+    graphs = [
+        _graph(spec, stage, report)
+        for component in spec.components
+        for stage in component_stages(spec.model, component, options)
+    ]
     with _staging(spec.bundle_dir) as staging:
         previous = _previous(spec.bundle_dir)  # only now: staging may just have brought it back
         manifest = _write(spec, graphs, previous, staging, report)
         write_manifest(staging, manifest)
+    manifest = pack_media(spec, manifest, report)
     if spec.checkpoint is not None:
         _add_weights(spec, manifest, report)
     return spec.bundle_dir
 
 
-def log_name(stage: Stage) -> str:
+def log_name(stage: str) -> str:
     """The file that keeps what TensorRT said while it built a stage's engine."""
     return f"{stage}.log"
 
@@ -99,12 +112,12 @@ def tools() -> dict[str, str]:
     return found
 
 
-def _graph(spec: ExportSpec, stage: Stage, report: Progress) -> StageGraph:
-    options = BlockOptions(spec.attention, spec.topk_milli, spec.linear)
-    with report.stage(f"trace {stage}, compile kernels for sm_{spec.gpu.cubin_sm}") as update:
-        proto = trace(spec.model, stage, options)
+def _graph(spec: ExportSpec, stage: StageSpec, report: Progress) -> StageGraph:
+    kernels = f", compile kernels for sm_{spec.gpu.cubin_sm}" if stage.component == "dit" else ""
+    with report.stage(f"trace {stage.name}{kernels}") as update:
+        proto = trace_stage(stage)
         update(1, 2)
-        proto, plans = finish(proto, stage, spec.gpu.cubin_sm)
+        proto, plans = finish(proto, stage.name, spec.gpu.cubin_sm)
         update(2, 2)
     data = proto.SerializeToString(deterministic=True)
     return StageGraph(stage, data, _tensors(proto.graph.input), _tensors(proto.graph.output), plans)
@@ -170,13 +183,15 @@ def _write(
 ) -> Manifest:
     files: dict[str, FileInfo] = {}
     plans: dict[str, str] = {}
-    stages = []
+    stages: list[StageFiles] = []
+    media: list[MediaStage] = []
     for graph in graphs:
         for node, data in graph.plans.items():
             plans[node] = plan_file(node, data)
             (staging / plans[node]).write_bytes(data)
             files[plans[node]] = file_info(staging / plans[node])
-        stages.append(_stage(spec, graph, previous, staging, files, report))
+        made = _stage(spec, graph, previous, staging, files, report)
+        (stages if isinstance(made, StageFiles) else media).append(made)  # type: ignore[arg-type]
     weights = _kept_weights(spec, previous, staging, files)
     return Manifest(
         model=_model_facts(spec),
@@ -187,6 +202,8 @@ def _write(
         plans=plans,
         files=files,
         weights=weights,
+        media=tuple(media),
+        **kept_media(spec, previous, staging, files),
         has_proj_l=previous.has_proj_l if previous and weights else None,
         vram_estimate_bytes=_vram_estimate(spec, stages),
     )
@@ -199,13 +216,17 @@ def _stage(
     staging: Path,
     files: dict[str, FileInfo],
     report: Progress,
-) -> StageFiles:
+) -> StageFiles | MediaStage:
     onnx_name, engine_name = f"{graph.name}.onnx", f"{graph.name}.engine"
     (staging / onnx_name).write_bytes(graph.onnx)
     files[onnx_name] = file_info(staging / onnx_name)
-    # The middle of the profile is the model's default size: TensorRT tunes for it.
-    profile = Profile(min=MIN_TOKENS, opt=spec.model.tokens(), max=spec.model.max_tokens)
-    stage = StageFiles(name=graph.name, onnx=onnx_name, inputs=graph.inputs, outputs=graph.outputs, profile=profile)
+    low, middle, high = graph.spec.profile
+    profile = Profile(min=low, opt=middle, max=high)
+    facts: dict[str, Any] = {
+        "name": graph.name, "onnx": onnx_name, "inputs": graph.inputs, "outputs": graph.outputs, "profile": profile
+    }  # fmt: skip
+    component = graph.spec.component
+    stage = StageFiles(**facts) if component == "dit" else MediaStage(component=component, **facts)
     if spec.onnx_only:
         return stage
     key = _engine_key(spec, graph, profile)
@@ -214,7 +235,8 @@ def _stage(
         if (spec.bundle_dir / log_name(graph.name)).is_file():
             os.link(spec.bundle_dir / log_name(graph.name), staging / log_name(graph.name))
         files[engine_name] = kept
-        activation = next(old.activation_bytes for old in previous.stages if old.name == graph.name)
+        before: tuple[StageFiles | MediaStage, ...] = (*previous.stages, *previous.media)
+        activation = next(old.activation_bytes for old in before if old.name == graph.name)
     else:
         activation = _build(spec, graph, profile, staging, report)
         files[engine_name] = file_info(staging / engine_name, inputs=key)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from exporter.weights import WeightSpec
 
 Component = Literal["dit", "text", "vae"]
+COMPONENTS: tuple[Component, ...] = get_args(Component)
 OUTPUT_SUFFIX = "_out"  # a stage may give what it takes: ONNX needs two names
 
 

@@ -1,8 +1,8 @@
 """umT5's encoder as functions of tensors: rows of the embedding → block × N → norm. Batch is 1.
 
-The embedding is a lookup of a few rows in 2 GB: the host does it. Only the prompt's own tokens are computed, so there is
-no mask; what the published code computes for the padding is thrown away there too. Products are in the weights' dtype
-(fp16 overflows in this model), the residual, norms, scores and softmax in fp32.
+The embedding is a lookup of a few rows in 2 GB: the host does it. Only the prompt's own tokens are computed, so there
+is no mask; what the published code computes for the padding is thrown away there too. Products are in the weights'
+dtype (fp16 overflows in this model), the residual, norms, scores and softmax in fp32.
 """
 
 from __future__ import annotations

@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
 
 from exporter import stages
 from exporter.models import FREQ_DIM, TEXT_DIM, TEXT_LENGTH, ModelSpec
-from exporter.stage_spec import OUTPUT_SUFFIX, StageInput, StageSpec, split_dim
+from exporter.stage_spec import StageInput, StageSpec, split_dim
 from exporter.stages import BlockOptions
 from exporter.weights import Stage, stage_weights
 from plugins.onnx_schema import translation_table
@@ -58,6 +59,7 @@ OUTPUTS: dict[Stage, tuple[str, ...]] = {
 }
 
 
+@cache
 def stage_function(stage: Stage, options: BlockOptions) -> Callable[..., Any]:
     """The stage as a function of its activation inputs, in order, and the mapping of weights."""
     if stage == "embed":

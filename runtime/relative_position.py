@@ -12,8 +12,8 @@ MAX_DISTANCE = 128
 def relative_buckets(length: int) -> npt.NDArray[np.int32]:
     """int32 [L, L]: the bucket of key j seen from query i, by T5's rule (Raffel et al. 2020, bidirectional).
 
-    Half of the buckets are for keys behind. Of each half, the nearer half is exact and the rest grows with the logarithm
-    of the distance up to 128.
+    Half of the buckets are for keys behind. Of each half, the nearer half is exact and the rest grows with the
+    logarithm of the distance up to 128.
     """
     half = BUCKETS // 2
     exact = half // 2
@@ -23,4 +23,5 @@ def relative_buckets(length: int) -> npt.NDArray[np.int32]:
     ratio = np.log(np.maximum(distance, 1).astype(np.float32) / np.float32(exact))
     scaled = ratio / np.float32(np.log(MAX_DISTANCE / exact)) * np.float32(half - exact)
     far = np.minimum(exact + scaled.astype(np.int64), half - 1)
-    return (np.where(distance < exact, distance, far) + half * (offset > 0)).astype(np.int32)
+    buckets: npt.NDArray[np.int32] = (np.where(distance < exact, distance, far) + half * (offset > 0)).astype(np.int32)
+    return buckets

@@ -7,7 +7,6 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,8 @@ from exporter.build_child import BuildRequest  # noqa: E402
 from exporter.export import STAGES, export_bundle  # noqa: E402
 from exporter.progress import SilentProgress  # noqa: E402
 from exporter.spec import export_spec  # noqa: E402
-from exporter.trace import trace  # noqa: E402
+from exporter.stage_spec import StageSpec  # noqa: E402
+from exporter.trace import trace_stage  # noqa: E402
 from plugins.errors import UserError  # noqa: E402
 from plugins.plan import decode  # noqa: E402
 from runtime.bundle import load_manifest, sha256_of, verify_files  # noqa: E402
@@ -36,7 +36,9 @@ ENGINES = [f"{stage}.engine" for stage in STAGES]
 
 def run(out: Path, **options: Any) -> tuple[Path, SilentProgress]:
     report = SilentProgress()
-    return export_bundle(export_spec(**{"model": "wan-tiny", "gpu": "rtx5090", "out": out, **options}), report), report
+    return export_bundle(
+        export_spec(**{"model": "wan-tiny", "gpu": "rtx5090", "out": out, "components": "dit", **options}), report
+    ), report
 
 
 def contents(folder: Path) -> dict[str, str]:
@@ -53,16 +55,21 @@ def request(folder: Path, onnx_file: Path, engine: Path) -> BuildRequest:
     return BuildRequest(onnx=str(onnx_file), engine=str(engine), log=log, gpu="rtx5090", profile=(16, 1000, 2000))
 
 
-@cache
-def traced(*args: Any) -> bytes:
-    proto: bytes = trace(*args).SerializeToString()
-    return proto
+_TRACED: dict[Any, bytes] = {}
+
+
+def traced(stage: StageSpec) -> bytes:
+    """The stage's ONNX; a stage's function is one object for the same options."""
+    key = (stage.name, stage.function, repr(stage.weights), repr(stage.inputs))
+    if key not in _TRACED:
+        _TRACED[key] = trace_stage(stage).SerializeToString()
+    return _TRACED[key]
 
 
 @pytest.fixture
 def copy(exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An output folder holding a copy of the session's bundle, free to be exported over; each graph traced once."""
-    monkeypatch.setattr(export, "trace", lambda *args: onnx.ModelProto.FromString(traced(*args)))
+    monkeypatch.setattr(export, "trace_stage", lambda stage: onnx.ModelProto.FromString(traced(stage)))
     out = tmp_path / "engines"
     shutil.copytree(exported.folder, out / exported.folder.name)
     return out

@@ -12,16 +12,16 @@ import pytest
 
 pytest.importorskip("torch")
 
-from lazy_device import POLICIES, LazyDevice, Policy, digest, telling_kind  # noqa: E402
-from random_bundle import make_random_bundle  # noqa: E402
+from lazy_device import POLICIES, LazyDevice, Policy, digest, telling_kind
+from random_bundle import make_random_bundle
 
-from exporter.models import MODELS, ModelSpec  # noqa: E402
-from exporter.weights import stage_weights  # noqa: E402
-from plugins.errors import UserError  # noqa: E402
-from runtime.memory_plan import MemoryPlan, Sizes, plan_memory, spread  # noqa: E402
-from runtime.pipeline import Pipeline  # noqa: E402
-from runtime.streaming import Copy, schedule, slots_of  # noqa: E402
-from runtime.weights_file import WeightsFile  # noqa: E402
+from exporter.models import MODELS, ModelSpec
+from exporter.weights import stage_weights
+from plugins.errors import UserError
+from runtime.memory_plan import MemoryPlan, Sizes, plan_memory, spread
+from runtime.pipeline import Pipeline
+from runtime.streaming import Copy, schedule, slots_of
+from runtime.weights_file import WeightsFile
 
 ONE = replace(MODELS["wan-tiny"], name="tiny-6", layers=6)
 TWO = replace(ONE, name="tiny-6-experts", experts=("high-noise", "low-noise"), boundary=0.9, sigma_max=200.0)

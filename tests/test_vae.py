@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from exporter.vae import halves
-from exporter.vae.names import from_diffusers
+from exporter.vae.names import vae_name
 from exporter.vae.spec import VaeSpec
 from exporter.vae.weights import vae_weights
 
@@ -28,7 +28,7 @@ def oracle():
 
 @pytest.fixture(scope="module")
 def weights(oracle):
-    return {from_diffusers(name, SPEC): tensor for name, tensor in oracle.state_dict().items()}
+    return {vae_name(name, SPEC): tensor for name, tensor in oracle.state_dict().items()}
 
 
 def first_caches(half):

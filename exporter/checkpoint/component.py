@@ -68,11 +68,19 @@ def locate(path: Path, form: ComponentFormat) -> Path:
     return find_weights(path)
 
 
+#: transformers stores umT5's embedding under one of two names, or under both: it is one tensor.
+_TIED = frozenset({"shared.weight", "encoder.embed_tokens.weight"})
+
+
 def _renamed(stored: Iterable[str], rename: Callable[[str], str]) -> dict[str, str]:
-    """Wan's name → stored name; a tensor stored under two names (tied weights) is taken once."""
+    """Wan's name → stored name. Raises UserError where two stored names mean the same tensor."""
     found: dict[str, str] = {}
     for theirs in stored:
-        found.setdefault(rename(theirs), theirs)
+        name = rename(theirs)
+        if name in found and {theirs, found[name]} != _TIED:
+            raise UserError(f"The checkpoint holds {name} twice.", got=f"{found[name]} and {theirs}",
+                            remedy="keep one of the two sets of weights")  # fmt: skip
+        found[name] = theirs
     return found
 
 

@@ -16,16 +16,10 @@ _RESIDUAL = {
 _TOP = {"quant_conv": "conv1", "post_quant_conv": "conv2"}
 _SIDE = {"conv_in": "conv1", "norm_out": "head.0", "conv_out": "head.2"}
 _MIDDLE = {"resnets.0": "middle.0", "attentions.0": "middle.1", "resnets.1": "middle.2"}
-_DIFFUSERS_MARK = re.compile(r"(quant_conv|down_blocks|up_blocks|mid_block|conv_in|conv_out)\b")
 
 
-def is_diffusers(names: object) -> bool:
-    """Whether any name is diffusers' and not Wan's."""
-    return any(_DIFFUSERS_MARK.search(str(name)) for name in names)  # type: ignore[attr-defined]
-
-
-def from_diffusers(name: str, spec: VaeSpec) -> str:
-    """Wan's name of one of diffusers' tensors; a name that AutoencoderKLWan does not have comes back as it is."""
+def vae_name(name: str, spec: VaeSpec) -> str:
+    """Wan's name of one of AutoencoderKLWan's tensors; any other, such as Wan's own, comes back as it is."""
     module, _, leaf = name.rpartition(".")
     if module in _TOP:
         return f"{_TOP[module]}.{leaf}"
