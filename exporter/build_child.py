@@ -111,7 +111,7 @@ def _config(trt: Any, builder: Any, network: Any, request: BuildRequest) -> Any:
 
 def _shape(tensor: Any, size: int) -> tuple[int, ...]:
     """The shape of an input whose symbols all have this value; a dim may be a multiple, such as 8*H."""
-    from exporter.stage_spec import split_dim
+    from runtime.dims import split_dim
 
     return tuple(
         split_dim(tensor.get_dimension_name(axis))[0] * size if dim == -1 else dim

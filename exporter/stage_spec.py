@@ -47,9 +47,3 @@ class StageSpec:
 def multiple(symbol: str, factor: int) -> str:
     """The dim that is a multiple of a symbol."""
     return symbol if factor == 1 else f"{factor}*{symbol}"
-
-
-def split_dim(dim: str) -> tuple[int, str]:
-    """(factor, symbol) of a dim that is not a number."""
-    factor, _, symbol = dim.rpartition("*")
-    return int(factor or 1), symbol

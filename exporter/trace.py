@@ -12,11 +12,12 @@ import torch
 
 from exporter import stages
 from exporter.models import FREQ_DIM, TEXT_DIM, TEXT_LENGTH, ModelSpec
-from exporter.stage_spec import StageInput, StageSpec, split_dim
+from exporter.stage_spec import StageInput, StageSpec
 from exporter.stages import BlockOptions
 from exporter.weights import Stage, stage_weights
 from plugins.onnx_schema import translation_table
 from plugins.torch_op import torch_dtype
+from runtime.dims import split_dim
 
 L = "L"
 OPSET = 20
