@@ -36,9 +36,7 @@ def is_activation(name: str) -> bool:
 
 def weight_slot(stage: MediaStage) -> Layout:
     """Where a stage's weights lie in one allocation: of one layer, where the stage is a block."""
-    return layout(
-        (t.name, shape_of(t.dims, {}), t.dtype) for t in stage.inputs if not is_activation(t.name)
-    )
+    return layout((t.name, shape_of(t.dims, {}), t.dtype) for t in stage.inputs if not is_activation(t.name))
 
 
 def cache_layout(stage: MediaStage, sizes: Sizes) -> Layout:

@@ -39,7 +39,9 @@ class VaePlan:
         """The plan as one reads it."""
         count = len(self.tiles)
         span = self.tiles[0]
-        how = "whole" if count == 1 else f"as {count} tiles of {FACTOR * span.columns.length}x{FACTOR * span.rows.length}"
+        how = (
+            "whole" if count == 1 else f"as {count} tiles of {FACTOR * span.columns.length}x{FACTOR * span.rows.length}"
+        )
         return f"{title} {how}: at most {gigabytes(self.peak)} of device memory"
 
 
