@@ -17,9 +17,9 @@ from exporter.torch_media import TorchRunner  # noqa: E402
 from exporter.vae import halves  # noqa: E402
 from exporter.vae.spec import VAES  # noqa: E402
 from plugins.errors import UserError  # noqa: E402
+from runtime.media import tiles as tiles_module  # noqa: E402
 from runtime.media import vae as vae_module  # noqa: E402
 from runtime.media.latents import denormalized, normalized  # noqa: E402
-from runtime.media import tiles as tiles_module  # noqa: E402
 from runtime.media.tiles import MARGIN, Tile, cut, spans  # noqa: E402
 from runtime.media.vae import Vae, to_uint8  # noqa: E402
 from runtime.weights_file import WeightsFile  # noqa: E402
