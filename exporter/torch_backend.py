@@ -16,7 +16,7 @@ import torch
 
 from exporter.gpus import gpu_named
 from exporter.stages import BlockOptions
-from exporter.torch_memory import stage_bytes
+from exporter.torch_memory import UNSPLIT, stage_bytes
 from exporter.trace import stage_function
 from plugins.torch_op import torch_dtype
 from runtime.backend import Bytes, DeviceTensor, Queue, Report
@@ -52,7 +52,8 @@ class TorchDevice:
         self.cuda = device.type == "cuda"
         self.streams: dict[Queue, Any] = {}
         if self.cuda:
-            self.streams = {"compute": torch.cuda.Stream(device), "copy": torch.cuda.Stream(device)}
+            # The stream that is current, not one of our own: cuBLAS keeps a workspace for every stream it ever saw.
+            self.streams = {"compute": torch.cuda.current_stream(device), "copy": torch.cuda.Stream(device)}
 
     @contextmanager
     def current(self) -> Iterator[None]:
@@ -130,7 +131,7 @@ class TorchBackend:
         self.device = TorchDevice(device)
         options = options_of(manifest)
         self._functions = {stage: stage_function(stage, options) for stage in ("embed", "block", "head")}
-        self.overhead_bytes = CUBLAS_BYTES if self.device.cuda else 0
+        self.overhead_bytes = _overhead(manifest) if self.device.cuda else 0
 
         self._peaks: dict[tuple[str, int], int] = {}
 
@@ -177,6 +178,11 @@ def _sm(device: torch.device) -> int:
     return int(10 * major + minor)
 
 
+def _overhead(manifest: Manifest) -> int:
+    """cuBLAS, and for each slot of weights and for the run's tensors what the allocator would not split off a block."""
+    return CUBLAS_BYTES + (len(manifest.model.experts) * (manifest.model.layers + 2) + 2) * UNSPLIT
+
+
 def _planned_bytes(manifest: Manifest, stage: str, tokens: int) -> int:
     """For a plan before anything is loaded: on the GPU here, or on the bundle's where there is none."""
     sm = _sm(torch.device("cuda", torch.cuda.current_device())) if torch.cuda.is_available() else None
@@ -194,6 +200,6 @@ TORCH = BackendKind(
     files=lambda manifest: [],
     open=_open,
     activation_bytes=_planned_bytes,
-    overhead=lambda manifest: CUBLAS_BYTES,
+    overhead=_overhead,
     source="the peak of torch's allocations, followed through the stage on meta tensors, and the plans' workspace",
 )

@@ -18,8 +18,13 @@ from plugins.torch_op import NAMESPACE, torch_dtype
 from runtime.bundle import Manifest
 from runtime.layout import Place, activation_names, run_layout, weight_layout
 
-_ROUND = 512  # torch's allocator gives multiples of this
-_SLACK = 2 << 20  # and splits no large block into pieces smaller than this
+_ROUND = 512
+UNSPLIT = 1 << 20
+
+
+def allocated(nbytes: int) -> int:
+    """What torch's allocator counts for so many bytes at most: whole 512s, and what it would not split off a block."""
+    return -(-nbytes // _ROUND) * _ROUND + (UNSPLIT if nbytes > UNSPLIT else 0)
 
 
 class PeakBytes(TorchDispatchMode):  # type: ignore[misc]
@@ -45,7 +50,7 @@ class PeakBytes(TorchDispatchMode):  # type: ignore[misc]
         if key in self._seen:
             return
         self._seen.add(key)
-        size = -(-storage.nbytes() // _ROUND) * _ROUND
+        size = allocated(storage.nbytes())
         self.live += size
         weakref.finalize(storage, self._died, key, size)
 
@@ -61,8 +66,7 @@ class PeakBytes(TorchDispatchMode):  # type: ignore[misc]
         shapes = [tuple(tensor.shape) for tensor in args[: len(op.inputs)]]
         attributes = {a.name: value for a, value in zip(op.attributes, args[len(op.inputs) :], strict=False)}
         plan = decode(plan_bytes(op, op.bind(shapes), attributes, self._sm))
-        count: int = evaluate(plan.workspace_bytes, plan.bind(shapes)) + _SLACK
-        return count
+        return allocated(evaluate(plan.workspace_bytes, plan.bind(shapes)))
 
 
 def stage_bytes(manifest: Manifest, stage: str, tokens: int, options: BlockOptions, sm: int | None) -> int:

@@ -45,7 +45,11 @@ def backend_kind(choice: str | BackendKind) -> BackendKind:
         raise UserError(f"There is no backend named {choice!r} here.",
                         expected=", ".join(["auto", "tensorrt", *sorted(found)]), got=choice,
                         remedy="pip install 'turbotrt[export]' brings torch")  # fmt: skip
-    kind = found[choice].load()
+    try:
+        kind = found[choice].load()
+    except ModuleNotFoundError as error:
+        raise UserError(f"Backend {choice!r} needs {error.name}, which is not installed.",
+                        remedy="pip install 'turbotrt[export]'") from error  # fmt: skip
     if not isinstance(kind, BackendKind):
         raise UserError(f"The entry point of backend {choice!r} is not a backend.", expected="a BackendKind",
                         got=type(kind).__name__)  # fmt: skip

@@ -23,7 +23,10 @@ _BF16_EXPONENT = 0x7F80  # all ones: infinity or NaN
 
 @dataclass(frozen=True)
 class UnitTime:
-    """Seconds of one stage run; ``step`` counts from 0, ``unit`` is 0 for embed, 1 … N for layers, N + 1 for head."""
+    """Seconds of one stage run, waiting for its weights included.
+
+    ``step`` counts from 0, ``unit`` is 0 for embed, 1 … N for layers, N + 1 for head.
+    """
 
     step: int
     stage: str
@@ -100,8 +103,8 @@ class Run:
     def _run_unit(self, step: Step, unit: Unit) -> None:
         stage, layer = self._storage.stage_of(unit), unit[1] - 1
         inputs, outputs = self._bound(stage, layer)
-        weights = self._storage.weights(self._use, unit)
         start = self._device.record("compute") if self._times is not None else None
+        weights = self._storage.weights(self._use, unit)
         self._backend.run(stage, {**inputs, **weights}, outputs)
         if self._times is not None:
             self._marks.append((step.index, unit, start, self._device.record("compute")))

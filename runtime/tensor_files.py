@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 
 from plugins.errors import UserError
@@ -24,12 +26,20 @@ def read_tensor(path: Path, name: str) -> npt.NDArray[Any]:
 
 
 def write_tensors(path: Path, arrays: Mapping[str, npt.NDArray[Any]], metadata: Mapping[str, str]) -> None:
-    """Write arrays under a temporary name, then rename. Raises UserError if the disk does not take them."""
-    from safetensors.numpy import save
-
+    """Write fp32 arrays under a temporary name, then rename; equal input gives equal bytes, which the safetensors
+    library's own writer does not promise for metadata. Raises UserError if the disk does not take them.
+    """
+    header: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))}
+    data = b""
+    for name, array in arrays.items():
+        raw = np.ascontiguousarray(array, dtype=np.float32).tobytes()
+        header[name] = {"dtype": "F32", "shape": array.shape, "data_offsets": [len(data), len(data) + len(raw)]}
+        data += raw
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
     temporary = path.parent / f".{path.name}.{uuid.uuid4().hex}.partial"
     try:
-        temporary.write_bytes(save(dict(arrays), dict(metadata)))
+        temporary.write_bytes(len(text).to_bytes(8, "little") + text + data)
         os.replace(temporary, path)
     except OSError as error:
         raise UserError(f"{path} cannot be written.", got=error.strerror or str(error)) from error

@@ -39,6 +39,10 @@ class HostMemory:
         self.nbytes, self._device, self._kind = nbytes, device, kind
         device.count(kind, nbytes)
 
+    @property
+    def address(self) -> int:
+        return int(self.array.ctypes.data)
+
     def free(self) -> None:
         assert self.nbytes, "freed twice"
         self._device.count(self._kind, -self.nbytes)

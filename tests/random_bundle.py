@@ -32,6 +32,15 @@ from runtime.bundle import (
 from runtime.numerics import to_bf16_bits
 
 _POOL = 1 << 26
+#: What each output is; "D" is the width.
+_OUTPUTS: dict[str, tuple[str, tuple[int | str, ...]]] = {
+    "x": ("bf16", ("L", "D")),
+    "context": ("bf16", (TEXT_LENGTH, "D")),
+    "e": ("fp32", (1, "D")),
+    "e0": ("fp32", (6, "D")),
+    "tokens": ("fp32", ("L", 64)),
+    "v": ("fp32", ("L", 64)),
+}
 
 
 class _Random:
@@ -93,11 +102,15 @@ def write_weights(path: Path, model: ModelSpec, linear: LinearMode = "int8", see
 def _stage(model: ModelSpec, stage: Stage, linear: LinearMode, max_tokens: int) -> StageFiles:
     taken = {name: (i.dims, i.dtype) for name, i in activation_inputs(model, stage).items()}
     taken |= {name: (w.shape, w.dtype) for name, w in stage_weights(model, stage, linear).items()}
+    outputs = {name: _OUTPUTS[name] for name in OUTPUTS[stage]}
     return StageFiles(
         name=stage,
         onnx=f"{stage}.onnx",
         inputs=tuple(TensorInfo(name=name, dtype=dtype, dims=dims) for name, (dims, dtype) in taken.items()),
-        outputs=tuple(TensorInfo(name=f"{name}_out", dtype="bf16", dims=("L", model.dim)) for name in OUTPUTS[stage]),
+        outputs=tuple(
+            TensorInfo(name=f"{name}_out", dtype=dtype, dims=tuple(model.dim if dim == "D" else dim for dim in dims))
+            for name, (dtype, dims) in outputs.items()
+        ),
         profile=Profile(min=16, opt=model.tokens(), max=max_tokens),
     )
 

@@ -155,20 +155,20 @@ def plan_of(layers: int, resident: int, *, experts: tuple[str, ...] = ("model",)
 
 def test_copies_are_in_the_order_of_need_and_wait_for_their_slot() -> None:
     plan = plan_of(4, 1)
-    assert plan.resident == {2}
+    assert plan.resident == {1}
     uses = [("model", unit) for _ in range(2) for unit in range(6)]
     made = schedule(uses, plan, {})
     ring = [("ring", "", 0), ("ring", "", 1)]
     assert made.copies == (
         Copy(("model", 0), ("own", "", 0), 0, None),
-        Copy(("model", 1), ring[0], 1, None),
-        Copy(("model", 2), ("own", "", 2), 2, None),
+        Copy(("model", 1), ("own", "", 1), 1, None),
+        Copy(("model", 2), ring[0], 2, None),
         Copy(("model", 3), ring[1], 3, None),
-        Copy(("model", 4), ring[0], 4, 1),
+        Copy(("model", 4), ring[0], 4, 2),
         Copy(("model", 5), ("own", "", 5), 5, None),
-        Copy(("model", 1), ring[1], 7, 3),
+        Copy(("model", 2), ring[1], 8, 3),
         Copy(("model", 3), ring[0], 9, 4),
-        Copy(("model", 4), ring[1], 10, 7),
+        Copy(("model", 4), ring[1], 10, 8),
     )
     assert set(made.slots) == set(slots_of(plan))
 
