@@ -13,7 +13,7 @@ from exporter.stages import BlockOptions
 from exporter.torch_backend import TorchDevice, _view
 from exporter.torch_memory import PeakBytes
 from plugins.torch_op import torch_dtype
-from runtime.backend import DeviceTensor
+from runtime.backend import Device, DeviceTensor
 from runtime.bundle import Manifest
 from runtime.dims import shape_of
 from runtime.media.stages import Sizes
@@ -24,11 +24,12 @@ class TorchRunner:
 
     def __init__(self, manifest: Manifest, device: torch.device) -> None:
         model = model_named(manifest.model.name)
-        self.device = TorchDevice(device)
+        self._torch = TorchDevice(device)
+        self.device: Device = self._torch
         self._stages: dict[str, StageSpec] = {
             stage.name: stage
             for component in ("text", "vae")
-            for stage in component_stages(model, component, BlockOptions())  # type: ignore[arg-type]
+            for stage in component_stages(model, component, BlockOptions())
         }
         self._peaks: dict[tuple[str, tuple[tuple[str, int], ...]], int] = {}
 
@@ -45,7 +46,7 @@ class TorchRunner:
     def run(self, stage: str, inputs: Mapping[str, DeviceTensor], outputs: Mapping[str, DeviceTensor]) -> None:
         spec = self._stages[stage]
         weights = {name: _view(inputs[name]) for name in spec.weights}
-        with torch.no_grad(), self.device._on("compute"):
+        with torch.no_grad(), self._torch._on("compute"):
             given = spec.function(*(_view(inputs[name]) for name in spec.inputs), weights)
             values = given if isinstance(given, tuple) else (given,)
             for name, value in zip(spec.outputs, values, strict=True):

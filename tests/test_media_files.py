@@ -52,15 +52,19 @@ def test_png_frames_are_exact(tmp_path):
 
 @pytest.mark.parametrize("name", ["cat.mp4", "frames"])
 def test_a_failure_leaves_nothing(tmp_path, name):
-    with pytest.raises(KeyboardInterrupt), BackgroundWriter(sink_for(tmp_path / name, (64, 48), 16)) as writer:
-        writer.write(moving(5))
-        raise KeyboardInterrupt
+    def interrupted():
+        with BackgroundWriter(sink_for(tmp_path / name, (64, 48), 16)) as writer:
+            writer.write(moving(5))
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
     assert list(tmp_path.iterdir()) == []
 
 
 def test_an_error_of_the_sink_reaches_the_caller(tmp_path):
     with (
-        pytest.raises(ValueError, match="shape|array|dimension"),
+        pytest.raises(ValueError, match=r"shape|array|dimension"),
         BackgroundWriter(sink_for(tmp_path / "cat.mp4", (64, 48), 16)) as writer,
     ):
         writer.write(np.zeros((1, 48, 64), np.uint8))

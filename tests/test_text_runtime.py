@@ -44,7 +44,7 @@ def plain(folder, ids):
 def test_encoder_is_the_plain_function_for_a_batch(bundle):
     folder, manifest = bundle
     encoder = TextEncoder(TorchRunner(manifest, torch.device("cpu")), manifest, WeightsFile(folder / TEXT_NAME))
-    prompts = [[5, 9, 20, 1], [7, 1], list(range(3, 90)) + [1]]
+    prompts = [[5, 9, 20, 1], [7, 1], [*range(3, 90), 1]]
     steps = []
     got = encoder.encode(prompts, lambda done, total: steps.append((done, total)))
     assert steps == [(1, 2), (2, 2)]

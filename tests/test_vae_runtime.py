@@ -62,7 +62,7 @@ def plain_decode(bundle, latents):
 
     weights = load_file(bundle[0] / VAE_NAME)
     z = torch.from_numpy(denormalized(latents))[None]
-    _, t, h, w = latents.shape
+    h, w = latents.shape[2:]
     features = {
         name: torch.zeros(1, c.channels, c.frames, h, w, dtype=torch.bfloat16)
         for name, c in halves.caches(SPEC, "decode_latent").items()

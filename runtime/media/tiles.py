@@ -1,7 +1,7 @@
 """Cutting a picture into tiles whose margins hold all that their middle depends on: the result has no seams.
 
-The halves of the VAE above the latents' resolution are convolutions. Summed over all of them, an output pixel depends on
-latents at most 6.25 away, so that a margin of 7 makes tiles exact and nothing needs to be blended.
+The halves of the VAE above the latents' resolution are convolutions. Summed over all of them, an output pixel depends
+on latents at most 6.25 away, so that a margin of 7 makes tiles exact and nothing needs to be blended.
 """
 
 from __future__ import annotations

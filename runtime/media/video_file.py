@@ -40,8 +40,8 @@ class Mp4:
         try:
             import av
         except ImportError as error:
-            raise UserError("Videos need PyAV, which is not installed.",
-                            remedy="pip install 'turbotrt[video]', or write png frames or latents") from error  # fmt: skip
+            remedy = "pip install 'turbotrt[video]', or write png frames or latents"
+            raise UserError("Videos need PyAV, which is not installed.", remedy=remedy) from error
         self._av = av
         try:
             self._container = av.open(str(self._temporary), "w", format="mp4", options={"movflags": "faststart"})
