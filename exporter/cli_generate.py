@@ -104,6 +104,7 @@ def generate(
     maker.check_outputs(outs, image=image is not None)
     if image is not None:
         pixels = maker.size_for(image, pixels, adaptive=image_size == _ADAPTIVE)
+    maker.check_size(pixels, frames)
     text = [_tensor(embeds, "text_embeds")] if embeds is not None else maker.embeddings(texts)
     latent = _tensor(condition, "condition") if condition is not None else None
     if image is not None:

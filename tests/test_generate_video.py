@@ -25,7 +25,7 @@ from exporter.cli import app  # noqa: E402
 from runtime.backend import Silent  # noqa: E402
 from runtime.media import generate as generate_module  # noqa: E402
 
-SIZE = ["--size", "48x32", "--frames", "5", "--steps", "1", "--backend", "torch"]
+SIZE = ["--size", "48x32", "--frames", "9", "--steps", "1", "--backend", "torch"]
 
 
 @pytest.fixture(autouse=True)
@@ -70,12 +70,12 @@ def frames_of(path: Path) -> Any:
 def test_a_prompt_becomes_an_mp4(folder: Path, tmp_path: Path) -> None:
     result = run(folder, tmp_path / "cat.mp4", "--prompt", "A cat on a surfboard")
     assert result.exit_code == 0, result.output
-    assert "48x32, 5 frames at 16 per second" in result.stdout
+    assert "48x32, 9 frames at 16 per second" in result.stdout
     for part in ("text", "load", "step 1", "VAE", "encode", "total"):
         assert part in result.stdout
     assert "The VAE decodes whole: at most" in result.stderr
     seen = frames_of(tmp_path / "cat.mp4")
-    assert seen.shape == (5, 32, 48, 3)
+    assert seen.shape == (9, 32, 48, 3)
     assert seen.std() > 5
     assert [path.name for path in tmp_path.iterdir()] == ["cat.mp4"]
 
@@ -88,7 +88,7 @@ def test_the_video_is_that_of_the_latents(folder: Path, tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     assert "embeddings come from the cache" in result.stderr
     names = sorted(path.name for path in (tmp_path / "frames").iterdir())
-    assert len(names) == 5
+    assert len(names) == 9
     shown = np.stack([np.asarray(Image.open(tmp_path / "frames" / name)) for name in names])
     latents = load_file(tmp_path / "latents.safetensors")["latents"]
     maker = generate_module.VideoMaker(folder, Silent(), "torch")
@@ -103,7 +103,7 @@ def test_a_batch_makes_one_video_for_each_prompt(folder: Path, tmp_path: Path) -
     result = run(folder, tmp_path / "out.mp4", "--prompts", tmp_path / "prompts.txt")
     assert result.exit_code == 0, result.output
     first, second = frames_of(tmp_path / "out-1.mp4"), frames_of(tmp_path / "out-2.mp4")
-    assert first.shape == second.shape == (5, 32, 48, 3)
+    assert first.shape == second.shape == (9, 32, 48, 3)
     assert not np.array_equal(first, second)
 
 
@@ -114,10 +114,10 @@ def test_an_image_becomes_a_video(image_folder: Path, tmp_path: Path) -> None:
     result = run(image_folder, tmp_path / "fixed.mp4", *given)
     assert result.exit_code == 0, result.output
     assert "image" in result.stdout
-    assert frames_of(tmp_path / "fixed.mp4").shape == (5, 32, 48, 3)
+    assert frames_of(tmp_path / "fixed.mp4").shape == (9, 32, 48, 3)
     result = run(image_folder, tmp_path / "adaptive.mp4", *given, "--image-size", "adaptive")
     assert result.exit_code == 0, result.output
-    assert frames_of(tmp_path / "adaptive.mp4").shape == (5, 32, 64, 3)  # √(48·32·90/40) = 58.8, √(48·32·40/90) = 26.1
+    assert frames_of(tmp_path / "adaptive.mp4").shape == (9, 32, 64, 3)  # √(48·32·90/40) = 58.8, √(48·32·40/90) = 26.1
 
 
 @pytest.mark.parametrize(
@@ -129,6 +129,7 @@ def test_an_image_becomes_a_video(image_folder: Path, tmp_path: Path) -> None:
         (["--prompt", "a cat", "--crop"], ["--image"]),
         (["--prompt", "  "], ["empty"]),
         (["--prompt", "a cat", "--image", "cat.png"], ["encode_next"]),
+        (["--prompt", "a cat", "--size", "48x40"], ["multiples of 16"]),
         (["--prompts", "nowhere.txt"], ["nowhere.txt"]),
         (["--prompt", "a cat", "--out", "cat.avi"], [".mp4", ".avi"]),
     ],

@@ -72,6 +72,10 @@ class VideoMaker:
         for name in (["decode_next"] if videos else []) + (["encode_next"] if image else []):
             media_stage(self.manifest, name)
 
+    def check_size(self, size: tuple[int, int] | None, frames: int | None) -> None:
+        """Raise UserError before anything is loaded, where the engines cannot run a video of this size."""
+        latent_shape(self.manifest, size, frames)
+
     def embeddings(self, prompts: Sequence[str]) -> list[Embeds]:
         """bf16 bits [n, 4096] of each prompt: from the bundle's cache, or from the text encoder."""
         started = time.perf_counter()
