@@ -205,7 +205,8 @@ from exporter.spec import export_spec
 for module in (exporter, plugins.compile):
     assert Path(module.__file__).is_relative_to(Path.cwd()), module.__file__
 spec = export_spec(
-    model="wan-tiny", gpu="rtx5090", checkpoint=sys.argv[1], out=Path(sys.argv[2]), onnx_only=True
+    model="wan-tiny", gpu="rtx5090", checkpoint=sys.argv[1], out=Path(sys.argv[2]), onnx_only=True,
+    components="dit",
 )
 export_bundle(spec, SilentProgress())
 """
@@ -231,7 +232,7 @@ def test_h100_needs_tensorrt_and_says_so_first(tmp_path: Path, monkeypatch: pyte
         raise AssertionError("traced before the check")
 
     monkeypatch.setitem(sys.modules, "tensorrt", None)
-    monkeypatch.setattr(export, "trace", never)
+    monkeypatch.setattr(export, "trace_stage", never)
     with pytest.raises(UserError) as caught:
         run(tmp_path, gpu="h100")
     assert "tensorrt" in str(caught.value)
