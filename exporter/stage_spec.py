@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from exporter.weights import WeightSpec
+from runtime.layout import OUTPUT_SUFFIX
 
 Component = Literal["dit", "text", "vae"]
 COMPONENTS: tuple[Component, ...] = get_args(Component)
-OUTPUT_SUFFIX = "_out"  # a stage may give what it takes: ONNX needs two names
 
 
 @dataclass(frozen=True)

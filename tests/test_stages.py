@@ -25,12 +25,13 @@ from exporter.checkpoint import open_checkpoint
 from exporter.models import MODELS, ModelSpec
 from exporter.pack import pack
 from exporter.stages import BlockOptions
-from exporter.trace import OUTPUT_SUFFIX, OUTPUTS, activation_inputs, trace
+from exporter.trace import OUTPUTS, activation_inputs, trace
 from exporter.weights import LinearMode, Stage, stage_weights
 from plugins.onnx_schema import DOMAIN, register_schemas
 from plugins.registry import OPS
 from plugins.torch_op import reference
 from runtime import numerics
+from runtime.layout import OUTPUT_SUFFIX
 
 TINY = MODELS["wan-tiny"]
 I2V = replace(TINY, name="wan-tiny-i2v", in_channels=36)

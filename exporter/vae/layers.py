@@ -102,8 +102,7 @@ def upsample(x: Tensor, weights: Weights, layer: Resample, tape: Tape) -> Tensor
         y = tape.convolve_time(x, weights, name, stride=1)
         _, c, t, h, w = x.shape
         x = y.reshape(1, 2, c, t, h, w).permute(0, 2, 3, 1, 4, 5).reshape(1, c, 2 * t, h, w)
-    _, c, t, h, w = x.shape
-    x = x.reshape(1, c, t, h, 1, w, 1).expand(1, c, t, h, 2, w, 2).reshape(1, c, t, 2 * h, 2 * w)
+    x = F.interpolate(x, scale_factor=(1.0, 2.0, 2.0), mode="nearest")
     return _by_frame(x, weights, f"{layer.name}.resample.1", 1, 1)
 
 
