@@ -37,7 +37,7 @@ class Tape:
             self.kept[name] = torch.cat((torch.zeros_like(x), x), 2)
             return F.conv2d(x.squeeze(2), weight[:, :, 2], bias, padding=1).unsqueeze(2)
         joined = torch.cat((self.before[name], x), 2)
-        self.kept[name] = joined[:, :, -2:]
+        self.kept[name] = joined[:, :, -2:].clone()  # a view would keep all of it in memory
         return F.conv3d(joined, weight, bias, padding=(0, 1, 1))
 
     def convolve_time(self, x: Tensor, weights: Weights, name: str, *, stride: int) -> Tensor:
@@ -45,16 +45,15 @@ class Tape:
         if self.before is None:
             raise ValueError(f"{name}: the first frame does not pass through time convolutions")
         joined = torch.cat((self.before[name], x), 2)
-        self.kept[name] = joined[:, :, -self.before[name].shape[2] :]
+        self.kept[name] = joined[:, :, -self.before[name].shape[2] :].clone()
         return F.conv3d(joined, weights[f"{name}.weight"], weights[f"{name}.bias"], stride=(stride, 1, 1))
 
 
 def rms_norm(x: Tensor, gamma: Tensor) -> Tensor:
     """x / ‖x‖ · √C · gamma over the channels of each position, in fp32; gamma's shape ends in ones."""
-    wide = x.float()
-    length = torch.linalg.vector_norm(wide, dim=1, keepdim=True).clamp_min(_TINY)
+    length = torch.linalg.vector_norm(x, dim=1, keepdim=True, dtype=torch.float32).clamp_min(_TINY)
     scale = gamma.float().reshape(1, -1, 1, 1, 1) * x.shape[1] ** 0.5
-    return (wide / length * scale).to(x.dtype)
+    return (x / length * scale).to(x.dtype)  # x / length is fp32: no copy of x in fp32 is needed before
 
 
 def norm_silu(x: Tensor, gamma: Tensor) -> Tensor:
