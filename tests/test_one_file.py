@@ -45,7 +45,7 @@ Tensors = dict[str, torch.Tensor]
 
 def run(out: Path, **options: Any) -> tuple[Path, SilentProgress]:
     report = SilentProgress()
-    asked = {"model": "wan-tiny", "gpu": "rtx5090", "out": out, "one_file": True, **options}
+    asked = {"model": "wan-tiny", "gpu": "rtx5090", "out": out, "one_file": True, "components": "dit", **options}
     return export_bundle(export_spec(**asked), report), report
 
 

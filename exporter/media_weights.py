@@ -1,0 +1,94 @@
+"""The packed weights of text encoder and VAE, and the tokenizer: made from checkpoints, or kept from before."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, get_args
+
+import msgspec
+
+from exporter.checkpoint.component import ComponentCheckpoint, ComponentFormat, pack_component
+from exporter.checkpoint.formats import component_format
+from exporter.checkpoint.hub import resolve, resolve_file
+from exporter.progress import Progress
+from exporter.spec import ExportSpec
+from plugins.errors import UserError
+from runtime.bundle import FileInfo, Manifest, MediaComponent, file_info, write_manifest
+
+TOKENIZER_NAME = "tokenizer.json"
+DEFAULT_TOKENIZER = "google/umt5-xxl"
+_MEDIA: tuple[MediaComponent, ...] = get_args(MediaComponent)
+
+
+def weights_name(component: MediaComponent) -> str:
+    """The bundle's file of a component's weights."""
+    return f"{component}.safetensors"
+
+
+def pack_media(spec: ExportSpec, manifest: Manifest, report: Progress) -> Manifest:
+    """Pack what was asked for into the bundle and list it. All checkpoints are checked before a byte is written."""
+    asked: Mapping[MediaComponent, str | None] = {"text": spec.text_encoder, "vae": spec.vae}
+    opened: dict[MediaComponent, tuple[ComponentFormat, ComponentCheckpoint]] = {}
+    for component, checkpoint in asked.items():
+        if checkpoint is not None:
+            form = component_format(spec.model, component)
+            opened[component] = form, ComponentCheckpoint(resolve(checkpoint), form)
+    tokenizer = _tokenizer(spec, opened["text"][1].path if "text" in opened else None)
+    if not opened and tokenizer is None:
+        return manifest
+    files, weights = dict(manifest.files), dict(manifest.media_weights)
+    for component, (form, source) in opened.items():
+        name = weights_name(component)
+        with report.stage(f"pack {name}") as update:
+            pack_component(source, form, spec.bundle_dir / name, update)
+        files[name], weights[component] = file_info(spec.bundle_dir / name), name
+    if tokenizer is not None:
+        temporary = spec.bundle_dir / f".{TOKENIZER_NAME}.partial"
+        shutil.copyfile(tokenizer, temporary)
+        os.replace(temporary, spec.bundle_dir / TOKENIZER_NAME)
+        files[TOKENIZER_NAME] = file_info(spec.bundle_dir / TOKENIZER_NAME)
+    listed = TOKENIZER_NAME if TOKENIZER_NAME in files else None
+    added = msgspec.structs.replace(manifest, files=files, media_weights=weights, tokenizer=listed)
+    write_manifest(spec.bundle_dir, added)
+    return added
+
+
+def _tokenizer(spec: ExportSpec, text_encoder: Path | None) -> Path | None:
+    """The tokenizer.json to copy: the one named, else one that lies where releases keep it, else google/umt5-xxl's."""
+    if spec.tokenizer is not None:
+        return resolve_file(spec.tokenizer, TOKENIZER_NAME)
+    if text_encoder is None:
+        return None
+    folder = text_encoder.parent
+    for place in (folder, folder.parent / "tokenizer", folder / "google" / "umt5-xxl"):
+        if (place / TOKENIZER_NAME).is_file():
+            return place / TOKENIZER_NAME
+    try:
+        return resolve_file(DEFAULT_TOKENIZER, TOKENIZER_NAME)
+    except UserError as error:
+        raise UserError(
+            "There is no tokenizer for the text encoder.",
+            expected=f"{TOKENIZER_NAME} beside the checkpoint, or {DEFAULT_TOKENIZER} from Hugging Face",
+            got=str(error).splitlines()[0],
+            remedy="give --tokenizer PATH, a tokenizer.json or a folder that holds one",
+        ) from error
+
+
+def kept_media(
+    spec: ExportSpec, previous: Manifest | None, staging: Path, files: dict[str, FileInfo]
+) -> dict[str, Any]:
+    """The manifest's fields for what the previous bundle has of it and this export leaves as it is, as links."""
+    if previous is None or previous.model.name != spec.model.name:
+        return {}
+    weights = {
+        component: name for component, name in previous.media_weights.items()
+        if component in spec.components and (spec.bundle_dir / name).is_file()
+    }  # fmt: skip
+    tokenizer = previous.tokenizer if "text" in spec.components else None
+    for name in (*weights.values(), *([tokenizer] if tokenizer else [])):
+        os.link(spec.bundle_dir / name, staging / name)
+        files[name] = previous.files[name]
+    return {"media_weights": weights, "tokenizer": tokenizer}
