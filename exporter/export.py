@@ -85,9 +85,9 @@ def _write(
         else:
             stages.append(made)
     weights = kept_weights(spec, WEIGHTS_NAME, previous, report)
-    for name in weights.files:
+    kept = kept_media(spec, previous, report)
+    for name in (*weights.files, *kept.files):
         os.link(spec.bundle_dir / name, staging / name)
-    kept = kept_media(spec, previous, staging, files)
     activations = [stage.activation_bytes for stage in stages if stage.activation_bytes is not None]
     return Manifest(
         model=_model_facts(spec),
@@ -96,10 +96,11 @@ def _write(
         tools=tools(),
         stages=tuple(stages),
         plans=plans,
-        files=files | weights.files,
+        files=files | weights.files | kept.files,
         weights=weights.experts,
         media=tuple(media),
-        **kept,
+        media_weights=kept.weights,
+        tokenizer=kept.tokenizer,
         has_proj_l=weights.has_proj_l,
         vram_estimate_bytes=vram_estimate(spec.model, spec.linear, max(activations, default=None)),
     )

@@ -5,14 +5,22 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 import msgspec
 
-from exporter.checkpoint.component import ComponentCheckpoint, ComponentFormat, pack_component
+from exporter.checkpoint.component import (
+    ComponentCheckpoint,
+    ComponentFormat,
+    component_metadata,
+    component_table,
+    pack_component,
+)
 from exporter.checkpoint.formats import component_format
 from exporter.checkpoint.hub import resolve, resolve_file
+from exporter.checkpoint.safetensors_file import SafetensorsFile
 from exporter.progress import Progress
 from exporter.spec import ExportSpec
 from plugins.errors import UserError
@@ -77,18 +85,50 @@ def _tokenizer(spec: ExportSpec, text_encoder: Path | None) -> Path | None:
         ) from error
 
 
-def kept_media(
-    spec: ExportSpec, previous: Manifest | None, staging: Path, files: dict[str, FileInfo]
-) -> dict[str, Any]:
-    """The manifest's fields for what the previous bundle has of it and this export leaves as it is, as links."""
-    if previous is None or previous.model.name != spec.model.name:
-        return {}
-    weights = {
-        component: name for component, name in previous.media_weights.items()
-        if component in spec.components and (spec.bundle_dir / name).is_file()
-    }  # fmt: skip
-    tokenizer = previous.tokenizer if "text" in spec.components else None
-    for name in (*weights.values(), *([tokenizer] if tokenizer else [])):
-        os.link(spec.bundle_dir / name, staging / name)
-        files[name] = previous.files[name]
-    return {"media_weights": weights, "tokenizer": tokenizer}
+@dataclass(frozen=True)
+class KeptMedia:
+    """What stays in the bundle of text encoder and VAE: component → weights, the tokenizer, and the files' entries."""
+
+    weights: dict[MediaComponent, str]
+    tokenizer: str | None
+    files: dict[str, FileInfo]
+
+
+def kept_media(spec: ExportSpec, previous: Manifest | None, report: Progress) -> KeptMedia:
+    """The old bundle's weights and tokenizer for the components there will be: as listed, else by their own headers.
+
+    What cannot be kept is said. A file that no manifest lists is hashed anew, which does not prove its contents.
+    """
+    listed = previous.media_weights if previous is not None and previous.model.name == spec.model.name else {}
+    weights: dict[MediaComponent, str] = {}
+    files: dict[str, FileInfo] = {}
+    for component in _MEDIA:
+        name = listed.get(component, weights_name(component))
+        if not (spec.bundle_dir / name).is_file():
+            continue
+        if component not in spec.components:
+            report.note(f"{name}: not kept, --components leaves out {component}")
+        elif previous is not None and component in listed:
+            weights[component], files[name] = name, previous.files[name]
+        elif (why := _unusable(spec.bundle_dir / name, component_format(spec.model, component))) is not None:
+            report.note(f"{name}: not kept, {why}")
+        else:
+            report.note(f"{name}: no manifest lists it; kept for what its header says, and hashed anew")
+            weights[component], files[name] = name, file_info(spec.bundle_dir / name)
+    tokenizer = previous.tokenizer if previous is not None else TOKENIZER_NAME
+    if tokenizer is None or "text" not in spec.components or not (spec.bundle_dir / tokenizer).is_file():
+        return KeptMedia(weights, None, files)
+    files[tokenizer] = file_info(spec.bundle_dir / tokenizer) if previous is None else previous.files[tokenizer]
+    return KeptMedia(weights, tokenizer, files)
+
+
+def _unusable(file: Path, form: ComponentFormat) -> str | None:
+    """Why a component's engines cannot run these weights, or None."""
+    try:
+        found = SafetensorsFile(file)
+    except UserError:
+        return "it is not a whole safetensors file"
+    said, wanted = found.metadata, component_metadata(form)
+    if any(said.get(key) != value for key, value in wanted.items()):
+        return f"its header says {said}; this bundle is for {wanted}"
+    return None if found.tensors == component_table(form) else f"its tensors are not those of the {form.title}"

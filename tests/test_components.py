@@ -22,6 +22,7 @@ from exporter.checkpoint.formats import component_format  # noqa: E402
 from exporter.checkpoint.text_names import text_name  # noqa: E402
 from exporter.cli import app  # noqa: E402
 from exporter.export import export_bundle  # noqa: E402
+from exporter.media_weights import kept_media  # noqa: E402
 from exporter.models import MODELS  # noqa: E402
 from exporter.progress import SilentProgress  # noqa: E402
 from exporter.spec import export_spec  # noqa: E402
@@ -158,18 +159,73 @@ def test_the_exported_bundle_makes_a_video(
         assert sum(1 for _ in file.decode(video=0)) == 9
 
 
-def test_weights_are_kept_when_the_engines_are_made_again(bundle: tuple[Path, SilentProgress], tmp_path: Path) -> None:
-    folder = tmp_path / "engines" / bundle[0].name
-    shutil.copytree(bundle[0], folder)
-    before = load_manifest(folder)
+@pytest.fixture
+def copy(bundle: tuple[Path, SilentProgress], tmp_path: Path) -> Path:
+    """A copy of that bundle, free to be exported over."""
+    return Path(shutil.copytree(bundle[0], tmp_path / "engines" / bundle[0].name))
+
+
+def again(folder: Path, **options: Any) -> SilentProgress:
     report = SilentProgress()
-    export_bundle(export_spec(model="wan-tiny", gpu="rtx4090", out=tmp_path / "engines", components="dit,vae"), report)
-    after = load_manifest(folder)
-    assert verify_files(folder, after) == []
+    export_bundle(export_spec(**{"model": "wan-tiny", "gpu": "rtx4090", "out": folder.parent, **options}), report)
+    return report
+
+
+def test_a_component_left_out_goes_and_the_others_stay(copy: Path) -> None:
+    before = load_manifest(copy)
+    report = again(copy, components="dit,vae")
+    after = load_manifest(copy)
+    assert verify_files(copy, after) == []
+    assert report.titles == []
     assert "decode_next.engine: unchanged, kept" in report.notes
+    assert "text.safetensors: not kept, --components leaves out text" in report.notes
+    assert after.media == before.media[2:]
     assert after.media_weights == {"vae": "vae.safetensors"}
     assert after.files["vae.safetensors"] == before.files["vae.safetensors"]
     assert after.tokenizer is None
+    assert not (copy / "text.safetensors").exists()
+
+
+def test_the_dits_choices_leave_text_encoder_and_vae_as_they_are(copy: Path) -> None:
+    before = load_manifest(copy)
+    report = again(copy, topk="0.2")
+    after = load_manifest(copy)
+    made = [title.partition(",")[0] for title in report.titles]
+    assert made == ["trace block", "build block.engine for rtx4090"]
+    assert (after.media, after.media_weights, after.tokenizer) == (
+        before.media, before.media_weights, before.tokenizer)  # fmt: skip
+    assert verify_files(copy, after) == []
+
+
+def test_a_one_file_engine_is_composed_of_the_dit_only(copy: Path, bundle: tuple[Path, SilentProgress]) -> None:
+    report = again(copy, one_file=True, checkpoint=str(bundle[0].parent.parent / "dit.safetensors"))
+    manifest = load_manifest(copy)
+    assert [title for title in report.titles if title.startswith(("trace", "build"))] == [
+        "build one-file.engine for rtx4090"]  # fmt: skip
+    assert [stage.name for stage in manifest.stages] == ["embed", "block", "head", "one-file"]
+    assert manifest.media == load_manifest(bundle[0]).media
+    assert verify_files(copy, manifest) == []
+
+
+def test_weights_outlive_a_lost_manifest(copy: Path) -> None:
+    """Those whose header fits; what does not fit is said and left behind."""
+    before, report = load_manifest(copy), SilentProgress()
+    shutil.copyfile(copy / "text.safetensors", copy / "vae.safetensors")
+    kept = kept_media(export_spec(model="wan-tiny", gpu="rtx4090", out=copy.parent), None, report)
+    assert (kept.weights, kept.tokenizer) == ({"text": "text.safetensors"}, "tokenizer.json")
+    assert kept.files == {name: before.files[name] for name in ("text.safetensors", "tokenizer.json")}
+    text, vae = report.notes
+    assert text.startswith("text.safetensors: no manifest lists it")
+    assert vae.startswith("vae.safetensors: not kept, its header says")
+    assert "text encoder umt5-tiny" in vae
+    (copy / "vae.safetensors").write_bytes(b"not weights")
+    (copy / "text.safetensors").unlink()
+    report = SilentProgress()
+    kept = kept_media(export_spec(model="wan-tiny", gpu="rtx4090", out=copy.parent), before, report)
+    assert (kept.weights, report.notes) == (
+        {"vae": "vae.safetensors"},
+        [],
+    )  # verify finds damage
 
 
 def test_options_of_components_that_are_left_out_are_refused() -> None:

@@ -84,6 +84,16 @@ def _renamed(stored: Iterable[str], rename: Callable[[str], str]) -> dict[str, s
     return found
 
 
+def component_table(form: ComponentFormat) -> dict[str, TensorMeta]:
+    """The tensors of a packed file."""
+    return {name: TensorMeta(spec.shape, spec.dtype) for name, spec in form.packed.items()}
+
+
+def component_metadata(form: ComponentFormat) -> dict[str, str]:
+    """What a packed file's header says of it."""
+    return {"format_version": FORMAT_VERSION, "component": form.title}
+
+
 def pack_component(
     checkpoint: ComponentCheckpoint,
     form: ComponentFormat,
@@ -91,9 +101,8 @@ def pack_component(
     progress: Callable[[int, int], None] | None = None,
 ) -> None:
     """Write the packed file, tensor by tensor; the same input gives the same bytes. Raises UserError as pack does."""
-    table = {name: TensorMeta(spec.shape, spec.dtype) for name, spec in form.packed.items()}
-    metadata = {"format_version": FORMAT_VERSION, "component": form.title}
-    with SafetensorsWriter(out, table, metadata, progress) as writer:
+    table = component_table(form)
+    with SafetensorsWriter(out, table, component_metadata(form), progress) as writer:
         for name, meta in table.items():
             pieces = (
                 piece
