@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from exporter import cli_kernels, cli_run
+from exporter.cli_compare import compare
 from exporter.command import (
     CHECKPOINT_HELP,
     EPILOG,
@@ -27,6 +28,7 @@ from exporter.command import (
     console,
 )
 from exporter.models import model_named
+from exporter.polygraphy_files import closing_lines as polygraphy_lines
 from exporter.progress import RichProgress
 from exporter.spec import ExportSpec, export_spec, parse_linear
 from plugins.errors import UserError
@@ -115,9 +117,10 @@ def _closing_lines(spec: ExportSpec, folder: Path) -> list[str]:
     from exporter.packing import weight_paths
 
     what = "ONNX graphs and plans" if spec.onnx_only else "engines, ONNX graphs and plans"
+    lines = polygraphy_lines(folder, spec.flavour)
     weights = folder / "weights.safetensors"
     if spec.checkpoint is not None or all(path.is_file() for path in weight_paths(weights, spec.model).values()):
-        return [f"{folder}: {what}, weights."]
+        return [*lines, f"{folder}: {what}, weights."]
     options = ["--model", spec.model.name, "--gpu", spec.gpu.name, "--out", str(spec.out)]
     options += ["--attention", spec.attention, "--linear", spec.linear]
     options += ["--topk", f"{spec.topk_milli / 1000:g}"] if spec.attention != "sage" else []
@@ -125,6 +128,7 @@ def _closing_lines(spec: ExportSpec, folder: Path) -> list[str]:
     packed = ["--model", spec.model.name, "--out", str(weights)]
     packed += ["--linear", spec.linear]
     return [
+        *lines,
         f"{folder}: {what}. It has no weights yet; add them with one of",
         f"  turbotrt pack --checkpoint PATH_OR_HF_ID {shlex.join(packed)}",
         f"  turbotrt export --checkpoint PATH_OR_HF_ID {shlex.join(options)}",
@@ -240,6 +244,7 @@ def merge(
 
 cli_run.register(app)
 cli_kernels.register(app, cli_run.bench_app)
+app.command(cls=Command)(compare)
 
 export_app = typer.Typer(
     add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich", no_args_is_help=True

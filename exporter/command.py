@@ -16,7 +16,7 @@ from plugins.errors import UserError
 # fmt: off
 EXPORT_EXTRA = frozenset((
     "torch", "triton", "sageattention", "onnx", "onnx_ir", "onnxscript", "onnx_graphsurgeon", "polygraphy",
-    "huggingface_hub", "ml_dtypes",
+    "matplotlib", "huggingface_hub", "ml_dtypes",
 ))
 # fmt: on
 EPILOG = "All sizes are in GB = 10⁹ bytes. A mistake of the caller ends with one message and status 2."

@@ -22,6 +22,7 @@ from exporter.models import FPS, FREQ_DIM, TEXT_LENGTH
 from exporter.one_file import add_one_file, carry_one_file, check_memory
 from exporter.packing import add_to_bundle, pack_checkpoint
 from exporter.passes import plan_file
+from exporter.polygraphy_files import README_NAME, SCRIPTS_NAME, readme_text, script_text
 from exporter.progress import Progress
 from exporter.recovery import kept_weights, previous_manifest
 from exporter.spec import ExportSpec
@@ -55,7 +56,7 @@ def export_bundle(spec: ExportSpec, report: Progress) -> Path:
         previous = previous_manifest(spec.bundle_dir, report)  # only now: staging may just have brought it back
         graphs = [stage_graph(spec, stage, previous, report) for stage in stages]
         dit = [graph for graph in graphs if graph.spec.component == "dit"]  # what a one-file engine is composed of
-        manifest = _write(spec, graphs, previous, staging, report)
+        manifest = _with_polygraphy(_write(spec, graphs, previous, staging, report), staging)
         if spec.one_file and previous is not None:
             manifest = carry_one_file(spec, dit, previous, manifest, staging)
         write_manifest(staging, manifest)
@@ -104,6 +105,14 @@ def _write(
         has_proj_l=weights.has_proj_l,
         vram_estimate_bytes=vram_estimate(spec.model, spec.linear, max(activations, default=None)),
     )
+
+
+def _with_polygraphy(manifest: Manifest, staging: Path) -> Manifest:
+    """Write the bundle's scripts for Polygraphy and its README.txt, and list them."""
+    (staging / SCRIPTS_NAME).write_text(script_text(manifest), encoding="utf-8")
+    (staging / README_NAME).write_text(readme_text(manifest), encoding="utf-8")
+    added = {name: file_info(staging / name) for name in (SCRIPTS_NAME, README_NAME)}
+    return msgspec.structs.replace(manifest, files={**manifest.files, **added})
 
 
 def _stage(

@@ -48,7 +48,7 @@ def pack(
         "linear": linear,
         "has_proj_l": "true" if reader.has_proj_l else "false",
     }
-    packer = _Packer(reader)
+    packer = Packer(reader)
     with SafetensorsWriter(out, table, metadata, progress) as writer:
         for name, meta in table.items():
             writer.write(name, packer.pieces(name, meta))
@@ -67,7 +67,7 @@ def sources(name: str) -> tuple[str, ...]:
                  for part in BLOCK_LINEARS.get(module, (module,)))  # fmt: skip
 
 
-class _Packer:
+class Packer:
     """Turns the checkpoint's tensors into packed ones; holds a quantized Linear's scales until their turn comes."""
 
     def __init__(self, reader: Checkpoint) -> None:

@@ -74,32 +74,47 @@ def block(
     return run(x, context, weights["modulation"] + e0, cos, sin, weights, options)
 
 
+def _operands(weights: Weights, name: str) -> tuple[Tensor, ...]:
+    return tuple(weights[f"{name}.{part}"] for part in ("int8_weight", "scale", "bias"))
+
+
+def _norms(weights: Weights, name: str) -> tuple[Tensor, Tensor]:
+    return weights[f"{name}.norm_q.weight"], weights[f"{name}.norm_k.weight"]
+
+
 def _block_int8(
     x: Tensor, context: Tensor, m: Tensor, cos: Tensor, sin: Tensor, weights: Weights, options: BlockOptions
 ) -> Tensor:
-    def operands(name: str) -> tuple[Tensor, ...]:
-        return tuple(weights[f"{name}.{part}"] for part in ("int8_weight", "scale", "bias"))
+    # Three functions, so that run eagerly each frees its tensors at its end, as an engine does.
+    x = _self_attention_int8(x, m, cos, sin, weights, options)
+    x = _cross_attention_int8(x, context, weights)
+    hidden = call("BlockInt8GemmGelu", *call("LayerNormQuantize", x, 1 + m[4], m[3]), *_operands(weights, "ffn.0"))
+    return call("BlockInt8GemmResidual", *hidden, *_operands(weights, "ffn.2"), m[5], x)
 
-    def norms(name: str) -> tuple[Tensor, Tensor]:
-        return weights[f"{name}.norm_q.weight"], weights[f"{name}.norm_k.weight"]
 
+def _self_attention_int8(
+    x: Tensor, m: Tensor, cos: Tensor, sin: Tensor, weights: Weights, options: BlockOptions
+) -> Tensor:
     y = call("LayerNormQuantize", x, 1 + m[1], m[0])
     # v's projection comes after q and k are normalized: their raw [L, 2D] is gone by then, and the peak is lower.
-    q, k = call("QkNormRope", call("BlockInt8Gemm", *y, *operands("self_attn.qk")), *norms("self_attn"), cos, sin)
-    v = call("BlockInt8Gemm", *y, *operands("self_attn.v"))
+    qk = call("BlockInt8Gemm", *y, *_operands(weights, "self_attn.qk"))
+    q, k = call("QkNormRope", qk, *_norms(weights, "self_attn"), cos, sin)
+    del qk
+    v = call("BlockInt8Gemm", *y, *_operands(weights, "self_attn.v"))
+    del y
     o = _attend(q, k, v, weights, options, "Quantize")
-    x = call("BlockInt8GemmResidual", *o, *operands("self_attn.o"), m[2], x)
+    del q, k, v
+    return call("BlockInt8GemmResidual", *o, *_operands(weights, "self_attn.o"), m[2], x)
 
-    norm_q, norm_k = norms("cross_attn")
+
+def _cross_attention_int8(x: Tensor, context: Tensor, weights: Weights) -> Tensor:
+    norm_q, norm_k = _norms(weights, "cross_attn")
     z = call("LayerNormQuantize", x, weights["norm3.weight"], weights["norm3.bias"])
-    q = call("RmsNorm", call("BlockInt8Gemm", *z, *operands("cross_attn.q")), norm_q)
-    kv = call("BlockInt8Gemm", *call("BlockInt8Quantize", context), *operands("cross_attn.kv"))
+    q = call("RmsNorm", call("BlockInt8Gemm", *z, *_operands(weights, "cross_attn.q")), norm_q)
+    kv = call("BlockInt8Gemm", *call("BlockInt8Quantize", context), *_operands(weights, "cross_attn.kv"))
     o = call("SageAttentionQuantize", q, call("RmsNorm", kv, norm_k), kv, precision="bf16")
-    x = call("BlockInt8GemmResidual", *o, *operands("cross_attn.o"), torch.ones_like(m[2]), x)
-
-    u = call("LayerNormQuantize", x, 1 + m[4], m[3])
-    hidden = call("BlockInt8GemmGelu", *u, *operands("ffn.0"))
-    return call("BlockInt8GemmResidual", *hidden, *operands("ffn.2"), m[5], x)
+    gate = torch.ones_like(weights["norm3.weight"])
+    return call("BlockInt8GemmResidual", *o, *_operands(weights, "cross_attn.o"), gate, x)
 
 
 def _layer_norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -113,8 +128,7 @@ def _block_bf16(
         return (x.float() + gate * y.float()).bfloat16()
 
     y = _layer_norm(x, 1 + m[1], m[0])
-    norms = weights["self_attn.norm_q.weight"], weights["self_attn.norm_k.weight"]
-    q, k = call("QkNormRope", _linear_bf16(y, weights, "self_attn.qk"), *norms, cos, sin)
+    q, k = call("QkNormRope", _linear_bf16(y, weights, "self_attn.qk"), *_norms(weights, "self_attn"), cos, sin)
     o = _attend(q, k, _linear_bf16(y, weights, "self_attn.v"), weights, options)
     x = gated(x, m[2], _linear_bf16(o, weights, "self_attn.o"))
 

@@ -16,7 +16,8 @@ def round_half_even(x):
 def quantize_tile(y):
     """(int8 tile, fp32 scale) of one fp32 block as in semantics.md; elements outside the tensor must be 0."""
     amax = tl.maximum(tl.max(tl.abs(y)), 1e-8)
-    q = tl.minimum(tl.maximum(round_half_even(y * tl.div_rn(128.0, amax)), -128.0), 127.0)
+    # Saturated before it is rounded: rounding is an addition, and must not fuse with the product, which rounds first.
+    q = round_half_even(tl.minimum(tl.maximum(y * tl.div_rn(128.0, amax), -128.0), 127.0))
     return q.to(tl.int8), amax / 128.0
 
 

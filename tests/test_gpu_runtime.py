@@ -259,7 +259,7 @@ def test_every_budget_gives_the_same_latents_within_its_plan(
     for budget, row in rows.items():
         assert row["allocated"] <= row["plan"], budget
         # Not so loose that a plan says nothing.
-        assert row["plan"] <= 1.25 * row["allocated"], budget
+        assert row["plan"] <= 1.3 * row["allocated"], budget
     if name == "14b":
         slower = mean(rows[STREAM_BUDGET]["step_seconds"]) / mean(whole["step_seconds"])
         figures["14b streaming at 10 GB, times resident"] = slower

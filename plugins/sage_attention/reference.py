@@ -32,9 +32,9 @@ def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor
 
 
 def reference(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, precision: str = "int8") -> torch.Tensor:
-    """bf16 [L,D]: the attention. Both precisions approximate the same function: ``precision`` is ignored."""
+    """[L,D] in q's dtype: the attention. Both precisions approximate the same function: ``precision`` is ignored."""
     del precision
-    return attention(q, k, v).bfloat16()
+    return attention(q, k, v).to(q.dtype)
 
 
 def quantize_reference(

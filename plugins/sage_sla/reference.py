@@ -104,12 +104,12 @@ def reference(
     precision: str = "int8",
     kept: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """bf16 [L,D] of q, k [L,D], v [L,E≥D] bf16, proj [128,128] and [128] fp32; ``kept`` replaces the selection, to
-    compare under the same one; ``precision`` is ignored, as both approximate the same function.
+    """[L,D] in q's dtype of q, k [L,D], v [L,E≥D] bf16, proj [128,128] and [128] fp32; ``kept`` replaces the selection,
+    to compare under the same one; ``precision`` is ignored, as both approximate the same function.
     """
     del precision
     kept = kept_blocks(q, k, topk_milli) if kept is None else kept
-    return sparse_linear_attention(q, k, v, proj_weight, proj_bias, kept).bfloat16()
+    return sparse_linear_attention(q, k, v, proj_weight, proj_bias, kept).to(q.dtype)
 
 
 def quantize_reference(

@@ -1,0 +1,71 @@
+"""Our metrics as Polygraphy comparison functions: what ``Comparator.compare_accuracy`` calls."""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from functools import cache
+from typing import Any
+
+from exporter.compare.metrics import distance, frame_distance
+
+TENSOR_METRICS = ("relative_l2", "cosine", "max_abs", "snr_db")
+FRAME_METRICS = ("psnr_db", "ssim")
+
+
+@cache
+def _classes() -> tuple[type, type, type]:
+    """Threshold, result and function types, made where Polygraphy is needed and not when this module is imported."""
+    from polygraphy.comparator import BaseCompareFunc, CompareResult, Threshold
+
+    class Bound(Threshold):  # type: ignore[misc]
+        """The first metric is at most ``bound``, or at least if ``higher``; no bound passes whatever is a number."""
+
+        def __init__(self, metric: str, bound: float | None, higher: bool) -> None:
+            self.metric, self.bound, self.higher = metric, bound, higher
+
+        def passed(self, metric_values: Mapping[str, float]) -> bool:
+            value = metric_values[self.metric]
+            if self.bound is None:
+                return not math.isnan(value)
+            return value >= self.bound if self.higher else value <= self.bound
+
+    class Result(CompareResult):  # type: ignore[misc]
+        """The metrics of one output."""
+
+        def __init__(self, values: Mapping[str, float], thresholds: Bound) -> None:
+            super().__init__(thresholds)
+            self.values = dict(values)
+
+        def metric_values(self) -> Mapping[str, float]:
+            return self.values
+
+    class Measure(BaseCompareFunc):  # type: ignore[misc]
+        """Compares every output of two runners; the first runner is the candidate, the second the reference."""
+
+        def __init__(self, measure: Callable[..., Any], metrics: tuple[str, ...], bound: Any, higher: bool) -> None:
+            self.measure, self.metrics, self.bound, self.higher = measure, metrics, bound, higher
+
+        def thresholds_for(self, output_name: str) -> Bound:
+            return Bound(self.metrics[0], self.bound(output_name), self.higher)
+
+        def __call__(self, candidate: Any, reference: Any) -> OrderedDict[str, Result]:
+            results: OrderedDict[str, Result] = OrderedDict()
+            for name, got in candidate.items():
+                measured = self.measure(got, reference[name])
+                values = {metric: getattr(measured, metric) for metric in self.metrics}
+                results[name] = Result(values, self.thresholds_for(name))
+            return results
+
+    return Bound, Result, Measure
+
+
+def tensor_function(bound: Callable[[str], float | None]) -> Any:
+    """Relative L2 (the one that is bounded), cosine, max abs and SNR; ``bound`` gives an output's bound or None."""
+    return _classes()[2](distance, TENSOR_METRICS, bound, False)
+
+
+def frame_function(bound: Callable[[str], float | None]) -> Any:
+    """PSNR (the one that is bounded, from below) and SSIM of latent frames [C, H, W]."""
+    return _classes()[2](frame_distance, FRAME_METRICS, bound, True)

@@ -1,0 +1,190 @@
+"""The report's charts, as SVG or PNG bytes. matplotlib's object interface only: no global state, no display."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import LinearSegmentedColormap, LogNorm
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+from exporter.compare.spec import Row, SweepPoint
+
+COLOURS = ("#2563eb", "#ea580c", "#059669", "#9333ea", "#ca8a04", "#0891b2", "#be123c")
+INK, GRID, BOUND = "#334155", "#e2e8f0", "#dc2626"
+FLOOR = 1e-6  # what is drawn for an exact result on a logarithmic axis
+_HEAT = LinearSegmentedColormap.from_list("bounds", ["#059669", "#a7f3d0", "#fde68a", "#f97316", "#991b1b"])
+_STYLE = {
+    "font.size": 9,
+    "axes.edgecolor": "#94a3b8",
+    "axes.labelcolor": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "text.color": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "svg.hashsalt": "turbotrt",
+    "svg.fonttype": "path",
+}
+
+
+def _axes(width: float, height: float) -> tuple[Figure, Any]:
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    axes.grid(True, axis="y", color=GRID, linewidth=0.8)
+    axes.set_axisbelow(True)
+    return figure, axes
+
+
+def _svg(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None})
+    return buffer.getvalue()
+
+
+def _drawn(value: float) -> float:
+    return value if math.isnan(value) else max(value, FLOOR)
+
+
+def lines(series: Mapping[str, Sequence[float]], ticks: Sequence[str], bounds: Sequence[float], label: str) -> bytes:
+    """SVG: relative L2 of each series over blocks or steps, on a logarithmic axis, and the bounds as dashed lines."""
+    with matplotlib.rc_context(_STYLE):
+        figure, axes = _axes(5.4, 3.3)
+        for index, (name, values) in enumerate(series.items()):
+            drawn = [_drawn(value) for value in values]
+            style = "--" if name.endswith("own latents") else "-"
+            # Equal series lie on one another: the first ones are wider.
+            width, size = (3.6, 6.5) if index == 0 else (1.5, 3.5)
+            axes.plot(range(len(drawn)), drawn, style, marker="o", markersize=size, linewidth=width,
+                      color=COLOURS[index % len(COLOURS)], label=name)  # fmt: skip
+        for bound in sorted(set(bounds)):
+            axes.axhline(bound, color=BOUND, linewidth=0.9, linestyle=":")
+            axes.annotate(f"{bound:g}", (1, bound), xycoords=("axes fraction", "data"), xytext=(3, 0),
+                          textcoords="offset points", va="center", fontsize=7, color=BOUND)  # fmt: skip
+        axes.set_yscale("log")
+        shown = range(0, len(ticks), max(1, len(ticks) // 20))
+        axes.set_xticks(list(shown), [ticks[index] for index in shown])
+        axes.set_xlabel(label)
+        axes.set_ylabel("relative L2")
+        figure.legend(loc="outside upper left", ncols=2, frameon=False, fontsize=8)
+        return _svg(figure)
+
+
+def op_bars(alone: Mapping[str, float], accumulated: Mapping[str, float]) -> bytes:
+    """SVG: what each op's own rounding costs, and the error that has summed up after it."""
+    names = list(alone)
+    with matplotlib.rc_context(_STYLE):
+        figure, axes = _axes(7.2, 0.27 * len(names) + 1.1)
+        places = np.arange(len(names))
+        axes.barh(
+            places - 0.18, [_drawn(accumulated[name]) for name in names], 0.34, color="#bfdbfe", label="summed up"
+        )
+        axes.barh(places + 0.18, [_drawn(alone[name]) for name in names], 0.34, color=COLOURS[0], label="this op alone")
+        axes.set_yticks(places, names)
+        axes.invert_yaxis()
+        axes.set_xscale("log")
+        axes.set_xlim(left=1e-4)
+        axes.grid(True, axis="x", color=GRID, linewidth=0.8)
+        axes.grid(False, axis="y")
+        axes.tick_params(axis="y", length=0)
+        axes.set_xlabel("relative L2 against unrounded fp32")
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=2, frameon=False, fontsize=8)
+        return _svg(figure)
+
+
+def op_map(rows: Sequence[Row]) -> bytes:
+    """SVG: each op of each block as its error in parts of its bound; red is over it."""
+    places = list(dict.fromkeys(row.place for row in rows))
+    layers = sorted({row.layer for row in rows if row.layer is not None})
+    cells = np.full((len(places), len(layers)), np.nan)
+    for row in rows:
+        if row.layer is not None:
+            cells[places.index(row.place), layers.index(row.layer)] = min(max(row.badness, 1e-3), 1e3)
+    with matplotlib.rc_context(_STYLE):
+        figure, axes = _axes(7.2, 0.23 * len(places) + 0.9)
+        axes.grid(False)
+        image = axes.imshow(cells, aspect="auto", cmap=_HEAT, norm=LogNorm(1e-2, 1e2), interpolation="nearest")
+        axes.set_yticks(range(len(places)), places)
+        shown = range(0, len(layers), max(1, len(layers) // 20))
+        axes.set_xticks(list(shown), [str(layers[index]) for index in shown])
+        axes.set_xticks(np.arange(-0.5, len(layers)), minor=True)
+        axes.set_yticks(np.arange(-0.5, len(places)), minor=True)
+        axes.grid(True, which="minor", color="white", linewidth=1)
+        axes.tick_params(which="both", length=0)
+        axes.set_xlabel("block")
+        bar = figure.colorbar(image, ax=axes, pad=0.01, fraction=0.04)
+        bar.set_label("error / bound", fontsize=8)
+        bar.ax.tick_params(labelsize=7.5)
+        return _svg(figure)
+
+
+def latent_images(frames: Mapping[str, Sequence[Any]], shown: int = 5) -> bytes:
+    """PNG: latent frames [C, H, W] of every runner side by side, then ten times their difference from the first's.
+
+    Colours are the reference's three principal channels, the same for all.
+    """
+    names = list(frames)
+    reference = np.stack([np.asarray(frame, dtype=np.float64) for frame in frames[names[0]]])
+    chosen = np.unique(np.linspace(0, len(reference) - 1, min(shown, len(reference))).round().astype(int))
+    flat = reference.transpose(1, 0, 2, 3).reshape(reference.shape[1], -1)
+    centre = flat.mean(1, keepdims=True)
+    _, axes_of = np.linalg.eigh(np.cov(flat))
+    basis = axes_of[:, -3:].T
+    basis *= np.sign(basis.sum(1, keepdims=True))
+    spread = 3 * (basis @ (flat - centre)).std(1)
+
+    def coloured(frame: Any, factor: float = 1.0, middle: Any = centre) -> Any:
+        array = np.asarray(frame, dtype=np.float64)
+        mixed = (basis @ (array.reshape(array.shape[0], -1) - middle)) / spread[:, None] * factor
+        return np.clip(0.5 + 0.5 * mixed, 0, 1).reshape(3, *array.shape[1:]).transpose(1, 2, 0)
+
+    rows = [(name, [coloured(frames[name][index]) for index in chosen]) for name in names]
+    for name in names[1:]:
+        differences = [np.asarray(frames[name][i], dtype=np.float64) - reference[i] for i in chosen]
+        rows.append((f"10 × ({name}\n− {names[0]})", [coloured(one, 10.0, 0.0) for one in differences]))
+    height, width = reference.shape[2:]
+    cell = 1.35
+    with matplotlib.rc_context(_STYLE):
+        size = (cell * len(chosen) + 1.2, cell * height / width * len(rows) + 0.35)
+        close = ConstrainedLayoutEngine(w_pad=0.02, h_pad=0.02, wspace=0.02, hspace=0.02)
+        figure = Figure(figsize=size, layout=close, dpi=150)
+        FigureCanvasAgg(figure)
+        grid = figure.subplots(len(rows), len(chosen), squeeze=False)
+        for row, (title, images) in enumerate(rows):
+            for column, image in enumerate(images):
+                axes = grid[row][column]
+                axes.imshow(image, interpolation="nearest")
+                axes.set_xticks([])
+                axes.set_yticks([])
+                axes.spines[:].set_visible(False)
+                if row == 0:
+                    axes.set_title(f"frame {chosen[column]}", fontsize=8)
+                if column == 0:
+                    axes.set_ylabel(title, rotation=0, ha="right", va="center", fontsize=8)
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png", metadata={"Software": None})
+        return buffer.getvalue()
+
+
+def sweep_chart(points: Sequence[SweepPoint]) -> bytes:
+    """SVG: PSNR over seconds where they were measured, over the share of kept blocks where not."""
+    timed = all(point.seconds is not None for point in points)
+    places = [float(p.seconds or 0) if timed else p.topk_milli / 1000 for p in points]
+    with matplotlib.rc_context(_STYLE):
+        figure, axes = _axes(7.2, 3.0)
+        values = [point.psnr_db for point in points]
+        axes.plot(places, values, "-o", color=COLOURS[0], linewidth=1.6, markersize=5)
+        for place, value, point in zip(places, values, points, strict=True):
+            axes.annotate(f"top-k {point.topk_milli / 1000:g}", (place, value), xytext=(0, 7),
+                          textcoords="offset points", ha="center", fontsize=8)  # fmt: skip
+        axes.margins(x=0.08, y=0.2)
+        axes.set_xlabel("seconds for one step's blocks" if timed else "share of key blocks kept")
+        axes.set_ylabel("mean PSNR of latent frames, dB")
+        return _svg(figure)

@@ -1,0 +1,79 @@
+"""The bundle's TensorRT engines on the GPU they were built for, run by Polygraphy's own runner."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from exporter.compare.machines import BlockInput, Embedded, EmbedInput, HeadInput, Machine, block_feed, head_feed
+from exporter.compare.weights import Weights
+from exporter.flavour import load
+from exporter.trace import OUTPUTS
+from exporter.weights import Stage
+from plugins.errors import UserError
+from plugins.registry import OPS
+from plugins.tensorrt_plugin import register
+from runtime.layout import OUTPUT_SUFFIX
+
+
+class EngineMachine(Machine):
+    """Three engines on one device, with the bundle's weights as inputs. ``close`` frees them.
+
+    Raises UserError where an engine does not load.
+    """
+
+    def __init__(self, name: str, files: Mapping[str, Path], weights: Weights, flavour: str) -> None:
+        """``files``: stage → engine."""
+        super().__init__(name, torch.device("cuda"))
+        self._weights = weights
+        from polygraphy import config
+
+        config.USE_TENSORRT_RTX = flavour == "tensorrt_rtx"  # read when Polygraphy first imports TensorRT
+        from polygraphy.backend.common import BytesFromPath
+        from polygraphy.backend.trt import EngineFromBytes, TrtRunner
+        from polygraphy.exception import PolygraphyException
+
+        register(load(flavour), OPS)
+        self._runners: dict[str, Any] = {
+            stage: TrtRunner(EngineFromBytes(BytesFromPath(str(path))), name=f"{name} {stage}")
+            for stage, path in files.items()
+        }
+        for stage, runner in self._runners.items():
+            try:
+                runner.activate()
+            except PolygraphyException as error:
+                self.close()
+                raise UserError(
+                    f"{files[stage]} does not load.",
+                    got=str(error).strip() or type(error).__name__,
+                    remedy="export the bundle again here, or leave tensorrt out of --against",
+                ) from error
+
+    def _run(self, stage: Stage, expert: str, feed: Mapping[str, Tensor], layer: int = 0) -> tuple[Tensor, ...]:
+        weights = self._weights(expert, stage, layer)
+        inputs = {name: tensor.to(self.device).contiguous() for name, tensor in {**feed, **weights}.items()}
+        torch.cuda.synchronize(self.device)  # the runner has a stream of its own
+        out = self._runners[stage].infer(inputs)
+        return tuple(out[name + OUTPUT_SUFFIX].to(self.device) for name in OUTPUTS[stage])
+
+    def embed(self, expert: str, given: EmbedInput) -> Embedded:
+        feed = {"tokens": given.tokens, "time_features": given.time_features, "text": given.text}
+        if given.condition is not None:
+            feed["condition"] = given.condition
+        return Embedded(*self._run("embed", expert, feed))
+
+    def block(self, expert: str, layer: int, given: BlockInput) -> Tensor:
+        return self._run("block", expert, block_feed(given), layer)[0]
+
+    def head(self, expert: str, given: HeadInput) -> tuple[Tensor, Tensor]:
+        tokens, v = self._run("head", expert, head_feed(given, self.device))
+        return tokens, v
+
+    def close(self) -> None:
+        for runner in self._runners.values():
+            if runner.is_active:
+                runner.deactivate()

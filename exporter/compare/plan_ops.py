@@ -1,0 +1,45 @@
+"""Ops answered by compiled launch plans on a CUDA device: the bundle's own where they are for its GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from torch import Tensor
+
+from exporter.compare.ops import Call, Outputs
+from plugins.compile import plan_bytes
+from plugins.plan import Plan, decode
+from plugins.torch_op import run_plan
+
+
+class PlanOps:
+    """An evaluation by plans. Plans of another SM than the device's cannot run: the same ops are compiled for it."""
+
+    def __init__(self, files: Iterable[Path], sm: int, device_sm: int) -> None:
+        self._device_sm = device_sm
+        self.recompiled = sm != device_sm
+        plans = [] if self.recompiled else [path.read_bytes() for path in files]
+        self._plans: list[tuple[Plan, bytes]] = [(decode(data), data) for data in plans]
+
+    def __call__(self, call: Call) -> Outputs:
+        inputs = [tensor.contiguous() for tensor in call.inputs]
+        return tuple(run_plan(self._plan(call, inputs), inputs))
+
+    def _plan(self, call: Call, inputs: Sequence[Tensor]) -> bytes:
+        """Raises ValueError if the bundle holds no plan of this op for these shapes and attributes."""
+        shapes = [tuple(tensor.shape) for tensor in inputs]
+        if self.recompiled:
+            return plan_bytes(call.op, call.op.bind(shapes), dict(call.attributes), self._device_sm)
+        for plan, data in self._plans:
+            if plan.op == call.op.name and plan.attributes == dict(call.attributes) and _fits(plan, shapes):
+                return data
+        raise ValueError(f"the bundle holds no plan of {call.label} for {shapes} and {dict(call.attributes)}")
+
+
+def _fits(plan: Plan, shapes: Sequence[Sequence[int]]) -> bool:
+    try:
+        plan.bind(shapes)
+    except ValueError:
+        return False
+    return True

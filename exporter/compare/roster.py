@@ -1,0 +1,221 @@
+"""Who takes part in a comparison on this machine, and who cannot and why."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from exporter.checkpoint.experts import expert_paths
+from exporter.checkpoint.reader import Checkpoint, open_checkpoint
+from exporter.checkpoint.safetensors_file import SafetensorsFile
+from exporter.compare.machines import Machine, OpMachine
+from exporter.compare.ops import by_reference
+from exporter.compare.plain_model import PlainAttention
+from exporter.compare.scene import Scene, scene
+from exporter.compare.spec import RUNNERS, CompareSpec
+from exporter.compare.thresholds import STAGE_BOUNDS, StageBound
+from exporter.compare.torch_machines import PlainMachine, StageMachine, UnroundedMachine
+from exporter.compare.weights import BundleWeights, CheckpointWeights, FloatWeights, Weights
+from exporter.models import TEXT_DIM, TEXT_LENGTH, ModelSpec, model_named
+from exporter.stages import BlockOptions
+from plugins.errors import UserError
+from runtime.bundle import Manifest, load_manifest
+
+
+@dataclass
+class Roster:
+    """The machines by name, in order: each one adds something to those before it. The first is the reference.
+
+    ``oracle`` computes what the bundle should, with the checkpoint's weights packed anew (without a checkpoint: the
+    bundle's); ``unrounded`` what that approximates, None without a checkpoint. ``deployed``: the bundle's weights.
+    """
+
+    manifest: Manifest
+    model: ModelSpec
+    scene: Scene
+    deployed: Weights
+    machines: dict[str, Machine]
+    oracle: StageMachine
+    unrounded: UnroundedMachine | None
+    left_out: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def reference(self) -> str:
+        return next(iter(self.machines))
+
+    def op_machines(self) -> dict[str, OpMachine]:
+        """Candidates whose ops can be seen."""
+        from exporter.compare.onnx_machine import OnnxMachine
+
+        return {
+            name: machine
+            for name, machine in self.machines.items()
+            if isinstance(machine, StageMachine | OnnxMachine)
+        }  # fmt: skip
+
+    def pairs(self) -> list[tuple[str, str]]:
+        """(candidate, reference): all against the reference, and against the quantized model if that is another."""
+        names = list(self.machines)
+        pairs = [(name, names[0]) for name in names[1:]]
+        if "quantized" in names[1:]:
+            pairs += [(name, "quantized") for name in names[names.index("quantized") + 1 :]]
+        return pairs
+
+    def bounds(self, reference: str) -> StageBound:
+        sampler = self.manifest.sampler
+        return STAGE_BOUNDS["fp32" if reference == "fp32" else "same", sampler.attention, sampler.linear]
+
+
+def open_roster(spec: CompareSpec) -> Roster:
+    """Read the bundle and open the checkpoint. Raises UserError where fewer than two runners can take part."""
+    manifest = load_manifest(spec.bundle)
+    model = model_named(manifest.model.name)
+    readers = _readers(spec, model, manifest)
+    sampler = manifest.sampler
+    made = scene(
+        model,
+        size=spec.size or model.size,
+        frames=spec.frames or model.frames,
+        steps=spec.steps,
+        seed=spec.seed,
+        sigma_max=sampler.sigma_max,
+        text=None if spec.embeds is None else load_embeds(spec.embeds),
+    )
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    options = BlockOptions(sampler.attention, sampler.topk_milli, sampler.linear)
+    fresh: Weights | None = CheckpointWeights(readers, model, sampler.linear) if readers else None
+    deployed = BundleWeights(spec.bundle, manifest, model) if manifest.weights else fresh
+    if deployed is None:
+        raise UserError(f"{spec.bundle} holds no weights.", expected="weights to run",
+                        remedy="give --checkpoint, or pack one into the bundle: turbotrt pack")  # fmt: skip
+    roster = Roster(
+        manifest,
+        model,
+        made,
+        deployed,
+        {},
+        StageMachine("oracle", fresh or deployed, options, by_reference, device),
+        UnroundedMachine("unrounded", FloatWeights(readers, model, sampler.linear), options, device)
+        if readers
+        else None,
+    )
+    if readers and not manifest.weights:
+        roster.notes.append("The bundle holds no weights: the checkpoint's are packed for each block.")
+    _enlist(roster, spec, readers, options, device)
+    if len(roster.machines) < 2:
+        why = "; ".join(f"{name}: {reason}" for name, reason in roster.left_out.items())
+        raise UserError("There is nothing to compare with.", expected="two runners or more",
+                        got=f"{', '.join(roster.machines) or 'none'}; left out: {why or 'none'}",
+                        remedy="name more of them with --against")  # fmt: skip
+    return roster
+
+
+def _readers(spec: CompareSpec, model: ModelSpec, manifest: Manifest) -> dict[str, Checkpoint]:
+    if spec.checkpoint is None:
+        return {}
+    bare = manifest.sampler.attention in ("sage", "sla")
+    paths = expert_paths(spec.checkpoint, model)
+    return {expert: open_checkpoint(path, model, allow_missing_proj_l=bare) for expert, path in paths.items()}
+
+
+def _enlist(
+    roster: Roster,
+    spec: CompareSpec,
+    readers: Mapping[str, Checkpoint],
+    options: BlockOptions,
+    device: torch.device,
+) -> None:
+    for name in RUNNERS:
+        if name not in spec.against:
+            continue
+        reason = _unable(name, spec, roster.manifest, bool(readers))
+        if reason is not None:
+            roster.left_out[name] = reason
+        elif name == "fp32":
+            attention = PlainAttention(None if options.attention == "sage" else options.topk_milli)
+            roster.machines[name] = PlainMachine(name, readers, attention, device)
+        elif name == "quantized":
+            roster.machines[name] = StageMachine(name, roster.deployed, options, by_reference, device)
+        else:
+            roster.machines[name] = _from_bundle(name, roster, spec, options)
+    if spec.same_blocks:
+        _follow(roster)
+
+
+def _unable(name: str, spec: CompareSpec, manifest: Manifest, checkpoint: bool) -> str | None:
+    """Why a runner cannot take part on this machine, or None."""
+    if name == "fp32":
+        return None if checkpoint else "needs the checkpoint (--checkpoint)"
+    if name in ("quantized", "onnx"):
+        return None
+    if not torch.cuda.is_available():
+        return "needs a CUDA GPU, and this machine has none"
+    if name == "tensorrt":
+        if any(stage.engine is None for stage in manifest.stages):
+            return "needs engines, and the bundle holds none"
+        if find_spec(manifest.gpu.flavour) is None:
+            return f"needs the {manifest.gpu.flavour} package, which is not installed"
+        if device_sm() != manifest.gpu.sm:
+            return f"needs a GPU of sm_{manifest.gpu.sm}, and this one is sm_{device_sm()}"
+    return None
+
+
+def device_sm() -> int:
+    """Compute capability of the current CUDA device, as 90 for 9.0."""
+    major, minor = torch.cuda.get_device_capability()
+    return int(major) * 10 + int(minor)
+
+
+def _from_bundle(name: str, roster: Roster, spec: CompareSpec, options: BlockOptions) -> Machine:
+    """The machine that runs what the bundle holds: its graphs, its plans or its engines."""
+    manifest, folder, deployed = roster.manifest, spec.bundle, roster.deployed
+    if name == "onnx":
+        from exporter.compare.onnx_machine import OnnxMachine
+
+        return OnnxMachine(name, {stage.name: folder / stage.onnx for stage in manifest.stages}, deployed)
+    if name == "plans":
+        from exporter.compare.plan_ops import PlanOps
+
+        plans = PlanOps([folder / file for file in set(manifest.plans.values())], manifest.gpu.sm, device_sm())
+        if plans.recompiled:
+            roster.notes.append(
+                f"plans: the bundle's are for sm_{manifest.gpu.sm}; the same ops were compiled for sm_{device_sm()}."
+            )
+        return StageMachine(name, deployed, options, plans, torch.device("cuda"))
+    from exporter.compare.engine_machine import EngineMachine
+
+    engines: dict[str, Path] = {stage.name: folder / str(stage.engine) for stage in manifest.stages}
+    return EngineMachine(name, engines, deployed, manifest.gpu.flavour)
+
+
+def _follow(roster: Roster) -> None:
+    """Let the fp32 model keep the key blocks that the first runner after it keeps."""
+    plain = roster.machines.get("fp32")
+    leaders = [machine for name, machine in roster.op_machines().items() if name != "fp32"]
+    if not isinstance(plain, PlainMachine) or not leaders or roster.manifest.sampler.attention == "sage":
+        raise UserError("--same-blocks has nothing to do.",
+                        expected="fp32, another runner whose ops can be seen, and sparse attention")  # fmt: skip
+    leader = roster.machines[leaders[0].name]
+    leader.record_selections = True
+    roster.machines["fp32"] = plain.following(leader)
+    roster.notes.append(f"fp32 keeps the key blocks that {leader.name} keeps.")
+
+
+def load_embeds(path: Path) -> Tensor:
+    """Text embedding [≤512, 4096] of a safetensors file with one such tensor, zeros appended. Raises UserError."""
+    file = SafetensorsFile(path)
+    found = [name for name, meta in file.tensors.items() if meta.shape[-1:] == (TEXT_DIM,)]
+    if len(found) != 1:
+        raise UserError(f"{path} does not hold a text embedding.", expected=f"one tensor [≤{TEXT_LENGTH}, {TEXT_DIM}]",
+                        got=", ".join(f"{name}: {meta}" for name, meta in file.tensors.items()) or "none")  # fmt: skip
+    rows = file.load(found[0]).float().reshape(-1, TEXT_DIM)
+    if rows.shape[0] > TEXT_LENGTH:
+        raise UserError(f"The text embedding in {path} is too long.", expected=f"{TEXT_LENGTH} rows or fewer",
+                        got=str(rows.shape[0]))  # fmt: skip
+    return torch.nn.functional.pad(rows, (0, 0, 0, TEXT_LENGTH - rows.shape[0]))

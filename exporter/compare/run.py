@@ -1,0 +1,139 @@
+"""One comparison from its spec to its files: levels, sweep, RunResults, report."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+from polygraphy.comparator import IterationResult, RunResults
+from polygraphy.json import save_json
+from torch import Tensor
+
+from exporter.compare.levels import BlockLevels, compare_steps, quietly
+from exporter.compare.report import write_report
+from exporter.compare.roster import Roster, open_roster
+from exporter.compare.runners import BLOCK_OUTPUT
+from exporter.compare.spec import CompareSpec, Comparison
+from exporter.compare.sweep import check_sweep, sweep
+from exporter.progress import Progress
+from plugins.torch_op import torch_dtype
+
+_TOOLS = ("turbotrt", "torch", "triton", "onnx", "polygraphy", "tensorrt-rtx", "tensorrt", "numpy")
+RESULTS = ("steps", "free", "frames", "ops")  # <name>.json in the output folder: RunResults of Polygraphy's
+INPUTS, OUTPUTS = "block_inputs.json", "block_outputs.json"
+MAX_RESULTS = 2**30  # bytes of tensors in one JSON file
+SUMMARY = "comparison.json"
+REPORT = "report.html"
+
+
+def compare(spec: CompareSpec, progress: Progress) -> Comparison:
+    """Compare what this machine can run, and write results and report into ``spec.out``. Raises UserError."""
+    roster = open_roster(spec)
+    check_sweep(roster, spec)
+    found = Comparison(left_out=roster.left_out, notes=roster.notes)
+    for name, reason in found.left_out.items():
+        progress.note(f"left out: {name} {reason}")
+    try:
+        spec.out.mkdir(parents=True, exist_ok=True)
+        results = compare_steps(roster, found, progress)
+        blocks = BlockLevels(roster, spec.block_step, _tokens_before(roster, results["steps"], spec.block_step))
+        blocks.run(found, progress)
+        feed, results["ops"] = blocks.inspect(found, progress)
+        found.facts = facts(spec, roster)
+        if spec.sweep:
+            found.sweep = sweep(roster, spec, progress)
+        with progress.stage("write results"):
+            _save(spec.out, results, progress)
+            _save_block(spec.out, roster, spec.block_step, feed, results["ops"])
+            (spec.out / SUMMARY).write_bytes(summary(found))
+            write_report(spec.out / REPORT, found)
+    finally:
+        for machine in roster.machines.values():
+            machine.close()
+    return found
+
+
+def _tokens_before(roster: Roster, steps: RunResults, step: int) -> Tensor:
+    """The reference's latents before a step."""
+    return roster.scene.start if step == 0 else steps[roster.reference][step - 1]["tokens"]
+
+
+def _save(out: Path, results: Mapping[str, RunResults], progress: Progress) -> None:
+    for name in RESULTS:
+        size = sum(tensor.nbytes for _, runs in results[name].items() for run in runs for _, tensor in run.items())
+        if size > MAX_RESULTS:
+            (out / f"{name}.json").unlink(missing_ok=True)
+            progress.note(f"{name}.json is not written: its tensors are {size / 1e9:.1f} GB")
+            continue
+        quietly(results[name].save, str(out / f"{name}.json"))
+
+
+def _save_block(out: Path, roster: Roster, step: int, feed: Mapping[str, Tensor], results: RunResults) -> None:
+    """The inspected block as its engine takes and gives it, for ``polygraphy run --load-inputs --load-outputs``."""
+    stage = next(stage for stage in roster.manifest.stages if stage.name == "block")
+    weights = roster.deployed(roster.scene.steps[step].expert, "block", int(feed["layer"]))
+    named = {**feed, **weights}
+    inputs = {info.name: named[info.name].to(torch_dtype(info.dtype)) for info in stage.inputs}
+    quietly(save_json, [inputs], str(out / INPUTS))
+    outputs = RunResults()
+    for name, iterations in results.items():
+        if name in roster.machines:
+            given = {stage.outputs[0].name: iterations[0][BLOCK_OUTPUT]}
+            outputs.append((name, [IterationResult(given, iterations[0].runtime, name)]))
+    quietly(outputs.save, str(out / OUTPUTS))
+
+
+def facts(spec: CompareSpec, roster: Roster) -> dict[str, str]:
+    """Versions and settings, as the report's table shows them."""
+    manifest, model, scene = roster.manifest, roster.model, roster.scene
+    sampler = manifest.sampler
+    width, height = spec.size or model.size
+    at = ", ".join(f"{step.t:.3f}" for step in scene.steps)
+    topk = "" if sampler.attention == "sage" else f", top-k {sampler.topk_milli / 1000:g}"
+    found = {
+        "model": model.name,
+        "bundle": f"{spec.bundle.name} for {manifest.gpu.name} (sm_{manifest.gpu.sm}, {manifest.gpu.flavour})",
+        "checkpoint": spec.checkpoint or "none",
+        "attention, Linears": f"{sampler.attention}{topk}; {sampler.linear}",
+        "video": f"{width}×{height}×{spec.frames or model.frames}, L = {scene.noise[0].shape[0]:,} tokens",
+        "steps": f"{len(scene.steps)} at t = {at}, SDE, seed {spec.seed}",
+        "blocks and ops at": f"step {spec.block_step + 1}",
+        "text": "random" if spec.embeds is None else str(spec.embeds),
+        "run on": torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU ({platform.machine()})",
+        "made by": ", ".join(f"{name} {number}" for name, number in manifest.tools.items()),
+        "compared by": ", ".join(f"{name} {number}" for name, number in _versions().items()),
+    }
+    return found
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in _TOOLS:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def summary(found: Comparison) -> bytes:
+    """Everything but the images, as JSON; infinities and NaN become null."""
+    plain: dict[str, Any] = {
+        "passed": found.passed,
+        "rows": [{**asdict(row), "passed": row.passed} for row in found.rows],
+        "left_out": found.left_out,
+        "notes": found.notes,
+        "facts": found.facts,
+        "seconds": found.seconds,
+        "inspected_block": found.inspected,
+        "rounding_alone": found.rounding,
+        "rounding_accumulated": found.accumulated,
+        "sweep": [asdict(point) for point in found.sweep],
+    }
+    return msgspec.json.format(msgspec.json.encode(plain), indent=1) + b"\n"

@@ -1,0 +1,118 @@
+"""CompareSpec: everything one comparison is asked for; and Row: one thing it found."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, get_args
+
+from plugins.errors import UserError
+
+Runner = Literal["fp32", "quantized", "onnx", "plans", "tensorrt"]
+RUNNERS: tuple[str, ...] = get_args(Runner)
+Level = Literal["op", "block", "step", "free", "frame"]
+#: What each level is, as reports say it.
+LEVELS: dict[str, str] = {
+    "op": "every op of a block, each on what the candidate fed it",
+    "block": "every block, each on the reference's x",
+    "step": "every step, each from the reference's latents",
+    "free": "every step, each from the runner's own latents",
+    "frame": "the final latents, frame by frame",
+}
+
+
+@dataclass(frozen=True)
+class CompareSpec:
+    """One bundle against its checkpoint (None: against itself only). ``block_step`` counts from 0."""
+
+    bundle: Path
+    checkpoint: str | None
+    against: tuple[Runner, ...] = RUNNERS  # type: ignore[assignment]
+    steps: int = 4
+    size: tuple[int, int] | None = None
+    frames: int | None = None
+    seed: int = 0
+    embeds: Path | None = None
+    block_step: int = 0
+    same_blocks: bool = False
+    sweep: tuple[int, ...] = ()
+    out: Path = Path("report")
+
+    def __post_init__(self) -> None:
+        if unknown := [name for name in self.against if name not in RUNNERS]:
+            raise UserError("This cannot be compared.", expected=", ".join(RUNNERS), got=", ".join(unknown))
+        if not 0 <= self.block_step < self.steps:
+            raise UserError("There is no such step.", expected=f"--at-step 1 to {self.steps}",
+                            got=str(self.block_step + 1))  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Row:
+    """One measured distance. ``place`` is the op, block, step or frame; ``bound`` is on the first of ``metrics``."""
+
+    level: Level
+    candidate: str
+    reference: str
+    place: str
+    layer: int | None
+    metrics: dict[str, float]
+    bound: float | None
+    higher_is_better: bool = False
+
+    @property
+    def value(self) -> float:
+        return next(iter(self.metrics.values()))
+
+    @property
+    def passed(self) -> bool:
+        if self.bound is None:
+            return not math.isnan(self.value)
+        return self.value >= self.bound if self.higher_is_better else self.value <= self.bound
+
+    @property
+    def badness(self) -> float:
+        """How far over the bound: 1 is at it, above 1 is over it, NaN counts as infinite. PSNR: in amplitude."""
+        if math.isnan(self.value):
+            return math.inf
+        if self.bound is None:
+            return 0.0
+        if self.higher_is_better:
+            return math.inf if self.value == -math.inf else 10 ** ((self.bound - self.value) / 20)
+        return self.value / self.bound
+
+
+@dataclass
+class Comparison:
+    """All rows, what was left out and why, and what a report shows beside them."""
+
+    rows: list[Row] = field(default_factory=list)
+    left_out: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    facts: dict[str, str] = field(default_factory=dict)
+    seconds: dict[str, list[float]] = field(default_factory=dict)
+    frames: dict[str, list[object]] = field(default_factory=dict)
+    accumulated: dict[str, dict[str, float]] = field(default_factory=dict)
+    rounding: dict[str, dict[str, float]] = field(default_factory=dict)
+    inspected: int | None = None
+    sweep: list[SweepPoint] = field(default_factory=list)
+
+    @property
+    def offenders(self) -> list[Row]:
+        """Rows over their bounds, the worst first."""
+        return sorted((row for row in self.rows if not row.passed), key=lambda row: -row.badness)
+
+    @property
+    def passed(self) -> bool:
+        return not self.offenders
+
+
+@dataclass(frozen=True)
+class SweepPoint:
+    """One share of kept key blocks: distance of the final latents, and seconds for all steps, None if not measured."""
+
+    topk_milli: int
+    relative_l2: float
+    psnr_db: float
+    ssim: float
+    seconds: float | None

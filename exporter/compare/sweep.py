@@ -1,0 +1,96 @@
+"""Quality against time over shares of kept key blocks: how sparse can attention be?
+
+Every share runs free from the same noise. The reference keeps every key block: the checkpoint in fp32, or without one
+the oracle. Time is measured on a GPU only.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from exporter.compare.machines import BlockInput, Machine, embedded, run_free
+from exporter.compare.metrics import distance, frame_distance
+from exporter.compare.plan_ops import PlanOps
+from exporter.compare.roster import Roster, device_sm
+from exporter.compare.scene import frames
+from exporter.compare.spec import CompareSpec, SweepPoint
+from exporter.compare.torch_machines import PlainMachine, StageMachine
+from exporter.progress import Progress
+from plugins.errors import UserError
+
+FULL = 1000
+_TIMED_RUNS = 3
+
+
+def check_sweep(roster: Roster, spec: CompareSpec) -> None:
+    """Raise UserError where there is nothing to sweep."""
+    if spec.sweep and roster.manifest.sampler.attention == "sage":
+        raise UserError("Dense attention keeps every key block: --top-k has nothing to sweep.", remedy="drop --top-k")
+    if spec.sweep and _swept(roster) is None:
+        raise UserError("--top-k needs a runner whose share can be changed.", expected="plans or quantized",
+                        got=", ".join(roster.machines))  # fmt: skip
+
+
+def sweep(roster: Roster, spec: CompareSpec, progress: Progress) -> list[SweepPoint]:
+    """One point for each share."""
+    candidate = _swept(roster)
+    if candidate is None:
+        raise ValueError("check_sweep comes first")
+    points = []
+    with progress.stage(f"top-k sweep with {candidate.name}") as update:
+        want = run_free(_reference(roster), roster.model.layers, roster.scene)
+        for index, milli in enumerate(spec.sweep):
+            machine = candidate.with_options(replace(candidate.options, topk_milli=milli))
+            got = run_free(machine, roster.model.layers, roster.scene)
+            seconds = _block_seconds(roster, machine) if machine.device.type == "cuda" else None
+            points.append(_point(roster, milli, got, want, seconds))
+            update(index + 1, len(spec.sweep))
+    return points
+
+
+def _swept(roster: Roster) -> StageMachine | None:
+    """The compiled plans where they run, else the quantized model: a graph or an engine has its share built in."""
+    for name in ("plans", "quantized"):
+        machine = roster.machines.get(name)
+        if isinstance(machine, StageMachine):
+            compiled = PlanOps((), 0, device_sm()) if name == "plans" else None  # the bundle's have their share too
+            return machine.with_options(machine.options, compiled)
+    return None
+
+
+def _reference(roster: Roster) -> Machine:
+    first = roster.machines[roster.reference]
+    if isinstance(first, PlainMachine):
+        return first.with_topk(FULL)
+    return roster.oracle.with_options(replace(roster.oracle.options, topk_milli=FULL))
+
+
+def _point(roster: Roster, milli: int, got: Tensor, want: Tensor, seconds: float | None) -> SweepPoint:
+    shape = roster.scene.shape
+    measured = [frame_distance(*pair) for pair in zip(frames(got, shape), frames(want, shape), strict=True)]
+    return SweepPoint(
+        milli,
+        distance(got, want).relative_l2,
+        sum(one.psnr_db for one in measured) / len(measured),
+        sum(one.ssim for one in measured) / len(measured),
+        seconds,
+    )
+
+
+def _block_seconds(roster: Roster, machine: StageMachine) -> float:
+    """Seconds of one step's blocks on a CUDA device: block 0, timed after a run that warms up, times the layers."""
+    scene, device = roster.scene, machine.device
+    made = embedded(machine, scene, 0, scene.start)
+    cos, sin = (table.to(device) for table in scene.tables())
+    run = machine.loaded_block(scene.steps[0].expert, 0, BlockInput(made.x, made.context, made.e0, cos, sin))
+    run()
+    torch.cuda.synchronize(device)
+    started = time.perf_counter()
+    for _ in range(_TIMED_RUNS):
+        run()
+    torch.cuda.synchronize(device)
+    return roster.model.layers * (time.perf_counter() - started) / _TIMED_RUNS

@@ -1,0 +1,82 @@
+"""The bundle's lines for Polygraphy: those that need no GPU are typed as README.txt has them, and work."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("polygraphy")
+
+from conftest import Exported
+
+from exporter import polygraphy_files as files
+from exporter.components import DIT_STAGES as STAGES
+from runtime.bundle import load_manifest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def typed(lines: list[str], folder: Path, tmp_path: Path) -> str:
+    """What the lines print, typed one after another in the bundle's folder."""
+    environment = os.environ | {
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "PYTHONPATH": str(ROOT),
+        "TMPDIR": str(tmp_path),
+    }
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", "export LD_LIBRARY_PATH=${LD_LIBRARY_PATH:-}\n" + "\n".join(lines)],
+        cwd=folder, env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return done.stdout
+
+
+def test_the_readme_has_every_line(exported: Exported) -> None:
+    manifest = load_manifest(exported.folder)
+    readme = (exported.folder / "README.txt").read_text()
+    lines = [line for group in (files.input_lines, files.build_lines, files.run_lines) for line in group(STAGES)]
+    lines += [*files.look_lines(), *files.setup_lines(manifest.gpu.flavour)]
+    assert len(lines) == 1 + 3 + 3 + 3 + 3
+    assert all(f"  {line}\n" in readme for line in lines)
+    assert not any(line.startswith("trtexec") for line in readme.splitlines())
+    assert {"README.txt", "polygraphy_scripts.py"} <= set(manifest.files)
+
+
+def test_polygraphy_builds_every_stage_with_our_plugins(exported: Exported, tmp_path: Path) -> None:
+    manifest = load_manifest(exported.folder)
+    typed([*files.setup_lines(manifest.gpu.flavour), *files.build_lines(STAGES)], exported.folder, tmp_path)
+    for stage in STAGES:
+        (engine,) = tmp_path.glob(f"*/{stage}.engine")
+        data = engine.read_bytes()
+        assert len(data) > 100_000
+        plans = [file for node, file in manifest.plans.items() if node.startswith(f"{stage}.")]
+        assert all((exported.folder / file).read_bytes() in data for file in plans)
+    assert sum(node.startswith("block.") for node in manifest.plans) > 10
+
+
+def test_polygraphy_reads_the_inputs(exported: Exported, tmp_path: Path) -> None:
+    manifest = load_manifest(exported.folder)
+    lines = [*files.setup_lines(manifest.gpu.flavour), *files.input_lines(STAGES), *files.look_lines()]
+    seen = typed(lines, exported.folder, tmp_path)
+    (block,) = (stage for stage in manifest.stages if stage.name == "block")
+    for tensor in block.inputs:
+        shape = tuple(256 if dim == "L" else dim for dim in tensor.dims)
+        assert f"{tensor.name} [dtype=" in seen
+        assert f"shape={shape}" in seen, tensor.name
+
+
+@pytest.mark.gpu
+def test_polygraphy_runs_every_stage(exported: Exported, tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    manifest = load_manifest(exported.folder)
+    major, minor = torch.cuda.get_device_capability()
+    if 10 * major + minor != manifest.gpu.sm:
+        pytest.skip(f"the bundle's engines run on sm_{manifest.gpu.sm}, this GPU is sm_{major}{minor}")
+    lines = [*files.setup_lines(manifest.gpu.flavour), *files.input_lines(STAGES), *files.run_lines(STAGES)]
+    typed(lines, exported.folder, tmp_path)
+    assert len(list(tmp_path.glob("*/*_outputs.json"))) == 3
