@@ -13,7 +13,7 @@ READY := $(VENV)/.installed
 # The stamp is touched last, so that an interrupted installation is done again.
 $(READY): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install --quiet --editable '.[export,dev]'
+	$(VENV)/bin/python -m pip install --quiet --editable '.[export,video,oracles,dev]'
 	touch $@
 
 # Said before anything is installed.

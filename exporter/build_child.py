@@ -16,7 +16,7 @@ import msgspec
 
 
 class BuildRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """What to build: ONNX file → engine file, the GPU's name, and the profile (min, opt, max) of L."""
+    """What to build: ONNX file → engine file, the GPU's name, and (min, opt, max) of each of its symbols."""
 
     onnx: str
     engine: str
@@ -104,10 +104,19 @@ def _config(trt: Any, builder: Any, network: Any, request: BuildRequest) -> Any:
     for index in range(network.num_inputs):
         tensor = network.get_input(index)
         if -1 in tuple(tensor.shape):
-            shapes = [tuple(size if dim == -1 else dim for dim in tensor.shape) for size in request.profile]
-            profile.set_shape(tensor.name, *shapes)
+            profile.set_shape(tensor.name, *(_shape(tensor, size) for size in request.profile))
     config.add_optimization_profile(profile)
     return config
+
+
+def _shape(tensor: Any, size: int) -> tuple[int, ...]:
+    """The shape of an input whose symbols all have this value; a dim may be a multiple, such as 8*H."""
+    from runtime.dims import split_dim
+
+    return tuple(
+        split_dim(tensor.get_dimension_name(axis))[0] * size if dim == -1 else dim
+        for axis, dim in enumerate(tensor.shape)
+    )
 
 
 def build(request: BuildRequest) -> BuildResult:

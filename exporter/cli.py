@@ -16,11 +16,15 @@ from exporter.command import (
     EPILOG,
     AttentionOption,
     Command,
+    ComponentsOption,
     GpuOption,
     JsonOption,
     LinearOption,
     ModelOption,
+    TextEncoderOption,
+    TokenizerOption,
     TopkOption,
+    VaeOption,
     console,
 )
 from exporter.models import model_named
@@ -68,6 +72,10 @@ def export(
             help="Also one engine that holds all blocks and weights; takes 3.3 × the weights in RAM.",
         ),
     ] = False,
+    components: ComponentsOption = None,
+    text_encoder: TextEncoderOption = None,
+    tokenizer: TokenizerOption = None,
+    vae: VaeOption = None,
 ) -> None:
     """Build the bundle of one [bold]model[/] for one [bold]GPU[/]: engines, ONNX, launch plans and packed weights.
 
@@ -93,6 +101,10 @@ def export(
         out=out,
         onnx_only=onnx_only,
         one_file=one_file,
+        components=components,
+        text_encoder=text_encoder,
+        tokenizer=tokenizer,
+        vae=vae,
     )
     from exporter.export import export_bundle
 

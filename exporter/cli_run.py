@@ -45,58 +45,6 @@ def parse_size(text: str | None) -> tuple[int, int] | None:
     return int(match[1]), int(match[2])
 
 
-def generate(
-    bundle: BundleOption,
-    embeds: Annotated[
-        Path,
-        typer.Option(metavar="FILE", help="A safetensors file whose text_embeds is \\[n ≤ 512, 4096]: umT5's output."),
-    ],
-    out: Annotated[Path, typer.Option(metavar="FILE", help="Where latents go, fp32 \\[16, T, H, W], safetensors.")],
-    seed: Annotated[int, typer.Option(help="Of the noise: the same seed, the same noise on every backend.")] = 0,
-    steps: StepsOption = None,
-    size: SizeOption = None,
-    frames: FramesOption = None,
-    condition: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Image-to-video: a safetensors file whose condition is the VAE's latents of "
-                     "\\[image, zeros…], fp32 \\[16, T, H, W]."),
-    ] = None,
-    ode: Annotated[bool, typer.Option("--ode", help="Deterministic updates: no fresh noise at each step.")] = False,
-    sigma_max: Annotated[
-        float | None, typer.Option(metavar="NUMBER", help="Where time starts. [dim]\\[default: the model's][/]")
-    ] = None,
-    vram: VramOption = None,
-    backend: BackendOption = "auto",
-    no_verify: NoVerifyOption = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Look for NaN after every block: slow.")] = False,
-) -> None:  # fmt: skip
-    """Make latents from text embeddings with a bundle.
-
-    Example: turbotrt generate --bundle engines/wan2.1-1.3b-480p-rtx5090 --embeds prompt.safetensors --seed 0
-    --size 832x480 --frames 81 --out latents.safetensors
-    """
-    if out.suffix != ".safetensors":
-        raise UserError("--out is not a name for latents.", expected="a name ending in .safetensors", got=str(out))
-    pixels = parse_size(size)
-    from runtime.pipeline import Pipeline
-    from runtime.tensor_files import read_tensor, write_tensors
-
-    text = read_tensor(embeds, "text_embeds")
-    image = None if condition is None else read_tensor(condition, "condition")
-    report = RichProgress()
-    loading: dict[str, Any] = {"vram": vram, "backend": backend, "size": pixels, "frames": frames, "steps": steps}
-    with Pipeline.load(bundle, verify=not no_verify, report=report, **loading) as pipe:
-        with report.stage("generate") as update:
-            total = steps or pipe.manifest.sampler.steps
-            latents = pipe(
-                text, seed=seed, steps=steps, size=pixels, frames=frames, condition=image, ode=ode,
-                sigma_max=sigma_max, debug=debug, on_step=lambda step, _: update(step.index + 1, total),
-            )  # fmt: skip
-        facts = {"model": pipe.manifest.model.name, "seed": str(seed), "steps": str(total), "ode": str(ode).lower()}
-    write_tensors(out, {"latents": latents}, facts)
-    typer.echo(f"{out}: latents {list(latents.shape)}")
-
-
 def plan(
     bundle: BundleOption,
     vram: VramOption = None,
@@ -182,6 +130,8 @@ def _show(found: dict[str, Any]) -> None:
 
 def register(app: typer.Typer) -> None:
     """Add the three commands to the command line."""
+    from exporter.cli_generate import generate
+
     app.command(cls=Command)(generate)
     app.command(cls=Command)(plan)
     app.add_typer(bench_app, name="bench")

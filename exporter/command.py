@@ -79,6 +79,30 @@ TopkOption = Annotated[
         f"[dim]\\[default: {DEFAULT_TOPK}][/]",
     ),
 ]
+ComponentsOption = Annotated[
+    str | None,
+    typer.Option(metavar="LIST", help="Of dit, text and vae, the parts to build. [dim]\\[default: dit,text,vae][/]"),
+]
+TextEncoderOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="PATH|HF_ID",
+        help="umT5's weights: Wan's models_t5_*.pth, transformers' safetensors, or a folder of either.",
+    ),
+]
+TokenizerOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="PATH|HF_ID",
+        help="tokenizer.json. [dim]\\[default: the one beside the text encoder, else google/umt5-xxl's][/]",
+    ),
+]
+VaeOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="PATH|HF_ID", help="The VAE's weights: Wan2.1_VAE.pth, diffusers' safetensors, or a folder of either."
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
 CHECKPOINT_HELP = (
     "Weights: a file or folder (.safetensors, shards with an index, .pth), a Hugging Face id (org/repo or "

@@ -15,15 +15,14 @@ from exporter.checkpoint.safetensors_file import SafetensorsFile
 from exporter.graphs import StageGraph
 from exporter.models import ModelSpec
 from exporter.passes import export_graph, import_graph
-from exporter.trace import OUTPUT_SUFFIX
-from exporter.weights import LinearMode, stage_weights
 from plugins.dtypes import DTYPES
 from plugins.onnx_schema import DOMAIN, PLAN_ATTRIBUTE
+from runtime.layout import OUTPUT_SUFFIX
 
 ONE_FILE = "one-file"
 
 
-def compose(model: ModelSpec, linear: LinearMode, graphs: Sequence[StageGraph], weights: Path) -> Any:
+def compose(model: ModelSpec, graphs: Sequence[StageGraph], weights: Path) -> Any:
     """One step of the whole DiT as a ModelProto: the stages' inputs and outputs, less what one hands to the next.
 
     ``weights`` is the packed file, which must lie beside the ONNX file. The node ``block.03.Op`` becomes
@@ -40,9 +39,8 @@ def compose(model: ModelSpec, linear: LinearMode, graphs: Sequence[StageGraph], 
     nodes: list[Any] = []
     for graph, scope, prefix in (*parts, (head, "head.", "")):
         part = _scoped(graph, scope)
-        constants = stage_weights(model, graph.name, linear)
         for tensor in part.inputs:
-            if tensor.name in constants:
+            if tensor.name in graph.spec.weights:
                 name = prefix + tensor.name
                 _replace(tensor, gs.Constant(name, gs.ir.tensor.LazyValues(_external(packed, name))))
             elif tensor.name in known:

@@ -13,9 +13,7 @@ from exporter.build_child import BuildRequest
 from exporter.graphs import tools
 from exporter.progress import Progress
 from exporter.spec import ExportSpec
-from runtime.bundle import FileInfo, Manifest, Profile, file_info, verify_file
-
-MIN_TOKENS = 16
+from runtime.bundle import FileInfo, Manifest, MediaStage, Profile, StageFiles, file_info, verify_file
 
 
 @dataclass(frozen=True)
@@ -25,11 +23,6 @@ class Engine:
     name: str
     info: FileInfo
     activation_bytes: int | None
-
-
-def profile_of(spec: ExportSpec) -> Profile:
-    """The range of L. Its middle is the model's default size: TensorRT tunes for it."""
-    return Profile(min=MIN_TOKENS, opt=spec.model.tokens(), max=spec.model.max_tokens)
 
 
 def engine_name(stage: str) -> str:
@@ -42,9 +35,9 @@ def log_name(stage: str) -> str:
     return f"{stage}.log"
 
 
-def engine_key(spec: ExportSpec, *made_from: bytes) -> str:
+def engine_key(spec: ExportSpec, profile: Profile, *made_from: bytes) -> str:
     """Hash of all that an engine is made from: the target, the builder, the profile and what is given."""
-    versions, profile = tools(), profile_of(spec)
+    versions = tools()
     builder = versions.get("tensorrt-rtx" if spec.flavour == "tensorrt_rtx" else "tensorrt", "")
     text = f"{spec.gpu.sm} {spec.flavour} {builder} {profile.min} {profile.opt} {profile.max} {versions['turbotrt']}\n"
     digest = hashlib.sha256(text.encode())
@@ -64,17 +57,23 @@ def kept_engine(spec: ExportSpec, stage: str, key: str, previous: Manifest | Non
     for file in (name, log_name(stage)):
         if (spec.bundle_dir / file).is_file():
             os.link(spec.bundle_dir / file, staging / file)
-    return Engine(name, info, next(old.activation_bytes for old in previous.stages if old.engine == name))
+    before: tuple[StageFiles | MediaStage, ...] = (*previous.stages, *previous.media)
+    return Engine(name, info, next(old.activation_bytes for old in before if old.engine == name))
 
 
 def build_stage(
-    spec: ExportSpec, stage: str, key: str, plugins: Collection[str], staging: Path, report: Progress
+    spec: ExportSpec,
+    stage: str,
+    profile: Profile,
+    key: str,
+    plugins: Collection[str],
+    staging: Path,
+    report: Progress,
 ) -> Engine:
     """Build ``<stage>.engine`` from ``<stage>.onnx`` in ``staging``, whose nodes ``plugins`` must become plugins."""
     # Beside the bundle, so that it outlives the staging folder when the build fails.
     log = spec.bundle_dir.with_name(f".{spec.bundle_dir.name}.{log_name(stage)}")
     log.unlink(missing_ok=True)
-    profile = profile_of(spec)
     request = BuildRequest(
         onnx=str(staging / f"{stage}.onnx"),
         engine=str(staging / engine_name(stage)),

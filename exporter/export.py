@@ -9,12 +9,15 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
-from exporter.engines import build_stage, engine_key, kept_engine, profile_of
+from exporter.components import component_stages
+from exporter.engines import build_stage, engine_key, kept_engine
 from exporter.flavour import check_buildable
 from exporter.graphs import StageGraph, onnx_name, stage_graph, tools
+from exporter.media_weights import kept_media, pack_media
 from exporter.models import FPS, FREQ_DIM, TEXT_LENGTH
 from exporter.one_file import add_one_file, carry_one_file, check_memory
 from exporter.packing import add_to_bundle, pack_checkpoint
@@ -23,13 +26,14 @@ from exporter.polygraphy_files import README_NAME, SCRIPTS_NAME, readme_text, sc
 from exporter.progress import Progress
 from exporter.recovery import kept_weights, previous_manifest
 from exporter.spec import ExportSpec
+from exporter.stages import BlockOptions
 from exporter.staging import staging_folder
 from exporter.vram import vram_estimate
-from exporter.weights import Stage
 from runtime.bundle import (
     FileInfo,
     GpuFacts,
     Manifest,
+    MediaStage,
     ModelFacts,
     SamplerFacts,
     StageFiles,
@@ -37,7 +41,6 @@ from runtime.bundle import (
     write_manifest,
 )
 
-STAGES: tuple[Stage, ...] = ("embed", "block", "head")
 WEIGHTS_NAME = "weights.safetensors"
 
 
@@ -47,17 +50,21 @@ def export_bundle(spec: ExportSpec, report: Progress) -> Path:
         check_buildable(spec.gpu)
     if spec.one_file:
         check_memory(spec)
+    options = BlockOptions(spec.attention, spec.topk_milli, spec.linear)
+    stages = [stage for component in spec.components for stage in component_stages(spec.model, component, options)]
     with staging_folder(spec.bundle_dir) as staging:
         previous = previous_manifest(spec.bundle_dir, report)  # only now: staging may just have brought it back
-        graphs = [stage_graph(spec, stage, previous, report) for stage in STAGES]
+        graphs = [stage_graph(spec, stage, previous, report) for stage in stages]
+        dit = [graph for graph in graphs if graph.spec.component == "dit"]  # what a one-file engine is composed of
         manifest = _with_polygraphy(_write(spec, graphs, previous, staging, report), staging)
         if spec.one_file and previous is not None:
-            manifest = carry_one_file(spec, graphs, previous, manifest, staging)
+            manifest = carry_one_file(spec, dit, previous, manifest, staging)
         write_manifest(staging, manifest)
+    manifest = pack_media(spec, manifest, report)
     if spec.checkpoint is not None:
         manifest = _add_weights(spec, spec.checkpoint, manifest, report)
     if spec.one_file:
-        add_one_file(spec, graphs, manifest, report)
+        add_one_file(spec, dit, manifest, report)
     return spec.bundle_dir
 
 
@@ -66,15 +73,21 @@ def _write(
 ) -> Manifest:
     files: dict[str, FileInfo] = {}
     plans: dict[str, str] = {}
-    stages = []
+    stages: list[StageFiles] = []
+    media: list[MediaStage] = []
     for graph in graphs:
         for node, data in graph.plans.items():
             plans[node] = plan_file(node, data)
             (staging / plans[node]).write_bytes(data)
             files[plans[node]] = file_info(staging / plans[node])
-        stages.append(_stage(spec, graph, previous, staging, files, report))
+        made = _stage(spec, graph, previous, staging, files, report)
+        if isinstance(made, MediaStage):
+            media.append(made)
+        else:
+            stages.append(made)
     weights = kept_weights(spec, WEIGHTS_NAME, previous, report)
-    for name in weights.files:
+    kept = kept_media(spec, previous, report)
+    for name in (*weights.files, *kept.files):
         os.link(spec.bundle_dir / name, staging / name)
     activations = [stage.activation_bytes for stage in stages if stage.activation_bytes is not None]
     return Manifest(
@@ -84,8 +97,11 @@ def _write(
         tools=tools(),
         stages=tuple(stages),
         plans=plans,
-        files=files | weights.files,
+        files=files | weights.files | kept.files,
         weights=weights.experts,
+        media=tuple(media),
+        media_weights=kept.weights,
+        tokenizer=kept.tokenizer,
         has_proj_l=weights.has_proj_l,
         vram_estimate_bytes=vram_estimate(spec.model, spec.linear, max(activations, default=None)),
     )
@@ -106,20 +122,32 @@ def _stage(
     staging: Path,
     files: dict[str, FileInfo],
     report: Progress,
-) -> StageFiles:
+) -> StageFiles | MediaStage:
     name = onnx_name(graph.name)
     (staging / name).write_bytes(graph.onnx)
     files[name] = file_info(staging / name, inputs=graph.key)
-    stage = StageFiles(name=graph.name, onnx=name, inputs=graph.inputs, outputs=graph.outputs, profile=profile_of(spec))
+    stage = _stage_facts(graph)
     if spec.onnx_only:
         return stage
-    key = engine_key(spec, graph.onnx)
+    key = engine_key(spec, graph.profile, graph.onnx)
     if (engine := kept_engine(spec, graph.name, key, previous, staging)) is not None:
         report.note(f"{engine.name}: unchanged, kept")
     else:
-        engine = build_stage(spec, graph.name, key, graph.plans, staging, report)
+        engine = build_stage(spec, graph.name, graph.profile, key, graph.plans, staging, report)
     files[engine.name] = engine.info
     return msgspec.structs.replace(stage, engine=engine.name, activation_bytes=engine.activation_bytes)
+
+
+def _stage_facts(graph: StageGraph) -> StageFiles | MediaStage:
+    facts: dict[str, Any] = {
+        "name": graph.name,
+        "onnx": onnx_name(graph.name),
+        "inputs": graph.inputs,
+        "outputs": graph.outputs,
+        "profile": graph.profile,
+    }
+    component = graph.spec.component
+    return StageFiles(**facts) if component == "dit" else MediaStage(component=component, **facts)
 
 
 def _add_weights(spec: ExportSpec, checkpoint: str, manifest: Manifest, report: Progress) -> Manifest:

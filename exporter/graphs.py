@@ -13,13 +13,12 @@ from typing import Any
 from exporter.passes import finish
 from exporter.progress import Progress
 from exporter.spec import ExportSpec
-from exporter.stages import BlockOptions
-from exporter.trace import trace
-from exporter.weights import Stage
+from exporter.stage_spec import StageSpec
+from exporter.trace import trace_stage
 from plugins.dtypes import DTYPES
 from plugins.onnx_schema import DOMAIN, PLAN_ATTRIBUTE
 from plugins.tensorrt_plugin import PLUGIN_VERSION
-from runtime.bundle import Manifest, TensorInfo, verify_file
+from runtime.bundle import Manifest, Profile, TensorInfo, verify_file
 from runtime.checks import PLUGIN_TOOL
 
 _TOOLS = ("turbotrt", "torch", "triton", "onnx", "onnxscript", "onnx-graphsurgeon", "tensorrt-rtx", "tensorrt")
@@ -30,12 +29,22 @@ _ROOT = Path(__file__).resolve().parent.parent
 class StageGraph:
     """A finished stage graph: ONNX bytes, the hash of what it was made from, I/O, and node name → plan bytes."""
 
-    name: Stage
+    spec: StageSpec
     onnx: bytes
     key: str
     inputs: tuple[TensorInfo, ...]
     outputs: tuple[TensorInfo, ...]
     plans: dict[str, bytes]
+
+    @property
+    def name(self) -> str:
+        return self.spec.name
+
+    @property
+    def profile(self) -> Profile:
+        """The range of each of the stage's symbols."""
+        low, middle, high = self.spec.profile
+        return Profile(min=low, opt=middle, max=high)
 
 
 def onnx_name(stage: str) -> str:
@@ -58,29 +67,37 @@ def tools() -> dict[str, str]:
 def sources_hash() -> str:
     """Hash of our own code that shapes a graph or a plan."""
     digest = hashlib.sha256()
-    for package in ("exporter", "plugins"):
+    for package in ("exporter", "runtime", "plugins"):
         for path in sorted((_ROOT / package).rglob("*.py")):
             digest.update(f"{path.relative_to(_ROOT).as_posix()}\n".encode() + path.read_bytes())
     return digest.hexdigest()
 
 
-def stage_graph(spec: ExportSpec, stage: Stage, previous: Manifest | None, report: Progress) -> StageGraph:
+def stage_graph(spec: ExportSpec, stage: StageSpec, previous: Manifest | None, report: Progress) -> StageGraph:
     """The stage's graph with plans for the spec's GPU; the previous bundle's own where its inputs are the same."""
-    options = BlockOptions(spec.attention, spec.topk_milli, spec.linear)
-    facts = f"{stage} {spec.model} {options if stage == 'block' else spec.linear} sm_{spec.gpu.cubin_sm}"
-    key = hashlib.sha256(f"{facts}\n{sorted(tools().items())}\n{sources_hash()}".encode()).hexdigest()
-    if (data := _kept(spec, stage, previous, key)) is not None:
-        report.note(f"{onnx_name(stage)}: unchanged, kept")
+    key = _graph_key(spec, stage)
+    if (data := _kept(spec, stage.name, previous, key)) is not None:
+        report.note(f"{onnx_name(stage.name)}: unchanged, kept")
         return read_graph(stage, data, key)
-    with report.stage(f"trace {stage}, compile kernels for sm_{spec.gpu.cubin_sm}") as update:
-        proto = trace(spec.model, stage, options)
+    kernels = f", compile kernels for sm_{spec.gpu.cubin_sm}" if stage.component == "dit" else ""
+    with report.stage(f"trace {stage.name}{kernels}") as update:
+        proto = trace_stage(stage)
         update(1, 2)
-        proto = finish(proto, stage, spec.gpu.cubin_sm)
+        proto = finish(proto, stage.name, spec.gpu.cubin_sm)
         update(2, 2)
     return read_graph(stage, proto.SerializeToString(deterministic=True), key)
 
 
-def _kept(spec: ExportSpec, stage: Stage, previous: Manifest | None, key: str) -> bytes | None:
+def _graph_key(spec: ExportSpec, stage: StageSpec) -> str:
+    """Hash of all that a graph is made from: the DiT's choices are none of the text encoder's or the VAE's."""
+    choices: tuple[object, ...] = ()
+    if stage.component == "dit":
+        choices = (spec.linear, *((spec.attention, spec.topk_milli) if stage.name == "block" else ()))
+    facts = f"{stage.name} {spec.model} {choices} sm_{spec.gpu.cubin_sm}"
+    return hashlib.sha256(f"{facts}\n{sorted(tools().items())}\n{sources_hash()}".encode()).hexdigest()
+
+
+def _kept(spec: ExportSpec, stage: str, previous: Manifest | None, key: str) -> bytes | None:
     name = onnx_name(stage)
     info = previous.files.get(name) if previous else None
     if info is None or info.inputs != key or verify_file(spec.bundle_dir, name, info) is not None:
@@ -88,7 +105,7 @@ def _kept(spec: ExportSpec, stage: Stage, previous: Manifest | None, key: str) -
     return (spec.bundle_dir / name).read_bytes()
 
 
-def read_graph(stage: Stage, data: bytes, key: str) -> StageGraph:
+def read_graph(stage: StageSpec, data: bytes, key: str) -> StageGraph:
     """The graph in these bytes of ONNX; its nodes carry their plans."""
     import onnx
 

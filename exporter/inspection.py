@@ -14,7 +14,7 @@ from rich.table import Table
 from exporter.catalogue import gigabytes
 from exporter.progress import Progress
 from plugins.plan import Plan, decode
-from runtime.bundle import MANIFEST_NAME, Manifest, load_manifest, verify_file
+from runtime.bundle import MANIFEST_NAME, Manifest, MediaStage, StageFiles, load_manifest, verify_file
 
 
 @dataclass(frozen=True)
@@ -122,6 +122,8 @@ def _show_facts(console: Console, manifest: Manifest, folder: Path) -> None:
     boundary = "" if sampler.boundary is None else f", boundary {sampler.boundary}"
     weights = ", ".join(f"{expert}: {file}" for expert, file in sorted(manifest.weights.items())) or "none yet"
     proj_l = {None: "", True: " (with proj_l)", False: " (without proj_l: no linear branch)"}[manifest.has_proj_l]
+    parts = [*(f"{part}: {file}" for part, file in sorted(manifest.media_weights.items())), manifest.tokenizer or ""]
+    media = ", ".join(filter(None, parts)) or "no weights of text encoder or VAE"
     lines = (
         f"bundle    {folder}",
         f"model     {model.name}: {model.layers} blocks, D {model.dim}, {model.heads} heads, F {model.ffn_dim}, "
@@ -130,6 +132,7 @@ def _show_facts(console: Console, manifest: Manifest, folder: Path) -> None:
         f"top-k {sampler.topk_milli / 1000:g}, linear {sampler.linear}",
         f"gpu       {gpu.name}, sm_{gpu.sm}, {gpu.flavour}",
         f"weights   {weights}{proj_l}",
+        f"media     {media}",
         f"VRAM      about {gigabytes(manifest.vram_estimate_bytes)}",
         f"tools     {', '.join(f'{name} {version}' for name, version in sorted(manifest.tools.items()))}",
     )
@@ -137,12 +140,14 @@ def _show_facts(console: Console, manifest: Manifest, folder: Path) -> None:
 
 
 def _show_stages(console: Console, manifest: Manifest) -> None:
-    stages = _table("Stages", "stage", "engine", "onnx", "L min/opt/max>", "activations>", "inputs", "outputs")
-    for stage in manifest.stages:
+    stages = _table("Stages", "stage", "engine", "onnx", "min/opt/max>", "activations>", "inputs", "outputs")
+    made: tuple[StageFiles | MediaStage, ...] = (*manifest.stages, *manifest.media)
+    for stage in made:
         profile = stage.profile
         activation = "" if stage.activation_bytes is None else gigabytes(stage.activation_bytes)
-        outputs = ", ".join(f"{t.name} {t.dtype}[{','.join(map(str, t.dims))}]" for t in stage.outputs)
-        # A block has some thirty inputs, nearly all weights: --json lists them.
+        # A block has some thirty inputs, nearly all weights, and the VAE as many caches: --json lists them.
+        outputs = ", ".join(f"{t.name} {t.dtype}[{','.join(map(str, t.dims))}]" for t in stage.outputs[:4])
+        outputs += f" … {len(stage.outputs)} in all" if len(stage.outputs) > 4 else ""
         first = ", ".join(t.name for t in stage.inputs[:4]) + (" …" if len(stage.inputs) > 4 else "")
         stages.add_row(
             stage.name, stage.engine or "—", stage.onnx, f"{profile.min}/{profile.opt}/{profile.max}", activation,

@@ -39,6 +39,7 @@ class ModelSpec:
     experts: tuple[str, ...] = ("model",)
     boundary: float | None = None
     vae: str = "Wan2.1"
+    text_encoder: str = "umt5-xxl"
 
     @property
     def heads(self) -> int:
@@ -105,6 +106,8 @@ _WAN_TINY = replace(
     frames=17,
     sizes=((128, 80), (80, 128), (96, 96)),
     max_tokens=4_096,
+    vae="Wan2.1-tiny",
+    text_encoder="umt5-tiny",
 )
 
 MODELS: Mapping[str, ModelSpec] = MappingProxyType(

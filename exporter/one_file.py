@@ -13,7 +13,7 @@ from pathlib import Path
 import msgspec
 
 from exporter.compose import ONE_FILE, compose
-from exporter.engines import build_stage, engine_key, kept_engine, log_name, profile_of
+from exporter.engines import build_stage, engine_key, kept_engine, log_name
 from exporter.graphs import StageGraph, onnx_name, tensors
 from exporter.models import ModelSpec
 from exporter.packing import weight_paths
@@ -61,7 +61,7 @@ def stage_stem(model: ModelSpec, expert: str) -> str:
 
 def _key(spec: ExportSpec, graphs: Sequence[StageGraph], weights: FileInfo) -> str:
     digests = [hashlib.sha256(graph.onnx).digest() for graph in graphs]
-    return engine_key(spec, *digests, weights.sha256.encode())
+    return engine_key(spec, graphs[0].profile, *digests, weights.sha256.encode())
 
 
 def carry_one_file(
@@ -103,7 +103,7 @@ def _build(
     key = _key(spec, graphs, manifest.files[weights])
     with scratch_folder(spec.bundle_dir) as scratch:
         os.link(spec.bundle_dir / weights, scratch / weights)  # the graph finds its weights beside it
-        proto = compose(spec.model, spec.linear, graphs, scratch / weights)
+        proto = compose(spec.model, graphs, scratch / weights)
         (scratch / onnx_name(stem)).write_bytes(proto.SerializeToString(deterministic=True))
         plugins = [node.name for node in proto.graph.node if node.domain == DOMAIN]
         stage = StageFiles(
@@ -112,10 +112,10 @@ def _build(
             onnx=onnx_name(stem),
             inputs=tensors(proto.graph.input),
             outputs=tensors(proto.graph.output),
-            profile=profile_of(spec),
+            profile=graphs[0].profile,
         )
         del proto  # some 100 MB at 14B, beside a builder that needs all memory it can get
-        engine = build_stage(spec, stem, key, plugins, scratch, report)
+        engine = build_stage(spec, stem, stage.profile, key, plugins, scratch, report)
         files = {**manifest.files, stage.onnx: file_info(scratch / stage.onnx), engine.name: engine.info}
         for name in (stage.onnx, engine.name, log_name(stem)):
             os.replace(scratch / name, spec.bundle_dir / name)

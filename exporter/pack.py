@@ -86,8 +86,13 @@ class Packer:
                 yield self._scales.pop(source)
             else:
                 # Modulations lose their leading 1; the rest keep their shape: only the bytes matter here.
-                for piece in self._reader.load(source).reshape(-1).split(_PIECE):
-                    yield _finite(piece.to(TORCH_DTYPES[meta.dtype]), source)
+                yield from converted(self._reader.load(source), meta.dtype, source)
+
+
+def converted(tensor: torch.Tensor, dtype: str, name: str) -> Iterator[torch.Tensor]:
+    """The tensor in another dtype, by consecutive pieces. Raises UserError on NaN or infinity."""
+    for piece in tensor.reshape(-1).split(_PIECE):
+        yield _finite(piece.to(TORCH_DTYPES[dtype]), name)
 
 
 def _finite(tensor: torch.Tensor, name: str) -> torch.Tensor:

@@ -9,6 +9,7 @@ from typing import Literal, cast, get_args
 
 from exporter.gpus import Flavour, GpuSpec, gpu_named
 from exporter.models import ModelSpec, model_named
+from exporter.stage_spec import COMPONENTS, Component
 from exporter.weights import LinearMode
 from plugins.errors import UserError
 
@@ -31,6 +32,10 @@ class ExportSpec:
     out: Path = Path("engines")
     onnx_only: bool = False
     one_file: bool = False
+    components: tuple[Component, ...] = COMPONENTS
+    text_encoder: str | None = None
+    tokenizer: str | None = None
+    vae: str | None = None
 
     def __post_init__(self) -> None:
         _one_of("--attention", self.attention, ATTENTIONS)
@@ -38,6 +43,14 @@ class ExportSpec:
         if not 1 <= self.topk_milli <= 1000:
             raise UserError("This share of kept blocks cannot be used.", expected="1 to 1000 thousandths",
                             got=str(self.topk_milli))  # fmt: skip
+        for option, value, component in (
+            ("--text-encoder", self.text_encoder, "text"),
+            ("--tokenizer", self.tokenizer, "text"),
+            ("--vae", self.vae, "vae"),
+        ):
+            if value is not None and component not in self.components:
+                raise UserError(f"{option} is for a component that --components leaves out.", expected=component,
+                                got=",".join(self.components), remedy=f"add {component}, or drop {option}")  # fmt: skip
         if self.one_file and self.checkpoint is None:
             raise UserError(
                 "A one-file engine holds the weights, and there is no checkpoint.",
@@ -86,6 +99,19 @@ def parse_linear(text: str) -> LinearMode:
     return cast(LinearMode, text)
 
 
+def parse_components(text: str | None) -> tuple[Component, ...]:
+    """The components in "dit,vae", in the table's order; None means all. Raises UserError listing the known ones."""
+    if text is None:
+        return COMPONENTS
+    asked = [part.strip() for part in text.split(",")]
+    for part in asked:
+        _one_of("--components", part, COMPONENTS)
+    if "dit" not in asked:
+        raise UserError("--components leaves out the DiT, which a bundle is made around.", expected="dit, and more",
+                        got=text)  # fmt: skip
+    return tuple(component for component in COMPONENTS if component in asked)
+
+
 def export_spec(
     *,
     model: str,
@@ -97,6 +123,10 @@ def export_spec(
     out: Path = Path("engines"),
     onnx_only: bool = False,
     one_file: bool = False,
+    components: str | None = None,
+    text_encoder: str | None = None,
+    tokenizer: str | None = None,
+    vae: str | None = None,
 ) -> ExportSpec:
     """The spec for options as they are typed; ``checkpoint`` None or "none" means engines only. Raises UserError."""
     if topk is not None and attention == "sage":
@@ -114,4 +144,8 @@ def export_spec(
         out=out,
         onnx_only=onnx_only,
         one_file=one_file,
+        components=parse_components(components),
+        text_encoder=text_encoder,
+        tokenizer=tokenizer,
+        vae=vae,
     )

@@ -24,6 +24,7 @@ from runtime.backends import BackendKind
 from runtime.bundle import Manifest
 from runtime.checks import FINE
 from runtime.layout import activation_names
+from runtime.media.runner import Runner
 
 #: cuBLAS takes 32 MiB for itself on Hopper, and cuBLASLt as much again.
 CUBLAS_BYTES = 2 * 32 * 2**20
@@ -194,6 +195,12 @@ def _open(folder: Path, manifest: Manifest, report: Report) -> TorchBackend:
     return TorchBackend(manifest, torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu"))
 
 
+def _open_media(folder: Path, manifest: Manifest, report: Report) -> Runner:
+    from exporter.torch_media import open_runner
+
+    return open_runner(manifest)
+
+
 TORCH = BackendKind(
     name="torch",
     check=lambda folder, manifest: FINE,
@@ -202,4 +209,5 @@ TORCH = BackendKind(
     activation_bytes=_planned_bytes,
     overhead=_overhead,
     source="the peak of torch's allocations, followed through the stage on meta tensors, and the plans' workspace",
+    open_media=_open_media,
 )

@@ -75,7 +75,7 @@ def stage_bytes(manifest: Manifest, stage: str, tokens: int, options: BlockOptio
     taken = [places["x0" if name == "x" else name] for name in activation_names(manifest, stage)]
     activations = [_meta(place) for place in taken]
     weights = {name: _meta(place) for name, place in weight_layout(manifest, stage).places.items()}
-    function = stage_function(stage, options)  # type: ignore[arg-type]
+    function = stage_function(stage, options)
     with torch.no_grad(), PeakBytes([*activations, *weights.values()], sm) as followed:
         function(*activations, weights)
     return int(followed.peak)

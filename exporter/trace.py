@@ -1,33 +1,30 @@
-"""Stage functions traced on meta tensors to ONNX: named inputs, weights as inputs, the number of tokens L dynamic."""
+"""Stage functions traced on meta tensors to ONNX: named inputs, weights as inputs, the profile's symbols dynamic."""
 
 from __future__ import annotations
 
 import logging
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
 
 from exporter import stages
 from exporter.models import FREQ_DIM, TEXT_DIM, TEXT_LENGTH, ModelSpec
+from exporter.stage_spec import StageInput, StageSpec
 from exporter.stages import BlockOptions
 from exporter.weights import Stage, stage_weights
 from plugins.onnx_schema import translation_table
 from plugins.torch_op import torch_dtype
+from runtime.dims import split_dim
 
 L = "L"
 OPSET = 20
-_TRACE_LENGTH = 1000  # any length that is no other dimension
-
-
-@dataclass(frozen=True)
-class StageInput:
-    """One activation input of a stage: dtype name and dims, where "L" is the number of tokens."""
-
-    dtype: str
-    dims: tuple[int | str, ...]
+MIN_TOKENS = 16
+_LARGEST = 1 << 17
+# Any lengths that are no other dimension, of the trace or of a model.
+_TRACE_LENGTHS = {L: 1000, "H": 38, "W": 46}
 
 
 def activation_inputs(model: ModelSpec, stage: Stage) -> dict[str, StageInput]:
@@ -61,9 +58,9 @@ OUTPUTS: dict[Stage, tuple[str, ...]] = {
     "block": ("x",),
     "head": ("tokens", "v"),
 }
-OUTPUT_SUFFIX = "_out"  # a stage may give what it takes: ONNX needs two names
 
 
+@cache
 def stage_function(stage: Stage, options: BlockOptions) -> Callable[..., Any]:
     """The stage as a function of its activation inputs, in order, and the mapping of weights."""
     if stage == "embed":
@@ -85,21 +82,46 @@ class _StageModule(torch.nn.Module):  # type: ignore[misc]
         return self.function(*args[: self.activations], weights)
 
 
-def trace(model: ModelSpec, stage: Stage, options: BlockOptions) -> Any:
-    """The stage's onnx.ModelProto. Nothing is allocated: parameters and inputs are meta tensors."""
-    activations = activation_inputs(model, stage)
-    weights = stage_weights(model, stage, options.linear)
-    module = _StageModule(stage_function(stage, options), len(activations), tuple(weights))
-    length = torch.export.Dim(L, min=2, max=1 << 17)
+def dit_stage(model: ModelSpec, stage: Stage, options: BlockOptions) -> StageSpec:
+    """One of the DiT's stages. The middle of the profile is the model's default size: TensorRT tunes for it."""
+    return StageSpec(
+        name=stage,
+        component="dit",
+        inputs=activation_inputs(model, stage),
+        weights=stage_weights(model, stage, options.linear),
+        outputs=OUTPUTS[stage],
+        function=stage_function(stage, options),
+        profile=(MIN_TOKENS, model.tokens(), model.max_tokens),
+    )
+
+
+def _dim(dim: int | str, symbols: dict[str, Any]) -> Any:
+    if isinstance(dim, int):
+        return dim
+    factor, symbol = split_dim(dim)
+    return factor * symbols[symbol] if factor > 1 else symbols[symbol]
+
+
+def _arguments(stage: StageSpec) -> tuple[list[torch.Tensor], list[dict[int, Any] | None]]:
+    """Meta tensors of every input, and the symbols of their dynamic axes."""
+    used = {split_dim(dim)[1] for spec in stage.inputs.values() for dim in spec.dims if isinstance(dim, str)}
+    symbols = {name: torch.export.Dim(name, min=2, max=_LARGEST) for name in sorted(used)}
     args, shapes = [], []
-    for spec in activations.values():
-        dims = [_TRACE_LENGTH if dim == L else dim for dim in spec.dims]
+    for spec in stage.inputs.values():
+        dims = [_dim(dim, _TRACE_LENGTHS) for dim in spec.dims]
         args.append(torch.empty(dims, dtype=torch_dtype(spec.dtype), device="meta"))
-        shapes.append({axis: length for axis, dim in enumerate(spec.dims) if dim == L} or None)
-    for weight in weights.values():
+        dynamic = {axis: _dim(dim, symbols) for axis, dim in enumerate(spec.dims) if isinstance(dim, str)}
+        shapes.append(dynamic or None)
+    for weight in stage.weights.values():
         args.append(torch.empty(weight.shape, dtype=torch_dtype(weight.dtype), device="meta"))
         shapes.append(None)
-    outputs = [f"{name}{OUTPUT_SUFFIX}" for name in OUTPUTS[stage]]
+    return args, shapes
+
+
+def trace_stage(stage: StageSpec) -> Any:
+    """The stage's onnx.ModelProto. Nothing is allocated: parameters and inputs are meta tensors."""
+    module = _StageModule(stage.function, len(stage.inputs), tuple(stage.weights))
+    args, shapes = _arguments(stage)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for noisy in ("torch.onnx", "onnxscript", "torch.export", "onnx_ir"):
@@ -109,10 +131,15 @@ def trace(model: ModelSpec, stage: Stage, options: BlockOptions) -> Any:
             tuple(args),
             dynamo=True,
             opset_version=OPSET,
-            input_names=[*activations, *weights],
-            output_names=outputs,
+            input_names=[*stage.inputs, *stage.weights],
+            output_names=list(stage.output_names),
             dynamic_shapes={"args": tuple(shapes)},
             custom_translation_table=translation_table(),
             verbose=False,
         )
-    return program.model_proto
+    proto = program.model_proto
+    for value, dims in zip(proto.graph.output, stage.output_dims or (), strict=stage.output_dims is not None):
+        for axis, dim in enumerate(dims):
+            if isinstance(dim, str):
+                value.type.tensor_type.shape.dim[axis].dim_param = dim
+    return proto

@@ -20,6 +20,11 @@ MAX_MANIFEST_BYTES = 16 << 20  # a manifest is some tens of kilobytes; anything 
 _CHUNK = 1 << 20
 
 StageName = Literal["embed", "block", "head", "one-file"]
+MediaStageName = Literal[
+    "text_block", "text_norm",
+    "decode_latent", "decode_first", "decode_next", "encode_first", "encode_next", "encode_latent",
+]  # fmt: skip
+MediaComponent = Literal["text", "vae"]
 Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
 Positive = Annotated[int, Meta(gt=0)]
 Count = Annotated[int, Meta(ge=0)]
@@ -102,6 +107,19 @@ class StageFiles(_Record, frozen=True, forbid_unknown_fields=True, kw_only=True)
     activation_bytes: Count | None = None
 
 
+class MediaStage(_Record, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """One stage of the text encoder or the VAE; ``profile`` is the range of each of its symbols: L, or H and W."""
+
+    component: MediaComponent
+    name: MediaStageName
+    engine: str | None = None
+    onnx: str
+    inputs: tuple[TensorInfo, ...]
+    outputs: tuple[TensorInfo, ...]
+    profile: Profile
+    activation_bytes: Count | None = None
+
+
 class FileInfo(_Record, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Content hash and size; ``inputs`` is the hash of all that the file was made from, by which re-export skips it."""
 
@@ -111,7 +129,10 @@ class FileInfo(_Record, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
 
 class Manifest(_Record, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Everything about one bundle. ``plans``: plugin node → file; ``weights``: expert → file; no time, no path."""
+    """Everything about one bundle. ``plans``: plugin node → file; ``weights``: expert → file; no time, no path.
+
+    ``media``: the stages of text encoder and VAE, whose weights are in ``media_weights``: component → file.
+    """
 
     schema_version: int = SCHEMA_VERSION
     model: ModelFacts
@@ -122,6 +143,9 @@ class Manifest(_Record, frozen=True, forbid_unknown_fields=True, kw_only=True):
     plans: dict[str, str]
     files: dict[str, FileInfo]
     weights: dict[str, str]
+    media: tuple[MediaStage, ...] = ()
+    media_weights: dict[MediaComponent, str] = {}
+    tokenizer: str | None = None
     has_proj_l: bool | None = None
     vram_estimate_bytes: Count
 
@@ -136,12 +160,16 @@ class Manifest(_Record, frozen=True, forbid_unknown_fields=True, kw_only=True):
                 raise ValueError(f"weights for {expert!r}, but the experts are {', '.join(self.model.experts)}")
 
     def _referenced(self) -> Iterator[str]:
-        for stage in self.stages:
+        stages: tuple[StageFiles | MediaStage, ...] = (*self.stages, *self.media)
+        for stage in stages:
             yield stage.onnx
             if stage.engine is not None:
                 yield stage.engine
         yield from self.plans.values()
         yield from self.weights.values()
+        yield from self.media_weights.values()
+        if self.tokenizer is not None:
+            yield self.tokenizer
 
 
 class _Version(Struct):

@@ -25,6 +25,8 @@ def rebuild_command(manifest: Manifest) -> str:
     words = ["turbotrt", "export", "--model", manifest.model.name, "--gpu", manifest.gpu.name]
     words += ["--attention", sampler.attention, "--linear", sampler.linear]
     words += ["--topk", f"{sampler.topk_milli / 1000:g}"] if sampler.attention != "sage" else []
+    components = ["dit", *dict.fromkeys(stage.component for stage in manifest.media)]
+    words += ["--components", ",".join(components)] if len(components) < 3 else []
     return shlex.join(words)
 
 

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from runtime.backend import BackendError, DeviceTensor
-from runtime.bundle import StageFiles
+from runtime.bundle import MediaStage, StageFiles
+from runtime.dims import shape_of
 from runtime.layout import OUTPUT_SUFFIX
 
 _LOG_LINES = 15
@@ -43,7 +44,9 @@ class Engine:
     ``cache`` is the file for what RTX compiles on first use; None where the flavour has no such thing.
     """
 
-    def __init__(self, trt: Any, runtime: Any, log: Any, path: Path, stage: StageFiles, cache: Path | None) -> None:
+    def __init__(
+        self, trt: Any, runtime: Any, log: Any, path: Path, stage: StageFiles | MediaStage, cache: Path | None
+    ) -> None:
         self._stage, self._log, self._path = stage, log, path
         self._engine = runtime.deserialize_cuda_engine(path.read_bytes())
         if self._engine is None:
@@ -56,9 +59,13 @@ class Engine:
 
     def activation_bytes(self, tokens: int) -> int:
         """What the context needs at L tokens; memory given before is not valid after this."""
+        return self.memory_for({"L": tokens})
+
+    def memory_for(self, sizes: Mapping[str, int]) -> int:
+        """Set the shapes for these values of the symbols; bytes as ``activation_bytes``."""
         for tensor in self._stage.inputs:
-            if "L" in tensor.dims:
-                shape = tuple(tokens if dim == "L" else int(dim) for dim in tensor.dims)
+            if any(isinstance(dim, str) for dim in tensor.dims):
+                shape = shape_of(tensor.dims, sizes)
                 if not self._context.set_input_shape(tensor.name, shape):
                     raise self._log.error(f"{self._path.name} refuses {tensor.name} of shape {shape}.")
         return int(self._context.update_device_memory_size_for_shapes())

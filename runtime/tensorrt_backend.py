@@ -18,6 +18,8 @@ from runtime.checks import Verdict, check_engines, check_gpu, check_plugins
 from runtime.cuda_device import CudaDevice, compute_capability
 from runtime.engine import Engine, make_logger
 from runtime.layout import stage_files
+from runtime.media.runner import Runner
+from runtime.media.tensorrt_runner import TensorrtRunner
 
 PACKAGES = ("tensorrt-rtx", "tensorrt")
 
@@ -119,6 +121,11 @@ def _open(folder: Path, manifest: Manifest, report: Report) -> TensorrtBackend:
         raise
 
 
+def _open_media(folder: Path, manifest: Manifest, report: Report) -> Runner:
+    trt, device = importlib.import_module(manifest.gpu.flavour), CudaDevice()
+    return TensorrtRunner(trt, folder, manifest, device)
+
+
 TENSORRT = BackendKind(
     name="tensorrt",
     check=_check,
@@ -127,4 +134,5 @@ TENSORRT = BackendKind(
     activation_bytes=planned_bytes,
     overhead=engine_bytes,
     source="the builder's own figure for activation memory; it has not been measured on a GPU",
+    open_media=_open_media,
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -92,6 +92,15 @@ class WeightsFile:
                             got=found.dtype if found else ", ".join(list(self.tensors)[:5]) or "none")  # fmt: skip
         out = np.empty(found.shape, _NUMPY[found.dtype])
         self._read(found.start, out.reshape(-1).view(np.uint8))
+        return out
+
+    def read_rows(self, name: str, rows: Sequence[int]) -> npt.NDArray[Any]:
+        """Some rows of a matrix, in the order given, without reading the rest; bfloat16 as its bits in uint16."""
+        found = self.tensors[name]
+        out = np.empty((len(rows), *found.shape[1:]), _NUMPY[found.dtype])
+        size = found.nbytes // found.shape[0]
+        for target, row in zip(out, rows, strict=True):
+            self._read(found.start + row * size, target.reshape(-1).view(np.uint8))
         return out
 
     def is_finite(self, name: str) -> bool:

@@ -20,7 +20,7 @@ class Exported:
 
 @pytest.fixture(scope="session")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
-    """wan-tiny for the RTX 5090 with random weights. Read-only: a test that exports again works on a copy."""
+    """wan-tiny's DiT for the RTX 5090 with random weights. Read-only: a test that exports again works on a copy."""
     for module in ("torch", "triton", "onnx", "onnx_graphsurgeon", "tensorrt_rtx"):
         pytest.importorskip(module)
     from checkpoints import canonical_state_dict, save_safetensors
@@ -33,5 +33,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
     folder = tmp_path_factory.mktemp("exported")
     checkpoint = save_safetensors(folder / "checkpoint.safetensors", canonical_state_dict(model_named("wan-tiny")))
     report = SilentProgress()
-    spec = export_spec(model="wan-tiny", gpu="rtx5090", checkpoint=str(checkpoint), out=folder / "engines")
+    spec = export_spec(
+        model="wan-tiny", gpu="rtx5090", checkpoint=str(checkpoint), out=folder / "engines", components="dit"
+    )
     return Exported(export_bundle(spec, report), checkpoint, report.titles, report.notes)

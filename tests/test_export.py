@@ -7,7 +7,6 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +23,13 @@ from conftest import Exported  # noqa: E402
 from exporter import build, engines, graphs  # noqa: E402
 from exporter.build import build_engine  # noqa: E402
 from exporter.build_child import BuildRequest  # noqa: E402
-from exporter.export import STAGES, export_bundle  # noqa: E402
+from exporter.components import DIT_STAGES as STAGES  # noqa: E402
+from exporter.export import export_bundle  # noqa: E402
 from exporter.models import MODELS  # noqa: E402
 from exporter.progress import SilentProgress  # noqa: E402
 from exporter.spec import export_spec  # noqa: E402
-from exporter.trace import trace  # noqa: E402
+from exporter.stage_spec import StageSpec  # noqa: E402
+from exporter.trace import trace_stage  # noqa: E402
 from exporter.vram import vram_estimate  # noqa: E402
 from plugins.errors import UserError  # noqa: E402
 from plugins.plan import decode  # noqa: E402
@@ -41,7 +42,9 @@ KEPT = [f"{stage}.{kind}: unchanged, kept" for kind in ("onnx", "engine") for st
 
 def run(out: Path, **options: Any) -> tuple[Path, SilentProgress]:
     report = SilentProgress()
-    return export_bundle(export_spec(**{"model": "wan-tiny", "gpu": "rtx5090", "out": out, **options}), report), report
+    return export_bundle(
+        export_spec(**{"model": "wan-tiny", "gpu": "rtx5090", "out": out, "components": "dit", **options}), report
+    ), report
 
 
 def contents(folder: Path) -> dict[str, str]:
@@ -58,16 +61,21 @@ def request(folder: Path, onnx_file: Path, engine: Path) -> BuildRequest:
     return BuildRequest(onnx=str(onnx_file), engine=str(engine), log=log, gpu="rtx5090", profile=(16, 1000, 2000))
 
 
-@cache
-def traced(*args: Any) -> bytes:
-    proto: bytes = trace(*args).SerializeToString()
-    return proto
+_TRACED: dict[Any, bytes] = {}
+
+
+def traced(stage: StageSpec) -> bytes:
+    """The stage's ONNX; a stage's function is one object for the same options."""
+    key = (stage.name, stage.function, repr(stage.weights), repr(stage.inputs))
+    if key not in _TRACED:
+        _TRACED[key] = trace_stage(stage).SerializeToString()
+    return _TRACED[key]
 
 
 @pytest.fixture
 def copy(exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An output folder holding a copy of the session's bundle, free to be exported over; each graph traced once."""
-    monkeypatch.setattr(graphs, "trace", lambda *args: onnx.ModelProto.FromString(traced(*args)))
+    monkeypatch.setattr(graphs, "trace_stage", lambda stage: onnx.ModelProto.FromString(traced(stage)))
     out = tmp_path / "engines"
     shutil.copytree(exported.folder, out / exported.folder.name)
     return out
@@ -180,7 +188,9 @@ def test_a_missing_checkpoint_keeps_the_engines(tmp_path: Path, copy: Path) -> N
     with (folder / "head.engine").open("r+b") as file:
         file.write(b"damaged")
     report = SilentProgress()
-    spec = export_spec(model="wan-tiny", gpu="rtx5090", out=copy, checkpoint=str(tmp_path / "nowhere.safetensors"))
+    spec = export_spec(
+        model="wan-tiny", gpu="rtx5090", out=copy, checkpoint=str(tmp_path / "nowhere.safetensors"), components="dit"
+    )
     with pytest.raises(UserError, match=r"nowhere\.safetensors"):
         export_bundle(spec, report)
     assert report.notes == [note for note in KEPT if note != "head.engine: unchanged, kept"]
@@ -265,7 +275,8 @@ from exporter.spec import export_spec
 for module in (exporter, plugins.compile):
     assert Path(module.__file__).is_relative_to(Path.cwd()), module.__file__
 spec = export_spec(
-    model="wan-tiny", gpu="rtx5090", checkpoint=sys.argv[1], out=Path(sys.argv[2]), onnx_only=True
+    model="wan-tiny", gpu="rtx5090", checkpoint=sys.argv[1], out=Path(sys.argv[2]), onnx_only=True,
+    components="dit",
 )
 export_bundle(spec, SilentProgress())
 """
@@ -291,7 +302,7 @@ def test_h100_needs_tensorrt_and_says_so_first(tmp_path: Path, monkeypatch: pyte
         raise AssertionError("traced before the check")
 
     monkeypatch.setitem(sys.modules, "tensorrt", None)
-    monkeypatch.setattr(graphs, "trace", never)
+    monkeypatch.setattr(graphs, "trace_stage", never)
     with pytest.raises(UserError) as caught:
         run(tmp_path, gpu="h100")
     assert "tensorrt" in str(caught.value)

@@ -45,7 +45,7 @@ Tensors = dict[str, torch.Tensor]
 
 def run(out: Path, **options: Any) -> tuple[Path, SilentProgress]:
     report = SilentProgress()
-    asked = {"model": "wan-tiny", "gpu": "rtx5090", "out": out, "one_file": True, **options}
+    asked = {"model": "wan-tiny", "gpu": "rtx5090", "out": out, "one_file": True, "components": "dit", **options}
     return export_bundle(export_spec(**asked), report), report
 
 
@@ -207,7 +207,7 @@ def test_two_experts_get_an_engine_each(tmp_path: Path) -> None:
 
 
 def test_too_little_memory_is_said_first(exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(graphs, "trace", lambda *_: pytest.fail("traced before the check"))
+    monkeypatch.setattr(graphs, "trace_stage", lambda *_: pytest.fail("traced before the check"))
     monkeypatch.setattr(one_file, "available_memory", lambda: 24 * 10**9)
     with pytest.raises(UserError) as caught:
         run(tmp_path / "out", model="wan2.1-14b-720p", checkpoint=str(exported.checkpoint))

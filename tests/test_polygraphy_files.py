@@ -15,7 +15,7 @@ pytest.importorskip("polygraphy")
 from conftest import Exported
 
 from exporter import polygraphy_files as files
-from exporter.export import STAGES
+from exporter.components import DIT_STAGES as STAGES
 from runtime.bundle import load_manifest
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -95,7 +95,7 @@ def test_a_budget_changes_no_byte_and_the_plan_is_shown(folder: Path, tmp_path: 
         (["--backend", "onnx"], ["auto, tensorrt, torch"]),
         (["--backend", "auto"], ["--onnx-only", "--backend torch"]),
         (["--embeds", "nowhere.safetensors"], ["nowhere.safetensors", "No such file"]),
-        (["--out", "latents.mp4"], [".safetensors"]),
+        (["--out", "latents.mp4"], ["--vae", ".safetensors"]),
         (["--condition", "prompt.safetensors"], ["condition"]),
     ],
 )

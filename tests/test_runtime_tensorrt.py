@@ -94,7 +94,7 @@ def test_the_logger_keeps_the_last_lines_that_matter() -> None:
 
 def test_the_engines_tensors_are_those_the_runtime_binds(exported: Exported) -> None:
     """The names, dtypes and shapes in a real manifest, which are the real engines'."""
-    from exporter.trace import OUTPUT_SUFFIX as TRACED_SUFFIX
+    from exporter.stage_spec import OUTPUT_SUFFIX as TRACED_SUFFIX
     from exporter.trace import OUTPUTS as TRACED
     from exporter.trace import activation_inputs
     from exporter.weights import stage_weights

@@ -21,10 +21,11 @@ from exporter.checkpoint import open_checkpoint
 from exporter.models import MODELS, ModelSpec
 from exporter.pack import pack
 from exporter.stages import BlockOptions
-from exporter.trace import OUTPUT_SUFFIX, OUTPUTS, activation_inputs, trace
+from exporter.trace import OUTPUTS, activation_inputs, dit_stage, trace_stage
 from exporter.weights import LinearMode, Stage, stage_weights
 from plugins.onnx_schema import register_schemas
 from runtime import numerics
+from runtime.layout import OUTPUT_SUFFIX
 
 TINY = MODELS["wan-tiny"]
 I2V = replace(TINY, name="wan-tiny-i2v", in_channels=36)
@@ -172,7 +173,7 @@ TRACED: list[tuple[Case, Stage]] = [
 
 @pytest.mark.parametrize(("case", "stage"), TRACED, ids=lambda value: getattr(value, "name", value))
 def test_graphs_compute_what_the_stages_do(case: Case, stage: Stage, packed: Packed) -> None:
-    proto = trace(case.model, stage, case.options)
+    proto = trace_stage(dit_stage(case.model, stage, case.options))
     register_schemas()
     onnx.checker.check_model(proto, full_check=True)
     taken, expected = activations(case, packed)[stage]

@@ -40,6 +40,20 @@ def resolve(checkpoint: str) -> Path:
     return _download(*parsed)
 
 
+def resolve_file(text: str, name: str) -> Path:
+    """The local file that a path, a folder holding ``name``, or a Hugging Face id means. Raises UserError."""
+    path = Path(text).expanduser()
+    if path.is_dir():
+        path = path / name
+    if path.is_file():
+        return path
+    parsed = parse_hub_id(text)
+    if parsed is None or Path(text).expanduser().exists():
+        raise UserError(f"There is no {name} at {text}.", expected=f"{name}, a folder holding it, or org/repo")
+    repo, file = parsed
+    return _download(repo, file or name)
+
+
 def _download(repo: str, file: str | None) -> Path:
     """The file, or the snapshot's folder, in Hugging Face's cache. Raises UserError."""
     try:
@@ -50,12 +64,13 @@ def _download(repo: str, file: str | None) -> Path:
             remedy='pip install "turbotrt[export]", or pass a local path',
         ) from error
     try:
-        if file is not None and file.endswith((".safetensors", ".pth", ".pt")):
+        if file is not None and (file.endswith((".safetensors", ".pth", ".pt")) or file.endswith("tokenizer.json")):
             return Path(hub.hf_hub_download(repo, file))
         if file is not None:  # a folder of the repository, or an index with its shards
             folder = file.rpartition("/")[0] if file.endswith(".json") else file
             wanted = [f"{folder}/{pattern}" if folder else pattern for pattern in _WANTED]
-            return Path(hub.snapshot_download(repo, allow_patterns=wanted, ignore_patterns=_UNWANTED)) / file
+            ignored = [] if folder else _UNWANTED  # a folder that is asked for by name may be the text encoder's
+            return Path(hub.snapshot_download(repo, allow_patterns=wanted, ignore_patterns=ignored)) / file
         _refuse_two_variants(repo, _files_of(repo))
         return Path(hub.snapshot_download(repo, allow_patterns=_WANTED, ignore_patterns=_UNWANTED))
     except UserError:

@@ -76,6 +76,11 @@ def problems(model: ModelSpec, tensors: Mapping[str, TensorMeta], *, without_pro
     expected = checkpoint_tensors(model, quantized=is_quantized(tensors))
     if without_proj_l:
         expected = {name: want for name, want in expected.items() if f".{PROJ_L_SOURCE}." not in name}
+    return differences(expected, tensors)
+
+
+def differences(expected: Mapping[str, Expected], tensors: Mapping[str, TensorMeta]) -> list[str]:
+    """One line for every missing, wrong or unexpected tensor."""
     found = []
     for name, want in expected.items():
         have = tensors.get(name)

@@ -12,11 +12,12 @@ from torch import Tensor
 from exporter.compare.machines import BlockInput, Embedded, EmbedInput, HeadInput, Machine, block_feed, head_feed
 from exporter.compare.weights import Weights
 from exporter.flavour import load
-from exporter.trace import OUTPUT_SUFFIX, OUTPUTS
+from exporter.trace import OUTPUTS
 from exporter.weights import Stage
 from plugins.errors import UserError
 from plugins.registry import OPS
 from plugins.tensorrt_plugin import register
+from runtime.layout import OUTPUT_SUFFIX
 
 
 class EngineMachine(Machine):

@@ -27,10 +27,11 @@ from exporter.compare.machines import (
 )
 from exporter.compare.ops import Call, Evaluate, by_reference, call_label
 from exporter.compare.weights import Weights
-from exporter.trace import OUTPUT_SUFFIX, OUTPUTS
+from exporter.trace import OUTPUTS
 from exporter.weights import Stage
 from plugins.onnx_schema import DOMAIN, PLAN_ATTRIBUTE
 from plugins.registry import OPS
+from runtime.layout import OUTPUT_SUFFIX
 
 Array = np.ndarray[Any, Any]
 

@@ -1,0 +1,48 @@
+"""The table of component formats: how text encoder and VAE of a model are published and packed."""
+
+from __future__ import annotations
+
+from exporter.checkpoint.component import ComponentFormat
+from exporter.checkpoint.table import Expected
+from exporter.checkpoint.text_names import text_expected, text_name, text_sources
+from exporter.models import ModelSpec
+from exporter.text_encoder import TEXT_ENCODERS, TextSpec, text_weights
+from exporter.vae.halves import HALVES
+from exporter.vae.names import vae_name
+from exporter.vae.spec import VAES, VaeSpec
+from exporter.vae.weights import packed_weights, vae_weights
+from runtime.bundle import MediaComponent
+
+
+def component_format(model: ModelSpec, component: MediaComponent) -> ComponentFormat:
+    """How a component of this model is published."""
+    if component == "text":
+        return text_format(TEXT_ENCODERS[model.text_encoder])
+    return vae_format(VAES[model.vae])
+
+
+def text_format(spec: TextSpec) -> ComponentFormat:
+    """umT5: Wan's models_t5_umt5-xxl-enc-bf16.pth, or transformers' UMT5EncoderModel."""
+    return ComponentFormat(
+        title=f"text encoder {spec.name}",
+        subfolder="text_encoder",
+        pattern="*t5*.pth",
+        rename=text_name,
+        expected=text_expected(spec),
+        packed=text_weights(spec),
+        sources=text_sources,
+    )
+
+
+def vae_format(spec: VaeSpec) -> ComponentFormat:
+    """The VAE: Wan's Wan2.1_VAE.pth, or diffusers' AutoencoderKLWan; encoder and decoder are always both packed."""
+    packed = {name: weight for half in HALVES for name, weight in packed_weights(spec, half).items()}
+    return ComponentFormat(
+        title=f"VAE {spec.name}",
+        subfolder="vae",
+        pattern="*VAE*.pth",
+        rename=lambda name: vae_name(name, spec),
+        expected={name: Expected(shape) for name, shape in vae_weights(spec).items()},
+        packed=packed,
+        sources=lambda name: (name,),
+    )

@@ -1,0 +1,134 @@
+"""The packed weights of text encoder and VAE, and the tokenizer: made from checkpoints, or kept from before."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import get_args
+
+import msgspec
+
+from exporter.checkpoint.component import (
+    ComponentCheckpoint,
+    ComponentFormat,
+    component_metadata,
+    component_table,
+    pack_component,
+)
+from exporter.checkpoint.formats import component_format
+from exporter.checkpoint.hub import resolve, resolve_file
+from exporter.checkpoint.safetensors_file import SafetensorsFile
+from exporter.progress import Progress
+from exporter.spec import ExportSpec
+from plugins.errors import UserError
+from runtime.bundle import FileInfo, Manifest, MediaComponent, file_info, write_manifest
+
+TOKENIZER_NAME = "tokenizer.json"
+DEFAULT_TOKENIZER = "google/umt5-xxl"
+_MEDIA: tuple[MediaComponent, ...] = get_args(MediaComponent)
+
+
+def weights_name(component: MediaComponent) -> str:
+    """The bundle's file of a component's weights."""
+    return f"{component}.safetensors"
+
+
+def pack_media(spec: ExportSpec, manifest: Manifest, report: Progress) -> Manifest:
+    """Pack what was asked for into the bundle and list it. All checkpoints are checked before a byte is written."""
+    asked: Mapping[MediaComponent, str | None] = {"text": spec.text_encoder, "vae": spec.vae}
+    opened: dict[MediaComponent, tuple[ComponentFormat, ComponentCheckpoint]] = {}
+    for component, checkpoint in asked.items():
+        if checkpoint is not None:
+            form = component_format(spec.model, component)
+            opened[component] = form, ComponentCheckpoint(resolve(checkpoint), form)
+    tokenizer = _tokenizer(spec, opened["text"][1].path if "text" in opened else None)
+    if not opened and tokenizer is None:
+        return manifest
+    files, weights = dict(manifest.files), dict(manifest.media_weights)
+    for component, (form, source) in opened.items():
+        name = weights_name(component)
+        with report.stage(f"pack {name}") as update:
+            pack_component(source, form, spec.bundle_dir / name, update)
+        files[name], weights[component] = file_info(spec.bundle_dir / name), name
+    if tokenizer is not None:
+        temporary = spec.bundle_dir / f".{TOKENIZER_NAME}.partial"
+        shutil.copyfile(tokenizer, temporary)
+        os.replace(temporary, spec.bundle_dir / TOKENIZER_NAME)
+        files[TOKENIZER_NAME] = file_info(spec.bundle_dir / TOKENIZER_NAME)
+    listed = TOKENIZER_NAME if TOKENIZER_NAME in files else None
+    added = msgspec.structs.replace(manifest, files=files, media_weights=weights, tokenizer=listed)
+    write_manifest(spec.bundle_dir, added)
+    return added
+
+
+def _tokenizer(spec: ExportSpec, text_encoder: Path | None) -> Path | None:
+    """The tokenizer.json to copy: the one named, else one that lies where releases keep it, else google/umt5-xxl's."""
+    if spec.tokenizer is not None:
+        return resolve_file(spec.tokenizer, TOKENIZER_NAME)
+    if text_encoder is None:
+        return None
+    folder = text_encoder.parent
+    for place in (folder, folder.parent / "tokenizer", folder / "google" / "umt5-xxl"):
+        if (place / TOKENIZER_NAME).is_file():
+            return place / TOKENIZER_NAME
+    try:
+        return resolve_file(DEFAULT_TOKENIZER, TOKENIZER_NAME)
+    except UserError as error:
+        raise UserError(
+            "There is no tokenizer for the text encoder.",
+            expected=f"{TOKENIZER_NAME} beside the checkpoint, or {DEFAULT_TOKENIZER} from Hugging Face",
+            got=str(error).splitlines()[0],
+            remedy="give --tokenizer PATH, a tokenizer.json or a folder that holds one",
+        ) from error
+
+
+@dataclass(frozen=True)
+class KeptMedia:
+    """What stays in the bundle of text encoder and VAE: component → weights, the tokenizer, and the files' entries."""
+
+    weights: dict[MediaComponent, str]
+    tokenizer: str | None
+    files: dict[str, FileInfo]
+
+
+def kept_media(spec: ExportSpec, previous: Manifest | None, report: Progress) -> KeptMedia:
+    """The old bundle's weights and tokenizer for the components there will be: as listed, else by their own headers.
+
+    What cannot be kept is said. A file that no manifest lists is hashed anew, which does not prove its contents.
+    """
+    listed = previous.media_weights if previous is not None and previous.model.name == spec.model.name else {}
+    weights: dict[MediaComponent, str] = {}
+    files: dict[str, FileInfo] = {}
+    for component in _MEDIA:
+        name = listed.get(component, weights_name(component))
+        if not (spec.bundle_dir / name).is_file():
+            continue
+        if component not in spec.components:
+            report.note(f"{name}: not kept, --components leaves out {component}")
+        elif previous is not None and component in listed:
+            weights[component], files[name] = name, previous.files[name]
+        elif (why := _unusable(spec.bundle_dir / name, component_format(spec.model, component))) is not None:
+            report.note(f"{name}: not kept, {why}")
+        else:
+            report.note(f"{name}: no manifest lists it; kept for what its header says, and hashed anew")
+            weights[component], files[name] = name, file_info(spec.bundle_dir / name)
+    tokenizer = previous.tokenizer if previous is not None else TOKENIZER_NAME
+    if tokenizer is None or "text" not in spec.components or not (spec.bundle_dir / tokenizer).is_file():
+        return KeptMedia(weights, None, files)
+    files[tokenizer] = file_info(spec.bundle_dir / tokenizer) if previous is None else previous.files[tokenizer]
+    return KeptMedia(weights, tokenizer, files)
+
+
+def _unusable(file: Path, form: ComponentFormat) -> str | None:
+    """Why a component's engines cannot run these weights, or None."""
+    try:
+        found = SafetensorsFile(file)
+    except UserError:
+        return "it is not a whole safetensors file"
+    said, wanted = found.metadata, component_metadata(form)
+    if any(said.get(key) != value for key, value in wanted.items()):
+        return f"its header says {said}; this bundle is for {wanted}"
+    return None if found.tensors == component_table(form) else f"its tensors are not those of the {form.title}"

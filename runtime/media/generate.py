@@ -1,0 +1,224 @@
+"""Prompts (and an image) → videos: text encoder, VAE encoder, DiT, VAE decoder, one after the other on one device.
+
+Each gives its memory back before the next takes its own. In a batch each part loads once: all prompts are encoded, then
+all latents made, then all videos decoded.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from plugins.errors import UserError
+from runtime.backend import Report
+from runtime.backends import BackendKind, backend_kind
+from runtime.bundle import Manifest, MediaComponent, load_manifest
+from runtime.checks import check_files
+from runtime.inputs import latent_shape
+from runtime.media.embeds_cache import FOLDER, EmbedsCache
+from runtime.media.image import adaptive_size, conditioning_chunks, first_frame, open_image
+from runtime.media.prompt import PromptTokenizer
+from runtime.media.runner import Runner
+from runtime.media.stages import media_stage
+from runtime.media.text import Embeds, TextEncoder
+from runtime.media.vae import FACTOR, Vae
+from runtime.media.video_file import sink_for
+from runtime.media.writer import BackgroundWriter
+from runtime.memory_plan import parse_bytes
+from runtime.numerics import Array
+from runtime.pipeline import Pipeline
+from runtime.weights_file import WeightsFile
+
+
+@dataclass(frozen=True)
+class Part:
+    """One row of the table at the end; ``peak`` is the planned peak of device memory in bytes, if there is a plan."""
+
+    name: str
+    seconds: float
+    peak: int | None = None
+
+
+@dataclass
+class VideoMaker:
+    """A bundle, a backend and a budget for all parts of a generation. ``parts`` tells what each took, in order."""
+
+    folder: Path
+    report: Report
+    backend: str | BackendKind = "auto"
+    vram: str | int | None = None
+    verify: bool = True
+    parts: list[Part] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.manifest: Manifest = load_manifest(self.folder)
+        self._kind = backend_kind(self.backend)
+        self._budget = None if self.vram is None else parse_bytes(self.vram)
+
+    def check_outputs(self, outs: Sequence[Path], *, image: bool) -> None:
+        """Raise UserError before anything is loaded, where an output's name or the bundle's parts will not do."""
+        videos = [out for out in outs if out.suffix != ".safetensors"]
+        for out in videos:
+            sink_for(out, (16, 16), self.manifest.model.fps)
+        if not videos and not image:
+            return
+        if "vae" not in self.manifest.media_weights:
+            raise UserError("The bundle has no VAE's weights.", expected="weights for videos and for images",
+                            remedy="export again with --vae PATH_OR_HF_ID; latents go to NAME.safetensors")  # fmt: skip
+        for name in (["decode_next"] if videos else []) + (["encode_next"] if image else []):
+            media_stage(self.manifest, name)
+
+    def check_size(self, size: tuple[int, int] | None, frames: int | None) -> None:
+        """Raise UserError before anything is loaded, where the engines cannot run a video of this size."""
+        latent_shape(self.manifest, size, frames)
+
+    def embeddings(self, prompts: Sequence[str]) -> list[Embeds]:
+        """bf16 bits [n, 4096] of each prompt: from the bundle's cache, or from the text encoder."""
+        started = time.perf_counter()
+        if self.manifest.tokenizer is None or "text" not in self.manifest.media_weights:
+            raise UserError("The bundle cannot read prompts: it has no text encoder's weights or no tokenizer.",
+                            remedy="export again with --text-encoder PATH_OR_HF_ID, or give --embeds")  # fmt: skip
+        cache = EmbedsCache(self.folder / FOLDER, self.manifest)
+        known = {prompt: cache.get(prompt) for prompt in prompts}
+        missing = [prompt for prompt, found in known.items() if found is None]
+        peak = None
+        if missing:
+            made, peak = self._encode(missing)
+            for prompt, embeds in zip(missing, made, strict=True):
+                known[prompt] = embeds
+                if problem := cache.put(prompt, embeds):
+                    self.report.note(problem)
+        else:
+            self.report.note("The prompt is known: its embeddings come from the cache.")
+        self.parts.append(Part("text", time.perf_counter() - started, peak))
+        return [found for prompt in prompts if (found := known[prompt]) is not None]
+
+    def size_for(self, image: Path, size: tuple[int, int] | None, *, adaptive: bool) -> tuple[int, int]:
+        """(width, height) of the video of an image: the size asked for, or of its area at the image's aspect."""
+        target = size or self.manifest.model.size
+        return adaptive_size(open_image(image).size, target) if adaptive else target
+
+    def condition(self, image: Path, size: tuple[int, int], frames: int | None, *, crop: bool) -> Array:
+        """The VAE's latents fp32 [16, T, H, W] of [image, zeros…]."""
+        started = time.perf_counter()
+        t, h, w = latent_shape(self.manifest, size, frames)
+        frame = first_frame(open_image(image), size, crop=crop)
+        with self._runner("vae") as (runner, file), self.report.stage("encode the image"):
+            vae = Vae(runner, self.manifest, file, self._limit(runner))
+            plan = vae.plan("encode", h, w)
+            self.report.note(plan.line("The VAE encodes"))
+            latents = vae.encode(conditioning_chunks(frame, t), h, w)
+        self.parts.append(Part("image", time.perf_counter() - started, plan.peak))
+        return latents
+
+    def latents(
+        self,
+        embeds: Sequence[Any],
+        *,
+        size: tuple[int, int] | None,
+        frames: int | None,
+        steps: int | None,
+        **options: Any,
+    ) -> list[Array]:
+        """Clean latents of each prompt's embeddings; ``options`` go to the pipeline."""
+        started = time.perf_counter()
+        made = []
+        loading: dict[str, Any] = {"vram": self.vram, "backend": self._kind, "verify": self.verify}
+        loading |= {"size": size, "frames": frames, "steps": steps, "report": self.report}
+        with Pipeline.load(self.folder, **loading) as pipe:
+            self.parts.append(Part("load", time.perf_counter() - started, pipe.placement.peak))
+            total = steps or self.manifest.sampler.steps
+            for number, text in enumerate(embeds, 1):
+                title = "generate" if len(embeds) == 1 else f"generate {number} of {len(embeds)}"
+                with self.report.stage(title) as update, self._steps() as after:
+
+                    def on_step(step: Any, _: Array, update: Any = update, after: Any = after) -> None:
+                        after(step)
+                        update(step.index + 1, total)
+
+                    asked: dict[str, Any] = {"size": size, "frames": frames, "steps": steps, "on_step": on_step}
+                    made.append(pipe(text, **asked, **options))
+        return made
+
+    def write(self, latents: Sequence[Array], outs: Sequence[Path]) -> None:
+        """Decode latents into videos: mp4, or folders of png frames."""
+        started = time.perf_counter()
+        encoding, peak = 0.0, 0
+        with self._runner("vae") as (runner, file):
+            vae = Vae(runner, self.manifest, file, self._limit(runner))
+            for clean, out in zip(latents, outs, strict=True):
+                plan = vae.plan("decode", *clean.shape[2:])
+                if plan.peak != peak:
+                    self.report.note(plan.line("The VAE decodes"))
+                peak = max(peak, plan.peak)
+                encoding += self._write_one(vae, clean, out)
+        self.parts.append(Part("VAE", time.perf_counter() - started, peak))
+        self.parts.append(Part("encode (behind the VAE)", encoding))
+
+    def _write_one(self, vae: Vae, latents: Array, out: Path) -> float:
+        size = FACTOR * latents.shape[3], FACTOR * latents.shape[2]
+        sink = sink_for(out, size, self.manifest.model.fps)
+        total = 1 + 4 * (latents.shape[1] - 1)
+        with self.report.stage(f"decode {out.name}") as update, BackgroundWriter(sink) as writer:
+            done = 0
+            for frames in vae.decode(latents):
+                writer.write(frames)
+                done += len(frames)
+                update(done, total)
+        return writer.seconds
+
+    def _encode(self, prompts: Sequence[str]) -> tuple[list[Embeds], int]:
+        ids = [PromptTokenizer(self.folder / str(self.manifest.tokenizer))(prompt) for prompt in prompts]
+        with self._runner("text") as (runner, file), self.report.stage("encode prompts") as update:
+            encoder = TextEncoder(runner, self.manifest, file)
+            peak = encoder.nbytes([len(tokens) for tokens in ids])
+            return encoder.encode(ids, update), peak
+
+    @contextmanager
+    def _runner(self, component: MediaComponent) -> Iterator[tuple[Runner, WeightsFile]]:
+        """What runs a component, and its weights; both closed at the end."""
+        name = self.manifest.media_weights.get(component)
+        if name is None:
+            option = "--vae" if component == "vae" else "--text-encoder"
+            raise UserError(f"The bundle has no weights of the component {component}.",
+                            remedy=f"export again with {option} PATH_OR_HF_ID")  # fmt: skip
+        if self._kind.open_media is None:
+            raise UserError(f"The backend {self._kind.name} runs the DiT alone.", remedy="use another --backend")
+        files = [name, *(str(s.engine) for s in self.manifest.media if s.component == component and s.engine)]
+        for ok, reason in (
+            self._kind.check(self.folder, self.manifest),
+            check_files(self.folder, self.manifest, files, verify=self.verify, report=self.report),
+        ):
+            if not ok:
+                raise UserError(reason)
+        runner = self._kind.open_media(self.folder, self.manifest, self.report)
+        try:
+            with runner.device.current():
+                file = WeightsFile(self.folder / name)
+                try:
+                    yield runner, file
+                finally:
+                    file.close()
+        finally:
+            runner.close()
+
+    def _limit(self, runner: Runner) -> int | None:
+        return runner.device.free_bytes() if self._budget is None else self._budget
+
+    @contextmanager
+    def _steps(self) -> Iterator[Any]:
+        """Seconds of each step, and of the switch of experts, which falls into the first step of the second."""
+        last, expert = time.perf_counter(), None
+
+        def after(step: Any) -> None:
+            nonlocal last, expert
+            now = time.perf_counter()
+            switched = " (switch of experts)" if expert not in (None, step.expert) else ""
+            self.parts.append(Part(f"step {step.index + 1}{switched}", now - last))
+            last, expert = now, step.expert
+
+        yield after

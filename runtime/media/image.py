@@ -1,0 +1,67 @@
+"""An image → the first frame of a video: its size, and pixels in [−1, 1], as the authors prepare it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from math import sqrt
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from plugins.errors import UserError
+from runtime.numerics import Array
+
+_STEP = 16  # pixels: the VAE's 8 times the DiT's patch of 2
+
+
+def open_image(path: Path) -> Any:
+    """The image in RGB, upright by its EXIF orientation. Raises UserError."""
+    try:
+        from PIL import Image, ImageOps, UnidentifiedImageError
+    except ImportError as error:
+        raise UserError(
+            "Images need Pillow, which is not installed.", remedy="pip install 'turbotrt[video]'"
+        ) from error
+    try:
+        with Image.open(path) as image:
+            return ImageOps.exif_transpose(image).convert("RGB")
+    except FileNotFoundError as error:
+        raise UserError(f"There is no image at {path}.") from error
+    except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
+        raise UserError(
+            f"{path} cannot be read as an image.", got=str(error), expected="a JPEG, PNG or WebP"
+        ) from error
+
+
+def adaptive_size(image_size: tuple[int, int], target: tuple[int, int]) -> tuple[int, int]:
+    """(width, height) of about the target's area at the image's aspect: each side round(ideal / 16) · 16."""
+    width, height = image_size
+    area, aspect = target[0] * target[1], height / width
+    ideal_h, ideal_w = sqrt(area * aspect), sqrt(area / aspect)
+    return max(1, round(ideal_w / _STEP)) * _STEP, max(1, round(ideal_h / _STEP)) * _STEP
+
+
+def first_frame(image: Any, size: tuple[int, int], *, crop: bool = False) -> Array:
+    """fp32 [3, h, w] in [−1, 1] of an RGB image brought to ``size`` (width, height).
+
+    Antialiased bilinear; the aspect changes if it must, as in the authors' code. ``crop`` keeps it: the image covers
+    the frame and what is over on two sides is cut off.
+    """
+    from PIL import Image
+
+    box = None
+    if crop:
+        scale = max(size[0] / image.width, size[1] / image.height)
+        w, h = size[0] / scale, size[1] / scale
+        left, top = (image.width - w) / 2, (image.height - h) / 2
+        box = (left, top, left + w, top + h)
+    pixels = np.asarray(image.resize(size, Image.Resampling.BILINEAR, box=box), np.float32)
+    return np.ascontiguousarray(pixels.transpose(2, 0, 1) / 127.5 - 1)
+
+
+def conditioning_chunks(frame: Array, latents: int) -> Iterator[Array]:
+    """The video [image, zeros…] in the encoder's chunks, fp32 [3, t, h, w], for a number of latent frames."""
+    yield frame[:, None]
+    for _ in range(latents - 1):
+        yield np.zeros((3, 4, *frame.shape[1:]), np.float32)

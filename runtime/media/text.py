@@ -1,0 +1,138 @@
+"""Token ids → umT5's embeddings. Weights pass through two slots, layer by layer, once for all prompts of a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from plugins.errors import UserError
+from runtime.backend import DeviceTensor, Memory, tensors
+from runtime.bundle import Manifest
+from runtime.layout import Layout, layout
+from runtime.media.runner import Runner
+from runtime.media.stages import media_stage, weight_slot
+from runtime.numerics import from_bf16_bits
+from runtime.relative_position import relative_buckets
+from runtime.weights_file import WeightsFile
+
+Embeds = npt.NDArray[np.uint16]
+_SLOTS = 2
+_EMBEDDING = "token_embedding.weight"
+
+
+class TextEncoder:
+    """The text encoder of one bundle. Its weights are never all on the device: two layers at a time."""
+
+    def __init__(self, runner: Runner, manifest: Manifest, file: WeightsFile) -> None:
+        self._runner, self._device, self._file = runner, runner.device, file
+        self._block, self._norm = media_stage(manifest, "text_block"), media_stage(manifest, "text_norm")
+        self._slot, self._last = weight_slot(self._block), weight_slot(self._norm)
+        self.layers = len({name.split(".")[1] for name in file.tensors if name.startswith("blocks.")})
+        problems = [file.check(f"blocks.{layer}.", self._slot) for layer in range(self.layers)]
+        problems += [file.check("", self._last), None if _EMBEDDING in file.tensors else f"no {_EMBEDDING}"]
+        for problem in problems:
+            if problem or not self.layers:
+                raise UserError(f"The text encoder's weights are not of this bundle: {problem or 'no blocks'}.",
+                                remedy="export with --text-encoder again")  # fmt: skip
+
+    def nbytes(self, lengths: Sequence[int]) -> int:
+        """Bytes of device memory for prompts of these lengths."""
+        longest = {"L": max(lengths)}
+        activations = max(self._runner.activation_bytes(stage.name, longest) for stage in (self._block, self._norm))
+        io = sum(self._places(length).nbytes for length in lengths)
+        return _SLOTS * self._slot.nbytes + self._last.nbytes + io + activations
+
+    def encode(
+        self, prompts: Sequence[Sequence[int]], update: Callable[[int, int], None] = lambda done, total: None
+    ) -> list[Embeds]:
+        """bf16 bits [n, 4096] of each prompt's n token ids. Raises UserError on an id without a row."""
+        rows = [self._rows(ids) for ids in prompts]
+        memories: list[Memory] = []
+
+        def allocate(nbytes: int) -> Memory:
+            memories.append(self._device.allocate(nbytes))
+            return memories[-1]
+
+        try:
+            places = [self._places(len(ids)) for ids in prompts]
+            works = [allocate(where.nbytes) for where in places]
+            slots = [allocate(self._slot.nbytes) for _ in range(_SLOTS)]
+            last = allocate(self._last.nbytes)
+            for memory, where, x in zip(works, places, rows, strict=True):
+                self._upload(memory, where.places["x0"].offset, x)
+                self._upload(memory, where.places["buckets"].offset, relative_buckets(len(x)))
+            self._device.finish()
+            named = [tensors(memory, where) for memory, where in zip(works, places, strict=True)]
+            self._run_layers(named, slots, update)
+            return self._finish(named, last)
+        finally:
+            self._device.finish()
+            for memory in memories:
+                memory.free()
+
+    def _run_layers(
+        self, prompts: list[dict[str, DeviceTensor]], slots: list[Memory], update: Callable[[int, int], None]
+    ) -> None:
+        """Every layer on every prompt: while one slot is computed on, the other is filled from pinned memory."""
+        pinned = [self._device.pinned(self._slot.nbytes) for _ in range(_SLOTS)]
+        used, copied = [None] * _SLOTS, [None] * _SLOTS
+        try:
+            for layer in range(self.layers):
+                turn = layer % _SLOTS
+                if copied[turn] is not None:
+                    self._device.finish(copied[turn])  # the pinned memory is read until then
+                self._file.fill(f"blocks.{layer}.", self._slot, 0, pinned[turn].array)
+                if used[turn] is not None:
+                    self._device.wait("copy", used[turn])
+                self._device.upload(slots[turn], 0, pinned[turn].array, "copy")
+                copied[turn] = self._device.record("copy")
+                self._device.wait("compute", copied[turn])
+                for prompt in prompts:
+                    self._run_block(prompt, tensors(slots[turn], self._slot), layer)
+                used[turn] = self._device.record("compute")
+                update(layer + 1, self.layers)
+        finally:
+            self._device.finish()
+            for memory in pinned:
+                memory.free()
+
+    def _run_block(self, prompt: dict[str, DeviceTensor], weights: dict[str, DeviceTensor], layer: int) -> None:
+        read, write = prompt[f"x{layer % 2}"], prompt[f"x{1 - layer % 2}"]
+        self._runner.prepare({"text_block": {"L": read.place.shape[0]}})
+        self._runner.run("text_block", {"x": read, "buckets": prompt["buckets"], **weights}, {"x": write})
+
+    def _finish(self, prompts: list[dict[str, DeviceTensor]], memory: Memory) -> list[Embeds]:
+        data = np.empty(self._last.nbytes, np.uint8)
+        self._file.fill("", self._last, 0, data)
+        self._device.upload(memory, 0, data, "compute")
+        weights = tensors(memory, self._last)
+        found = []
+        for prompt in prompts:
+            x, embeds = prompt[f"x{self.layers % 2}"], prompt["embeds"]
+            self._runner.prepare({"text_norm": {"L": x.place.shape[0]}})
+            self._runner.run("text_norm", {"x": x, **weights}, {"embeds": embeds})
+            out = np.empty(embeds.place.shape, np.uint16)
+            self._device.download(embeds.memory, embeds.place.offset, out.reshape(-1).view(np.uint8))
+            if not np.isfinite(from_bf16_bits(out)).all():
+                raise UserError("The text encoder gave NaN or infinity.", remedy="check its weights")
+            found.append(out)
+        return found
+
+    def _places(self, length: int) -> Layout:
+        dim = self._last.places["norm.weight"].shape[0]
+        return layout([
+            ("x0", (length, dim), "fp32"), ("x1", (length, dim), "fp32"),
+            ("buckets", (length, length), "int32"), ("embeds", (length, dim), "bf16"),
+        ])  # fmt: skip
+
+    def _rows(self, ids: Sequence[int]) -> npt.NDArray[np.float32]:
+        vocabulary = self._file.tensors[_EMBEDDING].shape[0]
+        if max(ids) >= vocabulary or min(ids) < 0:
+            raise UserError("The tokenizer is not this text encoder's.", expected=f"ids below {vocabulary}",
+                            got=str(max(ids)))  # fmt: skip
+        return from_bf16_bits(self._file.read_rows(_EMBEDDING, ids))
+
+    def _upload(self, memory: Memory, offset: int, array: npt.NDArray[np.generic]) -> None:
+        self._device.upload(memory, offset, np.ascontiguousarray(array).reshape(-1).view(np.uint8), "compute")

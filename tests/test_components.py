@@ -1,0 +1,237 @@
+"""Text encoder and VAE in an export: published formats, strict checks, real engines, a video from them."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+for _module in ("triton", "onnx", "onnx_graphsurgeon", "tensorrt_rtx", "diffusers", "transformers", "tokenizers", "av"):
+    pytest.importorskip(_module)
+
+import av  # noqa: E402
+from checkpoints import canonical_state_dict, save_safetensors  # noqa: E402
+from media_bundle import write_tokenizer  # noqa: E402
+from typer.testing import CliRunner  # noqa: E402
+
+from exporter.checkpoint.component import ComponentCheckpoint, pack_component  # noqa: E402
+from exporter.checkpoint.formats import component_format  # noqa: E402
+from exporter.checkpoint.text_names import text_name  # noqa: E402
+from exporter.cli import app  # noqa: E402
+from exporter.export import export_bundle  # noqa: E402
+from exporter.media_weights import kept_media  # noqa: E402
+from exporter.models import MODELS  # noqa: E402
+from exporter.progress import SilentProgress  # noqa: E402
+from exporter.spec import export_spec  # noqa: E402
+from exporter.text_encoder import TEXT_ENCODERS  # noqa: E402
+from exporter.vae.names import vae_name  # noqa: E402
+from exporter.vae.spec import VAES  # noqa: E402
+from plugins.errors import UserError  # noqa: E402
+from runtime.bundle import load_manifest, verify_files  # noqa: E402
+from runtime.weights_file import WeightsFile  # noqa: E402
+
+TINY = MODELS["wan-tiny"]
+TEXT, VAE = TEXT_ENCODERS[TINY.text_encoder], VAES[TINY.vae]
+
+
+@pytest.fixture(scope="module")
+def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A diffusers pipeline's folders, as its own libraries save them, and Wan's two .pth files beside each other."""
+    import diffusers
+    import transformers
+
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("release")
+    config = transformers.UMT5Config(
+        vocab_size=TEXT.vocabulary, d_model=TEXT.dim, d_kv=TEXT.head_dim, d_ff=TEXT.ffn_dim, num_layers=TEXT.layers,
+        num_heads=TEXT.heads,
+    )  # fmt: skip
+    text = transformers.UMT5EncoderModel(config)
+    vae = diffusers.AutoencoderKLWan(base_dim=VAE.base, num_res_blocks=VAE.residuals)
+    text.save_pretrained(folder / "diffusers" / "text_encoder")
+    vae.save_pretrained(folder / "diffusers" / "vae")
+    (folder / "diffusers" / "tokenizer").mkdir()
+    write_tokenizer(folder / "diffusers" / "tokenizer" / "tokenizer.json")
+    (folder / "wan").mkdir()
+    named = {text_name(name): tensor.clone() for name, tensor in text.state_dict().items()}
+    torch.save(named, folder / "wan" / "models_t5_tiny.pth")
+    named = {vae_name(name, VAE): tensor for name, tensor in vae.state_dict().items()}
+    torch.save(named, folder / "wan" / "Wan2.1_VAE.pth")
+    return folder
+
+
+@pytest.mark.parametrize("component", ["text", "vae"])
+def test_both_publications_pack_to_the_same_bytes(release: Path, tmp_path: Path, component: Any) -> None:
+    form = component_format(TINY, component)
+    packed = []
+    for publication in ("diffusers", "wan"):
+        out = tmp_path / f"{publication}.safetensors"
+        pack_component(ComponentCheckpoint(release / publication, form), form, out)
+        packed.append(out.read_bytes())
+    assert packed[0] == packed[1]
+    file = WeightsFile(tmp_path / "wan.safetensors")
+    assert {name: (t.shape, t.dtype) for name, t in file.tensors.items()} == {
+        name: (spec.shape, spec.dtype) for name, spec in form.packed.items()
+    }
+
+
+def test_packed_values_are_the_checkpoints(release: Path, tmp_path: Path) -> None:
+    """q, k and v lie under each other, the gate above the linear half, all rounded to bf16; norms stay fp32."""
+    from safetensors.torch import load_file
+
+    form = component_format(TINY, "text")
+    pack_component(ComponentCheckpoint(release / "wan", form), form, tmp_path / "text.safetensors")
+    have, source = load_file(tmp_path / "text.safetensors"), torch.load(release / "wan" / "models_t5_tiny.pth")
+    qkv = torch.cat([source[f"blocks.1.attn.{name}.weight"] for name in "qkv"])
+    assert torch.equal(have["blocks.1.attn.qkv.weight"], qkv.bfloat16())
+    both = torch.cat([source["blocks.0.ffn.gate.0.weight"], source["blocks.0.ffn.fc1.weight"]])
+    assert torch.equal(have["blocks.0.ffn.gate_fc1.weight"], both.bfloat16())
+    assert torch.equal(have["norm.weight"], source["norm.weight"])
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda s: s.pop("blocks.0.attn.q.weight"), ["missing", "blocks.0.attn.q.weight"]),
+        (lambda s: s.update(extra=torch.zeros(1)), ["unexpected extra"]),
+        (lambda s: s.update({"norm.weight": torch.zeros(3)}), ["wrong", "norm.weight", "[3]"]),
+        (lambda s: s.update({"encoder.final_layer_norm.weight": s["norm.weight"]}), ["norm.weight twice"]),
+        (lambda s: s["norm.weight"].fill_(torch.nan), ["norm.weight holds NaN"]),
+    ],
+)
+def test_checkpoints_that_do_not_fit_are_refused(release: Path, tmp_path: Path, change: Any, words: list[str]) -> None:
+    state = torch.load(release / "wan" / "models_t5_tiny.pth")
+    change(state)
+    torch.save(state, tmp_path / "t5.pth")
+    form = component_format(TINY, "text")
+    with pytest.raises(UserError) as caught:
+        pack_component(ComponentCheckpoint(tmp_path / "t5.pth", form), form, tmp_path / "text.safetensors")
+    for word in words:
+        assert word in str(caught.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["t5.pth"]
+
+
+@pytest.fixture(scope="module")
+def bundle(release: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, SilentProgress]:
+    """wan-tiny with all components and all weights for the RTX 4090."""
+    folder, report = tmp_path_factory.mktemp("whole"), SilentProgress()
+    checkpoint = save_safetensors(folder / "dit.safetensors", canonical_state_dict(TINY))
+    spec = export_spec(
+        model="wan-tiny", gpu="rtx4090", out=folder / "engines", checkpoint=str(checkpoint),
+        text_encoder=str(release / "diffusers"), vae=str(release / "wan"),
+    )  # fmt: skip
+    return export_bundle(spec, report), report
+
+
+def test_engines_of_all_components_are_real(bundle: tuple[Path, SilentProgress]) -> None:
+    folder, _ = bundle
+    manifest = load_manifest(folder)
+    assert verify_files(folder, manifest) == []
+    names = ["text_block", "text_norm", "decode_latent", "decode_first", "decode_next"]
+    assert [stage.name for stage in manifest.media] == names
+    for stage in manifest.media:
+        assert stage.activation_bytes is not None
+        assert (folder / str(stage.engine)).stat().st_size > 100_000
+    assert manifest.media_weights == {"text": "text.safetensors", "vae": "vae.safetensors"}
+    assert manifest.tokenizer == "tokenizer.json"
+    dims = {t.name: t.dims for t in manifest.media[-1].inputs}
+    assert dims["chunk"] == (1, VAE.top, 1, "H", "W")
+    assert dims["cache.decoder.head.2"] == (1, VAE.base, 2, "8*H", "8*W")
+    (frames, *_) = manifest.media[-1].outputs
+    assert (frames.name, frames.dtype, frames.dims) == ("chunk_out", "fp32", (1, 3, 4, "8*H", "8*W"))
+
+
+def test_the_exported_bundle_makes_a_video(
+    bundle: tuple[Path, SilentProgress], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from importlib.metadata import EntryPoint
+
+    point = EntryPoint("torch", "exporter.torch_backend:TORCH", "turbotrt.backends")
+    monkeypatch.setattr("runtime.backends.entry_points", lambda group: [point])
+    arguments = ["--bundle", bundle[0], "--prompt", "A cat", "--out", tmp_path / "cat.mp4", "--backend", "torch"]
+    arguments += ["--size", "48x32", "--frames", "9", "--steps", "1"]
+    result = CliRunner().invoke(app, ["generate", *map(str, arguments)])
+    assert result.exit_code == 0, result.output
+    with av.open(str(tmp_path / "cat.mp4")) as file:
+        assert sum(1 for _ in file.decode(video=0)) == 9
+
+
+@pytest.fixture
+def copy(bundle: tuple[Path, SilentProgress], tmp_path: Path) -> Path:
+    """A copy of that bundle, free to be exported over."""
+    return Path(shutil.copytree(bundle[0], tmp_path / "engines" / bundle[0].name))
+
+
+def again(folder: Path, **options: Any) -> SilentProgress:
+    report = SilentProgress()
+    export_bundle(export_spec(**{"model": "wan-tiny", "gpu": "rtx4090", "out": folder.parent, **options}), report)
+    return report
+
+
+def test_a_component_left_out_goes_and_the_others_stay(copy: Path) -> None:
+    before = load_manifest(copy)
+    report = again(copy, components="dit,vae")
+    after = load_manifest(copy)
+    assert verify_files(copy, after) == []
+    assert report.titles == []
+    assert "decode_next.engine: unchanged, kept" in report.notes
+    assert "text.safetensors: not kept, --components leaves out text" in report.notes
+    assert after.media == before.media[2:]
+    assert after.media_weights == {"vae": "vae.safetensors"}
+    assert after.files["vae.safetensors"] == before.files["vae.safetensors"]
+    assert after.tokenizer is None
+    assert not (copy / "text.safetensors").exists()
+
+
+def test_the_dits_choices_leave_text_encoder_and_vae_as_they_are(copy: Path) -> None:
+    before = load_manifest(copy)
+    report = again(copy, topk="0.2")
+    after = load_manifest(copy)
+    made = [title.partition(",")[0] for title in report.titles]
+    assert made == ["trace block", "build block.engine for rtx4090"]
+    assert (after.media, after.media_weights, after.tokenizer) == (
+        before.media, before.media_weights, before.tokenizer)  # fmt: skip
+    assert verify_files(copy, after) == []
+
+
+def test_a_one_file_engine_is_composed_of_the_dit_only(copy: Path, bundle: tuple[Path, SilentProgress]) -> None:
+    report = again(copy, one_file=True, checkpoint=str(bundle[0].parent.parent / "dit.safetensors"))
+    manifest = load_manifest(copy)
+    assert [title for title in report.titles if title.startswith(("trace", "build"))] == [
+        "build one-file.engine for rtx4090"]  # fmt: skip
+    assert [stage.name for stage in manifest.stages] == ["embed", "block", "head", "one-file"]
+    assert manifest.media == load_manifest(bundle[0]).media
+    assert verify_files(copy, manifest) == []
+
+
+def test_weights_outlive_a_lost_manifest(copy: Path) -> None:
+    """Those whose header fits; what does not fit is said and left behind."""
+    before, report = load_manifest(copy), SilentProgress()
+    shutil.copyfile(copy / "text.safetensors", copy / "vae.safetensors")
+    kept = kept_media(export_spec(model="wan-tiny", gpu="rtx4090", out=copy.parent), None, report)
+    assert (kept.weights, kept.tokenizer) == ({"text": "text.safetensors"}, "tokenizer.json")
+    assert kept.files == {name: before.files[name] for name in ("text.safetensors", "tokenizer.json")}
+    text, vae = report.notes
+    assert text.startswith("text.safetensors: no manifest lists it")
+    assert vae.startswith("vae.safetensors: not kept, its header says")
+    assert "text encoder umt5-tiny" in vae
+    (copy / "vae.safetensors").write_bytes(b"not weights")
+    (copy / "text.safetensors").unlink()
+    report = SilentProgress()
+    kept = kept_media(export_spec(model="wan-tiny", gpu="rtx4090", out=copy.parent), before, report)
+    assert (kept.weights, report.notes) == (
+        {"vae": "vae.safetensors"},
+        [],
+    )  # verify finds damage
+
+
+def test_options_of_components_that_are_left_out_are_refused() -> None:
+    with pytest.raises(UserError, match="--vae is for a component"):
+        export_spec(model="wan-tiny", gpu="rtx5090", vae="x", components="dit,text")
+    with pytest.raises(UserError, match="leaves out the DiT"):
+        export_spec(model="wan-tiny", gpu="rtx5090", components="vae")
+    with pytest.raises(UserError, match="audio"):
+        export_spec(model="wan-tiny", gpu="rtx5090", components="dit,audio")

@@ -1,0 +1,145 @@
+"""turbotrt generate, from a prompt (and an image) to a video that plays, on the CPU with wan-tiny's components."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch")
+av = pytest.importorskip("av")
+pytest.importorskip("tokenizers")
+Image = pytest.importorskip("PIL.Image")
+
+from dataclasses import replace  # noqa: E402
+
+from media_bundle import add_media  # noqa: E402
+from random_bundle import make_random_bundle  # noqa: E402
+from safetensors.numpy import load_file  # noqa: E402
+from typer.testing import CliRunner  # noqa: E402
+
+from exporter import models  # noqa: E402
+from exporter.cli import app  # noqa: E402
+from runtime.backend import Silent  # noqa: E402
+from runtime.media import generate as generate_module  # noqa: E402
+
+SIZE = ["--size", "48x32", "--frames", "9", "--steps", "1", "--backend", "torch"]
+
+
+@pytest.fixture(autouse=True)
+def _torch_by_entry_point(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As installed, whatever pyproject.toml this interpreter's installation was made from."""
+    from importlib.metadata import EntryPoint
+
+    point = EntryPoint("torch", "exporter.torch_backend:TORCH", "turbotrt.backends")
+    monkeypatch.setattr("runtime.backends.entry_points", lambda group: [point])
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("text") / "bundle"
+    add_media(folder, make_random_bundle(folder, models.MODELS["wan-tiny"]))
+    return folder
+
+
+@pytest.fixture
+def image_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A bundle of a small image-to-video model, which the table of models has for the test's time."""
+    model = replace(models.MODELS["wan-tiny"], name="wan-tiny-i2v", in_channels=36)
+    monkeypatch.setattr(models, "MODELS", {**models.MODELS, model.name: model})
+    folder = tmp_path / "bundle"
+    add_media(folder, make_random_bundle(folder, model), model)
+    return folder
+
+
+def run(folder: Path, out: Path, *options: object) -> Any:
+    arguments = ["generate", "--bundle", folder, "--out", out, *SIZE, *options]
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def frames_of(path: Path) -> Any:
+    with av.open(str(path)) as file:
+        stream = file.streams.video[0]
+        assert stream.codec_context.name == "h264"
+        assert stream.average_rate == 16
+        return np.stack([frame.to_ndarray(format="rgb24") for frame in file.decode(stream)])
+
+
+def test_a_prompt_becomes_an_mp4(folder: Path, tmp_path: Path) -> None:
+    result = run(folder, tmp_path / "cat.mp4", "--prompt", "A cat on a surfboard")
+    assert result.exit_code == 0, result.output
+    assert "48x32, 9 frames at 16 per second" in result.stdout
+    for part in ("text", "load", "step 1", "VAE", "encode", "total"):
+        assert part in result.stdout
+    assert "The VAE decodes whole: at most" in result.stderr
+    seen = frames_of(tmp_path / "cat.mp4")
+    assert seen.shape == (9, 32, 48, 3)
+    assert seen.std() > 5
+    assert [path.name for path in tmp_path.iterdir()] == ["cat.mp4"]
+
+
+def test_the_video_is_that_of_the_latents(folder: Path, tmp_path: Path) -> None:
+    """png frames are the decoder's own output of the latents that the same call gives."""
+    given = ["--prompt", "A cat", "--seed", 3]
+    assert run(folder, tmp_path / "latents.safetensors", *given).exit_code == 0
+    result = run(folder, tmp_path / "frames", *given)
+    assert result.exit_code == 0, result.output
+    assert "embeddings come from the cache" in result.stderr
+    names = sorted(path.name for path in (tmp_path / "frames").iterdir())
+    assert len(names) == 9
+    shown = np.stack([np.asarray(Image.open(tmp_path / "frames" / name)) for name in names])
+    latents = load_file(tmp_path / "latents.safetensors")["latents"]
+    maker = generate_module.VideoMaker(folder, Silent(), "torch")
+    with maker._runner("vae") as (runner, file):
+        vae = generate_module.Vae(runner, maker.manifest, file, None)
+        want = np.concatenate(list(vae.decode(latents)))
+    assert np.array_equal(shown, want)
+
+
+def test_a_batch_makes_one_video_for_each_prompt(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_text("a dog\n\na tree\n", encoding="utf-8")
+    result = run(folder, tmp_path / "out.mp4", "--prompts", tmp_path / "prompts.txt")
+    assert result.exit_code == 0, result.output
+    first, second = frames_of(tmp_path / "out-1.mp4"), frames_of(tmp_path / "out-2.mp4")
+    assert first.shape == second.shape == (9, 32, 48, 3)
+    assert not np.array_equal(first, second)
+
+
+def test_an_image_becomes_a_video(image_folder: Path, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    Image.fromarray(rng.integers(0, 255, (40, 90, 3), dtype=np.uint8)).save(tmp_path / "cat.png")
+    given = ["--prompt", "It waves", "--image", tmp_path / "cat.png"]
+    result = run(image_folder, tmp_path / "fixed.mp4", *given)
+    assert result.exit_code == 0, result.output
+    assert "image" in result.stdout
+    assert frames_of(tmp_path / "fixed.mp4").shape == (9, 32, 48, 3)
+    result = run(image_folder, tmp_path / "adaptive.mp4", *given, "--image-size", "adaptive")
+    assert result.exit_code == 0, result.output
+    assert frames_of(tmp_path / "adaptive.mp4").shape == (9, 32, 64, 3)  # √(48·32·90/40) = 58.8, √(48·32·40/90) = 26.1
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--prompt", "a cat", "--negative", "ugly"], ["negative", "Distilled"]),
+        ([], ["one of --prompt, --prompts, --embeds", "none"]),
+        (["--prompt", "a cat", "--embeds", "x.safetensors"], ["--prompt, --embeds"]),
+        (["--prompt", "a cat", "--crop"], ["--image"]),
+        (["--prompt", "  "], ["empty"]),
+        (["--prompt", "a cat", "--image", "cat.png"], ["encode_next"]),
+        (["--prompt", "a cat", "--size", "48x40"], ["multiples of 16"]),
+        (["--prompts", "nowhere.txt"], ["nowhere.txt"]),
+        (["--prompt", "a cat", "--out", "cat.avi"], [".mp4", ".avi"]),
+    ],
+)
+def test_mistakes_are_one_message_and_status_2(
+    folder: Path, tmp_path: Path, options: list[str], words: list[str]
+) -> None:
+    result = run(folder, tmp_path / "cat.mp4", *options)
+    assert result.exit_code == 2, result.output
+    assert "Traceback" not in result.stderr
+    for word in words:
+        assert word in result.stderr
+    assert list(tmp_path.iterdir()) == []
