@@ -173,6 +173,6 @@ def test_the_peak_of_torch_is_followed() -> None:
 def test_what_the_block_allocates_grows_with_l(tmp_path: Path) -> None:
     manifest = make_random_bundle(tmp_path, MODELS["wan-tiny"])
     small, large = (stage_bytes(manifest, "block", n, BlockOptions(), None) for n in (1024, 4096))
-    assert 2.5 < large / small < 4.1
+    assert 2.5 < large / small < 6  # the oracle's gathered keys grow faster than L
     # x after attention, the FFN's hidden tensor and what comes of it at least: bf16 and int8 of [L, D] and [L, F].
     assert large >= math.prod((4096, 256 * 2 + 512))
