@@ -1,4 +1,7 @@
-"""The linear ops: references against written-out formulas, and their kernels in Triton's interpreter."""
+"""The linear ops: references against written-out formulas, and their kernels in Triton's interpreter.
+
+Not covered without a GPU: sm_90's Gluon kernel (block_int8_gemm_hopper), which the interpreter does not know.
+"""
 
 from __future__ import annotations
 
