@@ -46,6 +46,7 @@ def folder(exported: Exported, tmp_path_factory: pytest.TempPathFactory) -> Path
     save_safetensors(made / "wan.safetensors", plain)
     for name, tensors in (("turbowan", state), ("sla", state), ("rcm", plain)):
         torch.save(tensors, made / f"{name}.pth")
+    save_safetensors(made / "prompt.safetensors", {"text_embeds": torch.randn(7, 4096)})
     return made
 
 
