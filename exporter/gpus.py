@@ -35,6 +35,11 @@ class GpuSpec:
         return 120 if self.sm == 121 else self.sm
 
     @property
+    def fp16_sum_rate(self) -> float:
+        """How much faster the tensor cores add products in FP16 than in FP32: GeForce parts halve the latter."""
+        return 2.0 if self.product.startswith("GeForce") else 1.0
+
+    @property
     def compute_capability(self) -> str:
         return f"{self.sm // 10}.{self.sm % 10}"
 

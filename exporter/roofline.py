@@ -17,9 +17,11 @@ class Limit:
 
 
 def peak(gpu: GpuSpec, dtype: str) -> float:
-    """Peak 10¹² operations a second; a GPU without FP8 forms those products in FP16."""
+    """Peak 10¹² operations a second. "fp8" is attention's P·V: a GPU without FP8 takes FP16, and GeForce parts add it
+    in FP16 (plugins.sage_attention.kernel.CONFIGS).
+    """
     if dtype == "fp8":
-        return gpu.fp8 if gpu.fp8 is not None else gpu.fp16
+        return gpu.fp16_sum_rate * (gpu.fp8 if gpu.fp8 is not None else gpu.fp16)
     return {"int8": gpu.int8, "fp16": gpu.fp16}[dtype]
 
 

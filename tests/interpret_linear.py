@@ -17,12 +17,13 @@ from plugins.dtypes import DTYPES
 from plugins.expr import evaluate, symbol
 from plugins.op import Op
 from plugins.registry import OPS
+from tests import interpreter_numbers  # noqa: F401
 from tests.interpret import run_plan
 
 SM = 80
 M, N, K, L, D = 130, 200, 272, 130, 256
-#: Relative L2 of bf16 outputs: the interpreter truncates to bf16 where the reference rounds (4e-3 RMS).
-BF16_TOLERANCE = 8e-3
+#: Relative L2 of bf16 outputs: a few elements fall to the other side of a tie of bf16.
+BF16_TOLERANCE = 1e-4
 OFF_BY_ONE = 0.005  # the share of int8 elements that may differ, by 1: fp32 sums in another order near a tie
 POISON = -113  # in int8 outputs, which have no NaN
 

@@ -1,7 +1,6 @@
 """SageAttention and SageSLA: references against naive attention, kernels in the interpreter, compilation for every SM.
 
-Not covered without a GPU: sm_90's Gluon kernel (sage_sla_hopper), the FP8 P·V branch, bf16 dots, fp32→FP8 quantization
-of v, and the compiled code's values.
+Not covered without a GPU: sm_90's Gluon kernel (sage_sla_hopper) and the compiled code's values.
 """
 
 from __future__ import annotations

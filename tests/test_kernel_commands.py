@@ -46,7 +46,8 @@ def test_limit_is_the_slower_of_memory_and_tensor_cores() -> None:
     assert limit(Cost(4_800_000_000, {"int8": 1e12}), H200).bound == "memory"
     both = limit(Cost(1, {"int8": 1979e9, "fp16": 2 * 989e9}), H200)
     assert (both.ms, both.bound) == (pytest.approx(3.0), "fp16")
-    assert limit(Cost(1, {"fp8": 71e9}), RTX3090).ms == pytest.approx(1.0), "a GPU without FP8 takes FP16's rate"
+    assert limit(Cost(1, {"fp8": 142e9}), RTX3090).ms == pytest.approx(1.0), "no FP8: FP16, added in FP16"
+    assert limit(Cost(1, {"fp16": 71e9}), RTX3090).ms == pytest.approx(1.0), "added in FP32 at half the rate"
 
 
 def test_measurements_are_of_present_ops() -> None:

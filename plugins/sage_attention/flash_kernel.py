@@ -13,7 +13,6 @@ from plugins.sage_attention.primitives_kernel import (
     BLOCK_Q,
     HEAD,
     LOG2E,
-    P_SHIFT,
     SCORE_SCALE,
     int64,
     load_rows,
@@ -42,7 +41,7 @@ def load_full(x, block, head, BLOCK: tl.constexpr, STRIDE: tl.constexpr, OFFSET:
 @triton.jit
 def score_block(
     q, k, k_scale, q_scale, head, block, nk, S,
-    D: tl.constexpr, PV: tl.constexpr, SHORT: tl.constexpr, EXACT: tl.constexpr,
+    D: tl.constexpr, PV: tl.constexpr, SHORT: tl.constexpr,
 ):  # fmt: skip
     """(q·kᵀ before scaling, its scale for exp2) of one key block: int32 or fp32 [128,64]; keys past S are lowest."""
     real = (block * BLOCK_K + tl.arange(0, BLOCK_K) < S)[None, :]
@@ -51,10 +50,7 @@ def score_block(
             keys = load_rows(k, block, head, S, BLOCK_K, D, 0)
         else:
             keys = load_full(k, block, head, BLOCK_K, D, 0)
-        if EXACT:
-            s = tl.dot(q.to(tl.float32), tl.trans(keys.to(tl.float32)), input_precision="ieee")
-        else:
-            s = tl.dot(q, tl.trans(keys))
+        s = tl.dot(q, tl.trans(keys))
         scale = q_scale
         if SHORT:
             s = tl.where(real, s, float("-inf"))
@@ -92,23 +88,22 @@ def fragments(p, PV: tl.constexpr):
 @triton.jit
 def value_block(
     p, acc, v, head, block, nk, S,
-    D: tl.constexpr, E: tl.constexpr, PV: tl.constexpr, SHORT: tl.constexpr, EXACT: tl.constexpr,
+    D: tl.constexpr, E: tl.constexpr, PV: tl.constexpr, SUMS: tl.constexpr, SHORT: tl.constexpr,
 ):  # fmt: skip
-    """acc + p·v of one key block, fp32 [128,128]."""
+    """acc + p·v of one key block, [128,128] in SUMS; without acc, p·v."""
     # No early returns: Triton refuses them in an inlined function.
+    sums: tl.constexpr = tl.float16 if SUMS == "fp16" else tl.float32
     if PV == "fp8":
-        result = tl.dot(fragments(p, PV), tl.trans(load_tile(v, head * nk + block, HEAD, BLOCK_K)), acc)
+        values = tl.trans(load_tile(v, head * nk + block, HEAD, BLOCK_K))
+        result = tl.dot(fragments(p, PV), values, acc, out_dtype=sums)
     elif PV == "fp16":
-        result = tl.dot(fragments(p, PV), load_tile(v, head * nk + block, BLOCK_K, HEAD), acc)
+        result = tl.dot(fragments(p, PV), load_tile(v, head * nk + block, BLOCK_K, HEAD), acc, out_dtype=sums)
     else:
         if SHORT:
             values = load_rows(v, block, head, S, BLOCK_K, E, E - D)
         else:
             values = load_full(v, block, head, BLOCK_K, E, E - D)
-        if EXACT:
-            result = tl.dot(p, values.to(tl.float32), acc, input_precision="ieee")
-        else:
-            result = tl.dot(fragments(p, PV), values, acc)
+        result = tl.dot(fragments(p, PV), values, acc)
     return result
 
 
@@ -121,15 +116,16 @@ def row_maximum(s, scale, PV: tl.constexpr):
 @triton.jit
 def attend(
     q, k, v, k_scale, q_scale, acc, total, best, head, block, second, nk, S, BLOCKS: tl.constexpr,
-    D: tl.constexpr, E: tl.constexpr, PV: tl.constexpr, SHORT: tl.constexpr, EXACT: tl.constexpr,
+    D: tl.constexpr, E: tl.constexpr, PV: tl.constexpr, SUMS: tl.constexpr, P_SHIFT: tl.constexpr,
+    SHORT: tl.constexpr,
 ):  # fmt: skip
     """One step of online softmax (FlashAttention-2, algorithm 1) over one or two blocks; ``best`` is in exp2 units."""
-    s, scale = score_block(q, k, k_scale, q_scale, head, block, nk, S, D, PV, SHORT, EXACT)
+    s, scale = score_block(q, k, k_scale, q_scale, head, block, nk, S, D, PV, SHORT)
     new_best = tl.maximum(best, row_maximum(s, scale, PV))
     if BLOCKS == 2:
-        s2, scale2 = score_block(q, k, k_scale, q_scale, head, second, nk, S, D, PV, SHORT, EXACT)
+        s2, scale2 = score_block(q, k, k_scale, q_scale, head, second, nk, S, D, PV, SHORT)
         new_best = tl.maximum(new_best, row_maximum(s2, scale2, PV))
-    shift = new_best - P_SHIFT if PV == "fp8" else new_best
+    shift = new_best - P_SHIFT
     p = probabilities(s, scale, shift, PV, SHORT)
     alpha = tl.exp2(best - new_best)
     sums = p
@@ -137,21 +133,21 @@ def attend(
         p2 = probabilities(s2, scale2, shift, PV, SHORT)
         sums = p + p2
     total = total * alpha + tl.sum(sums, 1)
-    if PV == "fp8":
+    if PV == "fp8" or SUMS == "fp16":
         # Tensor cores add FP8 products in 22 bits or fewer (sm_89, sm_90): sum steps outside them, in true fp32.
-        product = value_block(p, None, v, head, block, nk, S, D, E, PV, SHORT, EXACT)
+        product = value_block(p, None, v, head, block, nk, S, D, E, PV, SUMS, SHORT)
         if BLOCKS == 2:
-            product = value_block(p2, product, v, head, second, nk, S, D, E, PV, SHORT, EXACT)
-        acc = tl.fma(acc, tl.broadcast_to(alpha[:, None], acc.shape), product)
+            product = value_block(p2, product, v, head, second, nk, S, D, E, PV, SUMS, SHORT)
+        acc = tl.fma(acc, tl.broadcast_to(alpha[:, None], acc.shape), product.to(tl.float32))
     else:
-        acc = value_block(p, acc * alpha[:, None], v, head, block, nk, S, D, E, PV, SHORT, EXACT)
+        acc = value_block(p, acc * alpha[:, None], v, head, block, nk, S, D, E, PV, SUMS, SHORT)
         if BLOCKS == 2:
-            acc = value_block(p2, acc, v, head, second, nk, S, D, E, PV, SHORT, EXACT)
+            acc = value_block(p2, acc, v, head, second, nk, S, D, E, PV, SUMS, SHORT)
     return acc, total, new_best
 
 
 @triton.jit
-def add_linear_branch(acc, q, kv_proj, z, bias, q_block, head, L, D: tl.constexpr, EXACT: tl.constexpr):
+def add_linear_branch(acc, q, kv_proj, z, bias, q_block, head, L, D: tl.constexpr):
     """acc + φ(q)·KV_proj / (1e-5 + φ(q)·z) + bias of one q block, fp32 [128,128].
 
     With e = exp(q − max q): φ·KV / (1e-5 + φ·z) = e·KV / (1e-5·Σe + e·z). Three passes over 32 channels at a time, and
@@ -177,25 +173,24 @@ def add_linear_branch(acc, q, kv_proj, z, bias, q_block, head, L, D: tl.constexp
         x = tl.load(pointers + start, mask=real, other=0.0).to(tl.float32)
         phi = tl.exp2((x - top[:, None]) * LOG2E) * inverse[:, None]
         matrix = tl.load(kv_proj + (head * HEAD + start + tl.arange(0, DEPTH)[:, None]) * HEAD + c[None, :])
-        if EXACT:
-            acc = tl.dot(phi, matrix.to(tl.float32), acc, input_precision="ieee")
-        else:
-            acc = tl.dot(phi.to(tl.bfloat16), matrix, acc)
+        acc = tl.dot(phi.to(tl.bfloat16), matrix, acc)
     return acc
 
 
 @triton.jit
 def flash_attention(
     q, k, v, o, o_scale, k_scale, v_scale, lut, kv_proj, z, bias, L, S, kept, D: tl.constexpr, E: tl.constexpr,
-    PV: tl.constexpr, BLOCKS: tl.constexpr, SPARSE: tl.constexpr, QUANTIZE: tl.constexpr, EXACT: tl.constexpr,
+    PV: tl.constexpr, SUMS: tl.constexpr, P_SHIFT: tl.constexpr, BLOCKS: tl.constexpr,
+    SPARSE: tl.constexpr, QUANTIZE: tl.constexpr,
 ):  # fmt: skip
     """Attention of one block of 128 queries of one head. Grid (⌈L/128⌉, H): a head's programs run together, its k and
     v stay in L2.
 
     q bf16 [L,D]; o bf16 [L,D], or with QUANTIZE int8 [L,D] and o_scale fp32 [⌈L/128⌉,H]: a tile is one quantization
     block. PV = "bf16": k, v are the inputs [S,D], [S,E]. Else k int8, v fp8 or fp16, in keys_kernel's layouts,
-    k_scale fp32 [H,nk], v_scale fp32 [H,128]; q is quantized here with one scale a block. SPARSE: only the ``kept``
-    key blocks in lut int32 [H,nq,kept], ascending, and the linear branch is added. EXACT: fp32 dots, interpreter only.
+    k_scale fp32 [H,nk], v_scale fp32 [H,128]; q is quantized here with one scale a block. SUMS is the dtype in which
+    tensor cores add p·v of a step, P_SHIFT the logarithm of the largest p. SPARSE: only the ``kept``
+    key blocks in lut int32 [H,nq,kept], ascending, and the linear branch is added.
     """
     q_block, head = tl.program_id(0), tl.program_id(1)
     nk = tl.cdiv(S, BLOCK_K)
@@ -222,19 +217,20 @@ def flash_attention(
         second = tl.load(lut + i * BLOCKS + BLOCKS - 1) if SPARSE else scalar(i * BLOCKS + BLOCKS - 1)
         acc, total, best = attend(
             queries, k, v, k_scale, q_scale, acc, total, best, head, block, second, nk, S, BLOCKS,
-            D, E, PV, False, EXACT,
+            D, E, PV, SUMS, P_SHIFT, False,
         )  # fmt: skip
     # What is left, an odd block and the short last one: a second loop keeps masks out of the first.
     for i in tl.range(steps * BLOCKS, count, num_stages=1):
         block = tl.load(lut + i) if SPARSE else scalar(i)
         acc, total, best = attend(
-            queries, k, v, k_scale, q_scale, acc, total, best, head, block, block, nk, S, 1, D, E, PV, True, EXACT
-        )
+            queries, k, v, k_scale, q_scale, acc, total, best, head, block, block, nk, S, 1,
+            D, E, PV, SUMS, P_SHIFT, True,
+        )  # fmt: skip
     acc = acc * (1.0 / total)[:, None]
     if PV != "bf16":
         acc = acc * tl.load(v_scale + head * HEAD + c)[None, :]
     if SPARSE:
-        acc = add_linear_branch(acc, q, kv_proj, z, bias, q_block, head, L, D, EXACT)
+        acc = add_linear_branch(acc, q, kv_proj, z, bias, q_block, head, L, D)
     rows = tl.arange(0, BLOCK_Q)
     real = (q_block * BLOCK_Q + rows < L)[:, None]
     o += (q_block * BLOCK_Q).to(tl.int64) * D + head * HEAD

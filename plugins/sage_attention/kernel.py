@@ -10,12 +10,15 @@ from plugins.expr import Dim, ceil_div
 from plugins.plan_builder import SHARED_LIMIT, Buffer, Launch, LaunchPlan
 from plugins.sage_attention.flash_kernel import flash_attention
 from plugins.sage_attention.keys_kernel import quantize_launches, statistics_launches
+from plugins.sage_attention.primitives_kernel import FP8_MAX, FP8_SHIFT
 
 
 @dataclass(frozen=True)
 class AttentionConfig:
     """How flash_attention is compiled. ``pv`` is the dtype of P·V: "bf16" (and bf16 q·kᵀ), "fp16" or "fp8".
 
+    ``sums`` is the dtype in which tensor cores add a step's P·V; steps are added in fp32 either way. GeForce parts add
+    in "fp16" at twice the rate.
     ``blocks`` is the number of key blocks a step takes, 1 or 2; ``kv_warps`` are kv_pass's warps.
     ``bf16_stages``, where given, replaces num_stages for a bf16 output, whose epilogue costs the loop registers.
     """
@@ -26,6 +29,24 @@ class AttentionConfig:
     blocks: int = 1
     kv_warps: int = 8
     bf16_stages: int | None = None
+    sums: str = "fp32"
+
+    @property
+    def v_max(self) -> float:
+        """The largest quantized v; in fp16 it is FP8's too, so that no bf16 v overflows."""
+        return NARROW[0] if (self.pv, self.sums) == ("fp8", "fp16") else FP8_MAX.value
+
+    @property
+    def p_shift(self) -> float:
+        """log2 of the largest probability."""
+        if self.pv != "fp8":
+            return 0.0
+        return NARROW[1] if self.sums == "fp16" else FP8_SHIFT.value
+
+
+#: Largest v and log2 of the largest p where 64 FP8 products are added in FP16: 64 · 3.75 · 2^8 = 61,440 is below
+#: 65,504. e4m3 is precise down to 2^-6; smaller v are off by 2^-12 of their channel's maximum (SageAttention2++'s way).
+NARROW = (3.75, 8.0)
 
 
 #: (precision, SM) → config. Two blocks a step where 255 registers hold them.
@@ -33,9 +54,10 @@ CONFIGS: Mapping[tuple[str, int], AttentionConfig] = {
     **{("bf16", sm): AttentionConfig("bf16", 8, 2) for sm in (80, 86, 89, 100)},
     ("bf16", 90): AttentionConfig("bf16", 8, 2, kv_warps=4),
     ("bf16", 120): AttentionConfig("bf16", 8, 2, bf16_stages=1),
-    **{("int8", sm): AttentionConfig("fp16", 8, 3) for sm in (80, 86)},
-    ("int8", 89): AttentionConfig("fp8", 8, 3),
-    ("int8", 120): AttentionConfig("fp8", 8, 3, bf16_stages=2),
+    ("int8", 80): AttentionConfig("fp16", 8, 3),
+    ("int8", 86): AttentionConfig("fp16", 8, 3, sums="fp16"),
+    ("int8", 89): AttentionConfig("fp8", 8, 3, sums="fp16"),
+    ("int8", 120): AttentionConfig("fp8", 8, 3, bf16_stages=2, sums="fp16"),
     ("int8", 90): AttentionConfig("fp8", 8, 3, blocks=2, kv_warps=4),
     ("int8", 100): AttentionConfig("fp8", 8, 3, blocks=2),
 }
@@ -51,6 +73,10 @@ def legal(config: AttentionConfig, sm: int) -> str | None:
         return f"num_warps is 4 or 8, not {config.num_warps}"
     if config.blocks not in (1, 2):
         return f"a step takes 1 or 2 key blocks, not {config.blocks}"
+    if config.sums not in ("fp16", "fp32"):
+        return f"sums are in fp16 or fp32, not {config.sums}"
+    if config.sums == "fp16" and (config.pv == "bf16" or config.blocks != 1):
+        return "fp16 holds the sums of one block of fp8 or fp16 products"
     tile_bytes = 64 * 128 * {"bf16": 4, "fp16": 3, "fp8": 2}[config.pv] * config.blocks
     q_bytes = 128 * 128 * (2 if config.pv == "bf16" else 1)
     need = (config.num_stages * tile_bytes + q_bytes) // 1024
@@ -75,7 +101,7 @@ def check_widths(d: Dim, e: Dim) -> int:
 
 
 def attention_launch(
-    length: Dim, s: Dim, d: int, e: int, config: AttentionConfig, kept: Dim | None, quantize: bool, exact: bool
+    length: Dim, s: Dim, d: int, e: int, config: AttentionConfig, kept: Dim | None, quantize: bool
 ) -> Launch:
     """flash_attention; ``kept`` is the number of kept key blocks, or None for dense attention."""
     quantized = config.pv != "bf16"
@@ -88,7 +114,8 @@ def attention_launch(
     names = ("k_scale", "v_scale", "lut", "kv_proj", "z", "bias", "kept", "o_scale")
     constants: dict[str, object] = {name: None for name in names if name not in optional}
     constants |= {"D": d, "E": e, "PV": config.pv, "BLOCKS": config.blocks}
-    constants |= {"SPARSE": kept is not None, "QUANTIZE": quantize, "EXACT": exact}
+    constants |= {"SUMS": config.sums, "P_SHIFT": config.p_shift}
+    constants |= {"SPARSE": kept is not None, "QUANTIZE": quantize}
     grid = (ceil_div(length, 128), d // 128, 1)
     # Loads through lut take two loads in a row: Triton then needs two more stages to hold as many blocks in flight.
     stages = config.num_stages if quantize or config.bf16_stages is None else config.bf16_stages
@@ -96,9 +123,7 @@ def attention_launch(
     return Launch(flash_attention, grid, args | optional, constants, config.num_warps, stages)
 
 
-def _plan(
-    dims: Mapping[str, Dim], attributes: Mapping[str, int | str], sm: int, quantize: bool, exact: bool
-) -> LaunchPlan:
+def _plan(dims: Mapping[str, Dim], attributes: Mapping[str, int | str], sm: int, quantize: bool) -> LaunchPlan:
     length, s, d, e = (dims[name] for name in ("L", "S", "D", "E"))
     check_widths(d, e)
     config = attention_config(str(attributes["precision"]), sm)
@@ -106,24 +131,20 @@ def _plan(
     launches: list[Launch] = []
     if config.pv != "bf16":
         for more, steps in (
-            statistics_launches(s, d, e, None, config.kv_warps, exact),
-            quantize_launches(s, d, e, config.pv),
+            statistics_launches(s, d, e, None, config.v_max, config.kv_warps),
+            quantize_launches(s, d, e, config.pv, config.v_max),
         ):
             buffers += more
             launches += steps
-    launches.append(attention_launch(length, s, d, e, config, None, quantize, exact))
+    launches.append(attention_launch(length, s, d, e, config, None, quantize))
     return LaunchPlan(tuple(buffers), tuple(launches))
 
 
-def launch_plan(
-    dims: Mapping[str, Dim], attributes: Mapping[str, int | str], sm: int, *, exact: bool = False
-) -> LaunchPlan:
-    """SageAttention's plan. ``exact`` (interpreter tests only): fp32 instead of bf16 dots."""
-    return _plan(dims, attributes, sm, False, exact)
+def launch_plan(dims: Mapping[str, Dim], attributes: Mapping[str, int | str], sm: int) -> LaunchPlan:
+    """SageAttention's plan."""
+    return _plan(dims, attributes, sm, False)
 
 
-def quantize_launch_plan(
-    dims: Mapping[str, Dim], attributes: Mapping[str, int | str], sm: int, *, exact: bool = False
-) -> LaunchPlan:
+def quantize_launch_plan(dims: Mapping[str, Dim], attributes: Mapping[str, int | str], sm: int) -> LaunchPlan:
     """SageAttentionQuantize's plan."""
-    return _plan(dims, attributes, sm, True, exact)
+    return _plan(dims, attributes, sm, True)

@@ -19,7 +19,6 @@ from plugins.plan_builder import Buffer, Launch
 from plugins.sage_attention.primitives_kernel import (
     BLOCK_K,
     HEAD,
-    QUANT_MAX,
     feature_map,
     load_rows,
     round_to_int8,
@@ -39,13 +38,11 @@ def fragment_order(x):
 
 
 @triton.jit
-def kv_pass(
-    k, v, pool, ksum, vmax, kv, z, S, D: tl.constexpr, E: tl.constexpr, LINEAR: tl.constexpr, EXACT: tl.constexpr
-):
+def kv_pass(k, v, pool, ksum, vmax, kv, z, S, D: tl.constexpr, E: tl.constexpr, LINEAR: tl.constexpr):
     """Partial sums over one split of the keys of one head, for half of v's columns. Grid (splits, H, 2).
 
     ksum = Σk, vmax = max|v| fp32 [H,splits,128]; with LINEAR also pool = Σ of each block's k [H,nk,128],
-    kv = φ(k)ᵀv [H,splits,128,128], z = Σφ(k) [H,splits,128], all fp32. EXACT: fp32 dots, for the interpreter.
+    kv = φ(k)ᵀv [H,splits,128,128], z = Σφ(k) [H,splits,128], all fp32.
     Both halves read k, the second from L2; with all of kv in one program, registers spill.
     """
     HALF: tl.constexpr = HEAD // 2
@@ -70,10 +67,7 @@ def kv_pass(
             real = block * BLOCK_K + tl.arange(0, BLOCK_K) < S
             phi = tl.where(real[:, None], feature_map(keys), 0.0)
             z_total += tl.sum(phi, 0)
-            if EXACT:
-                kv_total = tl.dot(tl.trans(phi), values.to(tl.float32), kv_total, input_precision="ieee")
-            else:
-                kv_total = tl.dot(tl.trans(phi.to(tl.bfloat16)), values, kv_total)
+            kv_total = tl.dot(tl.trans(phi.to(tl.bfloat16)), values, kv_total)
     part = head * tl.num_programs(0) + split
     tl.store(vmax + part * HEAD + half * HALF + columns, v_amax)
     if half == 0:
@@ -86,11 +80,12 @@ def kv_pass(
 
 @triton.jit
 def kv_reduce(
-    ksum, vmax, kv, z, weight, kmean, vscale, kv_proj, z_total, S, splits, ROWS: tl.constexpr, LINEAR: tl.constexpr
-):
+    ksum, vmax, kv, z, weight, kmean, vscale, kv_proj, z_total, S, splits,
+    V_MAX: tl.constexpr, ROWS: tl.constexpr, LINEAR: tl.constexpr,
+):  # fmt: skip
     """Add the splits, ROWS of the 128 channels a program. Grid (128/ROWS, H).
 
-    kmean, vscale, z_total fp32 [H,128]; kv_proj = KV·weightᵀ bf16 [H,128,128] (proj_l folded into KV).
+    kmean, z_total, vscale = max|v| / V_MAX fp32 [H,128]; kv_proj = KV·weightᵀ bf16 [H,128,128] (proj_l in KV).
     """
     head = tl.program_id(1)
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
@@ -106,7 +101,7 @@ def kv_reduce(
             z_sum += tl.load(z + part * HEAD + rows)
             kv_sum += tl.load(kv + part * HEAD * HEAD + rows[:, None] * HEAD + c[None, :])
     tl.store(kmean + head * HEAD + rows, k_total / S)
-    tl.store(vscale + head * HEAD + rows, tl.maximum(v_amax, 1e-8) / QUANT_MAX)
+    tl.store(vscale + head * HEAD + rows, tl.maximum(v_amax, 1e-8) / V_MAX)
     if LINEAR:
         weight_t = tl.load(weight + c[None, :] * HEAD + c[:, None])
         projected = tl.dot(kv_sum, weight_t, input_precision="tf32x3")  # 22 bits, and then rounded to bf16
@@ -115,8 +110,11 @@ def kv_reduce(
 
 
 @triton.jit
-def kv_quantize(k, v, kmean, vscale, kq, kscale, vq, S, D: tl.constexpr, E: tl.constexpr, PV: tl.constexpr):
-    """k − kmean to int8 with a scale per block, v to PV with a scale per channel. Grid (nk, H)."""
+def kv_quantize(
+    k, v, kmean, vscale, kq, kscale, vq, S,
+    D: tl.constexpr, E: tl.constexpr, PV: tl.constexpr, V_MAX: tl.constexpr,
+):  # fmt: skip
+    """k − kmean to int8 with a scale per block, v to PV within ±V_MAX with a scale per channel. Grid (nk, H)."""
     block, head = tl.program_id(0), tl.program_id(1)
     c = tl.arange(0, HEAD)
     rows = tl.arange(0, BLOCK_K)
@@ -132,14 +130,14 @@ def kv_quantize(k, v, kmean, vscale, kq, kscale, vq, S, D: tl.constexpr, E: tl.c
     values = values * (1.0 / tl.load(vscale + head * HEAD + c))[None, :]
     vq += tile.to(tl.int64) * (BLOCK_K * HEAD)
     if PV == "fp8":
-        values = tl.minimum(tl.maximum(values, -QUANT_MAX), QUANT_MAX).to(tl.float8e4nv)
+        values = tl.minimum(tl.maximum(values, -V_MAX), V_MAX).to(tl.float8e4nv)
         tl.store(vq + c[:, None] * BLOCK_K + rows[None, :], fragment_order(tl.trans(values)))
     else:
         tl.store(vq + out, values.to(tl.float16))
 
 
 def statistics_launches(
-    s: Dim, d: int, e: int, linear: Mapping[str, str] | None, num_warps: int, exact: bool
+    s: Dim, d: int, e: int, linear: Mapping[str, str] | None, v_max: float, num_warps: int
 ) -> tuple[list[Buffer], list[Launch]]:
     """kv_pass and kv_reduce. ``linear`` names proj_weight's tensor under "weight" if the linear branch is wanted."""
     heads = d // 128
@@ -168,7 +166,7 @@ def statistics_launches(
         kv_pass,
         (splits, heads, 2),
         {"k": "k", "v": "v"} | shared | pick(optional, first),
-        {"D": d, "E": e, "EXACT": exact} | flags | pick(absent, first),
+        {"D": d, "E": e} | flags | pick(absent, first),
         num_warps=num_warps,
         num_stages=1,
     )
@@ -176,13 +174,13 @@ def statistics_launches(
         kv_reduce,
         (8, heads, 1),
         {"kmean": "kmean", "vscale": "vscale", "splits": splits} | shared | pick(optional, second),
-        {"ROWS": 16} | flags | pick(absent, second),
+        {"ROWS": 16, "V_MAX": v_max} | flags | pick(absent, second),
         num_warps=8,
     )
     return buffers, [run, add]
 
 
-def quantize_launches(s: Dim, d: int, e: int, pv: str) -> tuple[list[Buffer], list[Launch]]:
+def quantize_launches(s: Dim, d: int, e: int, pv: str, v_max: float) -> tuple[list[Buffer], list[Launch]]:
     """kv_quantize and its buffers."""
     heads, nk = d // 128, ceil_div(s, 64)
     buffers = [
@@ -191,4 +189,5 @@ def quantize_launches(s: Dim, d: int, e: int, pv: str) -> tuple[list[Buffer], li
         Buffer("vq", pv, (heads, nk, 64, 128)),
     ]
     args = {name: name for name in ("k", "v", "kmean", "vscale", "kq", "kscale", "vq")}
-    return buffers, [Launch(kv_quantize, (nk, heads, 1), args | {"S": s}, {"D": d, "E": e, "PV": pv})]
+    constants = {"D": d, "E": e, "PV": pv, "V_MAX": v_max}
+    return buffers, [Launch(kv_quantize, (nk, heads, 1), args | {"S": s}, constants)]

@@ -12,12 +12,12 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier, tma, warpgroup_mma, warpgroup_mma_wait
 
+from plugins.sage_attention.primitives_kernel import FP8_SHIFT as _FP8_SHIFT
 from plugins.sage_attention.primitives_kernel import LOG2E as _LOG2E
-from plugins.sage_attention.primitives_kernel import P_SHIFT as _P_SHIFT
 from plugins.sage_attention.primitives_kernel import SCORE_SCALE as _SCORE_SCALE
 
 LOG2E = gl.constexpr(_LOG2E.value)
-P_SHIFT = gl.constexpr(_P_SHIFT.value)
+FP8_SHIFT = gl.constexpr(_FP8_SHIFT.value)
 SCORE_SCALE = gl.constexpr(_SCORE_SCALE.value)
 MAGIC = gl.constexpr(12582912.0)  # 1.5·2^23: a small fp32 added to it is rounded, half to even, into the low bits
 NEVER = gl.constexpr(-(1 << 21))  # below any int32 score (128 products of ±127)
@@ -121,7 +121,7 @@ def _softmax(
     top = gl.maximum(gl.max(s, 1).to(gl.float32) * scale, gl.max(s2, 1).to(gl.float32) * scale2)
     new_best = gl.maximum(best, top)
     alpha = gl.exp2(best - new_best)
-    shift = (new_best - P_SHIFT)[:, None]
+    shift = (new_best - FP8_SHIFT)[:, None]
     p = gl.exp2(s.to(gl.float32) * scale - shift)
     p2 = gl.exp2(s2.to(gl.float32) * scale2 - shift)
     if MASKED:

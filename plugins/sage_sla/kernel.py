@@ -116,9 +116,7 @@ def hopper_launch(length: Dim, d: int, kept: Dim, quantize: bool) -> Launch:
     return Launch(sage_sla_hopper, (minimum(nq * heads, HOPPER_SMS), 1, 1), args, constants, num_warps=4)
 
 
-def _plan(
-    dims: Mapping[str, Dim], attributes: Mapping[str, int | str], sm: int, quantize: bool, exact: bool
-) -> LaunchPlan:
+def _plan(dims: Mapping[str, Dim], attributes: Mapping[str, int | str], sm: int, quantize: bool) -> LaunchPlan:
     length, d, e = dims["L"], dims["D"], dims["E"]
     check_widths(d, e)
     topk_milli = int(attributes["topk_milli"])
@@ -128,29 +126,25 @@ def _plan(
     kept = kept_count(ceil_div(length, 64), topk_milli)
     linear = {"weight": "proj_weight"}
     stages = [
-        statistics_launches(length, d, e, linear, config.kv_warps, exact),
+        statistics_launches(length, d, e, linear, config.v_max, config.kv_warps),
         selection_launches(length, d, kept),
     ]
     if config.pv != "bf16":
-        stages.append(quantize_launches(length, d, e, config.pv))
+        stages.append(quantize_launches(length, d, e, config.pv, config.v_max))
     buffers = [buffer for stage, _ in stages for buffer in stage]
     launches = [launch for _, stage in stages for launch in stage]
     if sm == 90 and config.pv == "fp8":
         launches.append(hopper_launch(length, d, kept, quantize))
     else:
-        launches.append(attention_launch(length, length, d, e, config, kept, quantize, exact))
+        launches.append(attention_launch(length, length, d, e, config, kept, quantize))
     return LaunchPlan(tuple(buffers), tuple(launches))
 
 
-def launch_plan(
-    dims: Mapping[str, Dim], attributes: Mapping[str, int | str], sm: int, *, exact: bool = False
-) -> LaunchPlan:
-    """SageSLA's plan. ``exact`` (interpreter tests only): fp32 instead of bf16 dots."""
-    return _plan(dims, attributes, sm, False, exact)
+def launch_plan(dims: Mapping[str, Dim], attributes: Mapping[str, int | str], sm: int) -> LaunchPlan:
+    """SageSLA's plan."""
+    return _plan(dims, attributes, sm, False)
 
 
-def quantize_launch_plan(
-    dims: Mapping[str, Dim], attributes: Mapping[str, int | str], sm: int, *, exact: bool = False
-) -> LaunchPlan:
+def quantize_launch_plan(dims: Mapping[str, Dim], attributes: Mapping[str, int | str], sm: int) -> LaunchPlan:
     """SageSLAQuantize's plan."""
-    return _plan(dims, attributes, sm, True, exact)
+    return _plan(dims, attributes, sm, True)
