@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -23,51 +24,100 @@ def _spec(model: str, gpu: str, attention: str, topk: str | None) -> tuple[Expor
     return spec, BlockOptions(spec.attention, spec.topk_milli, spec.linear)
 
 
-def kernels(
-    model: ModelOption,
-    gpu: GpuOption,
-    attention: AttentionOption = "sagesla",
-    topk: TopkOption = None,
-    as_json: JsonOption = False,
-) -> None:
+def _reporting(
+    measure: Callable[[ExportSpec, BlockOptions], Any], show: Callable[[ExportSpec, Any], None]
+) -> Callable[..., None]:
+    """A command named and documented as ``measure``: shows what it gives, or prints it as JSON."""
+
+    def command(
+        model: ModelOption,
+        gpu: GpuOption,
+        attention: AttentionOption = "sagesla",
+        topk: TopkOption = None,
+        as_json: JsonOption = False,
+    ) -> None:
+        spec, options = _spec(model, gpu, attention, topk)
+        found = measure(spec, options)
+        if as_json:
+            typer.echo(json.dumps(found, indent=2))
+        else:
+            show(spec, found)
+
+    command.__doc__, command.__name__ = measure.__doc__, measure.__name__
+    return command
+
+
+def kernels(spec: ExportSpec, options: BlockOptions) -> Any:
     """Show a block's kernels as compiled for a GPU: tensor-core instructions, registers, spills, occupancy.
 
     It is read from the machine code; no GPU is needed.
 
     Example: turbotrt kernels --model wan2.1-14b-720p --gpu rtx5090
     """
-    spec, options = _spec(model, gpu, attention, topk)
-    from exporter.kernel_table import block_kernels, show_kernels
+    from exporter.kernel_table import block_kernels
 
-    rows = block_kernels(spec.model, options, spec.gpu.cubin_sm)
-    if as_json:
-        typer.echo(json.dumps(rows, indent=2))
-    else:
-        show_kernels(rows, f"{spec.model.name}, a block's kernels for sm_{spec.gpu.cubin_sm}", console())
+    return block_kernels(spec.model, options, spec.gpu.cubin_sm)
 
 
-def estimate(
-    model: ModelOption,
-    gpu: GpuOption,
-    attention: AttentionOption = "sagesla",
-    topk: TopkOption = None,
-    as_json: JsonOption = False,
-) -> None:
+def _show_kernels(spec: ExportSpec, found: Any) -> None:
+    from exporter.kernel_table import show_kernels
+
+    show_kernels(found, f"{spec.model.name}, a block's kernels for sm_{spec.gpu.cubin_sm}", console())
+
+
+def estimate(spec: ExportSpec, options: BlockOptions) -> Any:
     """Estimate the time of each op and of a step on a GPU: rooflines over the efficiency measured on the H200.
 
     It is an estimate, and says how far it is off on the H200, where that was measured. No GPU is needed.
 
     Example: turbotrt estimate --model wan2.1-14b-720p --gpu rtx5090
     """
-    spec, options = _spec(model, gpu, attention, topk)
-    from exporter.estimate import estimate as estimated
+    from exporter import estimate as estimator
+
+    return estimator.estimate(spec.model, spec.gpu, options)
+
+
+def _show_estimate(_spec: ExportSpec, found: Any) -> None:
     from exporter.estimate import show_estimate
 
-    found = estimated(spec.model, spec.gpu, options)
-    if as_json:
-        typer.echo(json.dumps(found, indent=2))
-    else:
-        show_estimate(found, console())
+    show_estimate(found, console())
+
+
+def bench_kernels(spec: ExportSpec, options: BlockOptions) -> Any:
+    """Time each op of a block on the GPU at hand: ms, TOPS, TB/s and the share of the limit.
+
+    Each runs as compiled for an engine, on the inputs it gets in a block of Gaussian data at the model's default size.
+
+    Example: turbotrt bench kernels --model wan2.1-14b-720p --gpu h200 --json
+    """
+    from exporter import bench_kernels as bench
+
+    return bench.bench_kernels(spec.model, spec.gpu, options)
+
+
+def _show_bench_kernels(_spec: ExportSpec, found: Any) -> None:
+    from exporter.bench_kernels import show_kernels_bench
+
+    show_kernels_bench(found, console())
+
+
+def bench_step(spec: ExportSpec, options: BlockOptions) -> Any:
+    """Time all blocks of one step on the GPU at hand, each with its own random weights, and the peak device memory.
+
+    Example: turbotrt bench step --model wan2.1-14b-720p --gpu h200
+    """
+    from exporter import bench_kernels as bench
+
+    return bench.bench_step(spec.model, spec.gpu, options)
+
+
+def _show_bench_step(_spec: ExportSpec, found: Any) -> None:
+    times = ", ".join(f"{ms:.1f}" for ms in found["all_ms"])
+    typer.echo(f"{found['model']}, L = {found['tokens']:,}: {found['source']}")
+    typer.echo(f"a step's blocks: {found['step_ms']:.1f} ms (median of {times})")
+    typer.echo(
+        f"peak device memory {found['peak_bytes'] / 2**30:.2f} GiB, weights {found['weights_bytes'] / 2**30:.2f}"
+    )
 
 
 def tune(
@@ -97,58 +147,10 @@ def tune(
     typer.echo(f"{path}: {sum(one.better for one in tuned)} of {len(tuned)} sizes changed.")
 
 
-def bench_kernels(
-    model: ModelOption,
-    gpu: GpuOption,
-    attention: AttentionOption = "sagesla",
-    topk: TopkOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Time each op of a block on the GPU at hand: ms, TOPS, TB/s and the share of the limit.
-
-    Each runs as compiled for an engine, on the inputs it gets in a block of Gaussian data at the model's default size.
-
-    Example: turbotrt bench kernels --model wan2.1-14b-720p --gpu h200 --json
-    """
-    spec, options = _spec(model, gpu, attention, topk)
-    from exporter import bench_kernels as bench
-
-    found = bench.bench_kernels(spec.model, spec.gpu, options)
-    if as_json:
-        typer.echo(json.dumps(found, indent=2))
-    else:
-        bench.show_kernels_bench(found, console())
-
-
-def bench_step(
-    model: ModelOption,
-    gpu: GpuOption,
-    attention: AttentionOption = "sagesla",
-    topk: TopkOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Time all blocks of one step on the GPU at hand, each with its own random weights, and the peak device memory.
-
-    Example: turbotrt bench step --model wan2.1-14b-720p --gpu h200
-    """
-    spec, options = _spec(model, gpu, attention, topk)
-    from exporter import bench_kernels as bench
-
-    found = bench.bench_step(spec.model, spec.gpu, options)
-    if as_json:
-        typer.echo(json.dumps(found, indent=2))
-        return
-    times = ", ".join(f"{ms:.1f}" for ms in found["all_ms"])
-    typer.echo(f"{found['model']}, L = {found['tokens']:,}: {found['source']}")
-    typer.echo(f"a step's blocks: {found['step_ms']:.1f} ms (median of {times})")
-    typer.echo(
-        f"peak device memory {found['peak_bytes'] / 2**30:.2f} GiB, weights {found['weights_bytes'] / 2**30:.2f}"
-    )
-
-
 def register(app: typer.Typer, bench_app: typer.Typer) -> None:
     """Add the commands to the command line, and the two benchmarks to its ``bench`` group."""
-    for command in (kernels, estimate, tune):
-        app.command(cls=Command)(command)
-    bench_app.command("kernels", cls=Command)(bench_kernels)
-    bench_app.command("step", cls=Command)(bench_step)
+    app.command(cls=Command)(_reporting(kernels, _show_kernels))
+    app.command(cls=Command)(_reporting(estimate, _show_estimate))
+    app.command(cls=Command)(tune)
+    bench_app.command("kernels", cls=Command)(_reporting(bench_kernels, _show_bench_kernels))
+    bench_app.command("step", cls=Command)(_reporting(bench_step, _show_bench_step))
