@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from exporter.command import AttentionOption, Command, GpuOption, JsonOption, ModelOption, TopkOption, console
+from exporter.progress import RichProgress
 from exporter.spec import ExportSpec, export_spec
 
 if TYPE_CHECKING:
@@ -140,7 +141,7 @@ def tune(
     from exporter import tune as tuner
     from plugins import configs
 
-    tuned = tuner.tune(spec.model, spec.gpu, options)
+    tuned = tuner.tune(spec.model, spec.gpu, options, RichProgress())
     path = out or configs.FILE
     tuner.show_tuned(tuned, console())
     tuner.write(path, tuner.updated(configs.table(), tuned, spec.gpu.cubin_sm))

@@ -18,6 +18,7 @@ from exporter.block_graph import OpCall, block_graph
 from exporter.device import median_ms, prepared, require_gpu
 from exporter.gpus import GpuSpec
 from exporter.models import ModelSpec
+from exporter.progress import Progress
 from exporter.stages import BlockOptions
 from exporter.synthetic import block_inputs, block_weights
 from plugins.compile import build_plan
@@ -43,7 +44,7 @@ class Tuned:
         return self.new_ms < MARGIN * self.old_ms
 
 
-def tune_call(call: OpCall, sm: int, time: Callable[[bytes], float]) -> Tuned | None:
+def tune_call(call: OpCall, sm: int, time: Callable[[bytes], float], progress: Progress) -> Tuned | None:
     """Measure every candidate of the kernel in the op's folder; None where it has none. ``time``: plan bytes → ms."""
     if (kernel := call.op.folder) not in TUNABLE:
         return None
@@ -54,11 +55,14 @@ def tune_call(call: OpCall, sm: int, time: Callable[[bytes], float]) -> Tuned | 
     old = time(plan())
     timed: list[tuple[float, dict[str, Any]]] = []
     keys: set[str] = set()
-    for config in importlib.import_module(TUNABLE[kernel]).candidates(sm):
-        with trying(kernel, config) as trial:
-            data = plan()
-        keys |= trial.keys
-        timed.append((time(data), asdict(config)))
+    offered = list(importlib.import_module(TUNABLE[kernel]).candidates(sm))
+    with progress.stage(call.label) as update:
+        for index, config in enumerate(offered):
+            with trying(kernel, config) as trial:
+                data = plan()
+            keys |= trial.keys
+            timed.append((time(data), asdict(config)))
+            update(index + 1, len(offered))
     ms, fields = min(timed, key=lambda entry: entry[0])
     return Tuned(call, kernel, tuple(sorted(keys)), old, ms, fields)
 
@@ -72,13 +76,13 @@ def updated(old: Table, tuned: Sequence[Tuned], sm: int) -> Table:
     return new
 
 
-def tune(model: ModelSpec, gpu: GpuSpec, options: BlockOptions) -> list[Tuned]:
+def tune(model: ModelSpec, gpu: GpuSpec, options: BlockOptions, progress: Progress) -> list[Tuned]:
     """Tune every distinct call of the model's block on the present GPU, on the inputs it gets in a block."""
     require_gpu(gpu)
     found: list[Tuned] = []
 
     def measure(call: OpCall, inputs: Sequence[torch.Tensor]) -> float:
-        tuned = tune_call(call, gpu.cubin_sm, lambda plan: median_ms(prepared(plan, inputs)[0]))
+        tuned = tune_call(call, gpu.cubin_sm, lambda plan: median_ms(prepared(plan, inputs)[0]), progress)
         if tuned is not None:
             found.append(tuned)
         return 0.0

@@ -20,6 +20,7 @@ from exporter.cli import app  # noqa: E402
 from exporter.estimate import efficiency, estimate_block, transfer_errors  # noqa: E402
 from exporter.gpus import GPUS  # noqa: E402
 from exporter.models import MODELS  # noqa: E402
+from exporter.progress import SilentProgress  # noqa: E402
 from exporter.roofline import limit  # noqa: E402
 from exporter.stages import BlockOptions  # noqa: E402
 from exporter.synthetic import block_inputs, block_weights  # noqa: E402
@@ -198,9 +199,12 @@ def test_tuning_measures_every_candidate_and_keeps_the_best() -> None:
         plans.append(plan)
         return 0.5 if len(plans) == 4 else 1.0
 
-    tuned = tune_call(gemm_call(), 120, time)
+    progress = SilentProgress()
+    tuned = tune_call(gemm_call(), 120, time, progress)
     assert tuned is not None
     offered = list(candidates(120))
+    assert list(progress.updates.values()) == [(len(offered), len(offered))]
+    assert {config.tile_m for config in candidates(90)} == {256}
     assert len(plans) == len(offered) + 1
     assert {decode(plan).sm for plan in plans} == {120}
     assert tuned.fields == asdict(offered[2])
