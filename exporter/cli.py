@@ -22,6 +22,7 @@ from exporter.command import (
     LinearOption,
     ModelOption,
     TextEncoderOption,
+    TextLinearOption,
     TokenizerOption,
     TopkOption,
     VaeOption,
@@ -76,6 +77,7 @@ def export(
     text_encoder: TextEncoderOption = None,
     tokenizer: TokenizerOption = None,
     vae: VaeOption = None,
+    text_linear: TextLinearOption = "bf16",
 ) -> None:
     """Build the bundle of one [bold]model[/] for one [bold]GPU[/]: engines, ONNX, launch plans and packed weights.
 
@@ -105,6 +107,7 @@ def export(
         text_encoder=text_encoder,
         tokenizer=tokenizer,
         vae=vae,
+        text_linear=text_linear,
     )
     from exporter.export import export_bundle
 
@@ -124,6 +127,7 @@ def _closing_lines(spec: ExportSpec, folder: Path) -> list[str]:
     options = ["--model", spec.model.name, "--gpu", spec.gpu.name, "--out", str(spec.out)]
     options += ["--attention", spec.attention, "--linear", spec.linear]
     options += ["--topk", f"{spec.topk_milli / 1000:g}"] if spec.attention != "sage" else []
+    options += ["--text-linear", spec.text_linear] if spec.text_linear != "bf16" else []
     options += ["--onnx-only"] if spec.onnx_only else []
     packed = ["--model", spec.model.name, "--out", str(weights)]
     packed += ["--linear", spec.linear]

@@ -90,6 +90,12 @@ TextEncoderOption = Annotated[
         help="umT5's weights: Wan's models_t5_*.pth, transformers' safetensors, or a folder of either.",
     ),
 ]
+TextLinearOption = Annotated[
+    str,
+    typer.Option(
+        "--text-linear", metavar="bf16|int8", help="The text encoder's Linears. int8: W8A8, half the weights of bf16."
+    ),
+]
 TokenizerOption = Annotated[
     str | None,
     typer.Option(

@@ -16,7 +16,7 @@ from exporter.vae import halves
 from exporter.vae.layers import Weights
 from exporter.vae.spec import CHUNK, PIXELS, VAES, VaeSpec
 from exporter.vae.weights import packed_weights
-from exporter.weights import Stage
+from exporter.weights import LinearMode, Stage
 
 DIT_STAGES: tuple[Stage, ...] = get_args(Stage)
 _TEXT_PROFILE = (2, 64, 512)  # tokens of a prompt: a word and the end mark, a usual prompt, the most
@@ -24,26 +24,28 @@ _MIN_SIDE = 2  # latents
 CACHE = "cache."  # the prefix of caches among a VAE stage's inputs and outputs
 
 
-def component_stages(model: ModelSpec, component: Component, options: BlockOptions) -> tuple[StageSpec, ...]:
+def component_stages(
+    model: ModelSpec, component: Component, options: BlockOptions, text_linear: LinearMode = "bf16"
+) -> tuple[StageSpec, ...]:
     """A component's stages in the order in which they first run."""
     if component == "dit":
         return tuple(dit_stage(model, stage, options) for stage in DIT_STAGES)
     if component == "text":
-        return text_stages(TEXT_ENCODERS[model.text_encoder])
+        return text_stages(TEXT_ENCODERS[model.text_encoder], text_linear)
     return vae_stages(VAES[model.vae], model)
 
 
-def text_stages(spec: TextSpec) -> tuple[StageSpec, ...]:
+def text_stages(spec: TextSpec, linear: LinearMode = "bf16") -> tuple[StageSpec, ...]:
     """The encoder's block, run once for each layer, and its norm. The embedding is looked up on the host."""
     x = StageInput("fp32", ("L", spec.dim))
     buckets = StageInput("int32", ("L", "L"))
 
     def block(x: Tensor, buckets: Tensor, weights: Weights) -> Tensor:
-        return text_block(x, buckets, weights, spec)
+        return text_block(x, buckets, weights, spec, linear)
 
     return (
-        StageSpec("text_block", "text", {"x": x, "buckets": buckets}, block_weights(spec), ("x",), block,
-                  _TEXT_PROFILE),
+        StageSpec("text_block", "text", {"x": x, "buckets": buckets}, block_weights(spec, linear),
+                  ("x",), block, _TEXT_PROFILE),
         StageSpec("text_norm", "text", {"x": x}, norm_weights(spec), ("embeds",), text_norm, _TEXT_PROFILE),
     )  # fmt: skip
 

@@ -51,7 +51,11 @@ def export_bundle(spec: ExportSpec, report: Progress) -> Path:
     if spec.one_file:
         check_memory(spec)
     options = BlockOptions(spec.attention, spec.topk_milli, spec.linear)
-    stages = [stage for component in spec.components for stage in component_stages(spec.model, component, options)]
+    stages = [
+        stage
+        for component in spec.components
+        for stage in component_stages(spec.model, component, options, spec.text_linear)
+    ]
     with staging_folder(spec.bundle_dir) as staging:
         previous = previous_manifest(spec.bundle_dir, report)  # only now: staging may just have brought it back
         graphs = [stage_graph(spec, stage, previous, report) for stage in stages]
@@ -101,6 +105,7 @@ def _write(
         weights=weights.experts,
         media=tuple(media),
         media_weights=kept.weights,
+        text_linear=spec.text_linear,
         tokenizer=kept.tokenizer,
         has_proj_l=weights.has_proj_l,
         vram_estimate_bytes=vram_estimate(spec.model, spec.linear, max(activations, default=None)),

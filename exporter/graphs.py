@@ -79,7 +79,8 @@ def stage_graph(spec: ExportSpec, stage: StageSpec, previous: Manifest | None, r
     if (data := _kept(spec, stage.name, previous, key)) is not None:
         report.note(f"{onnx_name(stage.name)}: unchanged, kept")
         return read_graph(stage, data, key)
-    kernels = f", compile kernels for sm_{spec.gpu.cubin_sm}" if stage.component == "dit" else ""
+    planned = stage.component == "dit" or (stage.name == "text_block" and spec.text_linear == "int8")
+    kernels = f", compile kernels for sm_{spec.gpu.cubin_sm}" if planned else ""
     with report.stage(f"trace {stage.name}{kernels}") as update:
         proto = trace_stage(stage)
         update(1, 2)
@@ -89,10 +90,12 @@ def stage_graph(spec: ExportSpec, stage: StageSpec, previous: Manifest | None, r
 
 
 def _graph_key(spec: ExportSpec, stage: StageSpec) -> str:
-    """Hash of all that a graph is made from: the DiT's choices are none of the text encoder's or the VAE's."""
+    """Hash of all that a graph is made from: a component's choices are none of the others'."""
     choices: tuple[object, ...] = ()
     if stage.component == "dit":
         choices = (spec.linear, *((spec.attention, spec.topk_milli) if stage.name == "block" else ()))
+    elif stage.name == "text_block":
+        choices = (spec.text_linear,)
     facts = f"{stage.name} {spec.model} {choices} sm_{spec.gpu.cubin_sm}"
     return hashlib.sha256(f"{facts}\n{sorted(tools().items())}\n{sources_hash()}".encode()).hexdigest()
 

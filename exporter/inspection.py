@@ -124,6 +124,7 @@ def _show_facts(console: Console, manifest: Manifest, folder: Path) -> None:
     proj_l = {None: "", True: " (with proj_l)", False: " (without proj_l: no linear branch)"}[manifest.has_proj_l]
     parts = [*(f"{part}: {file}" for part, file in sorted(manifest.media_weights.items())), manifest.tokenizer or ""]
     media = ", ".join(filter(None, parts)) or "no weights of text encoder or VAE"
+    media += f"; text linear {manifest.text_linear}" if any(s.component == "text" for s in manifest.media) else ""
     lines = (
         f"bundle    {folder}",
         f"model     {model.name}: {model.layers} blocks, D {model.dim}, {model.heads} heads, F {model.ffn_dim}, "

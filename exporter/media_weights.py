@@ -21,6 +21,7 @@ from exporter.checkpoint.component import (
 from exporter.checkpoint.formats import component_format
 from exporter.checkpoint.hub import resolve, resolve_file
 from exporter.checkpoint.safetensors_file import SafetensorsFile
+from exporter.packing import files_key, is_current
 from exporter.progress import Progress
 from exporter.spec import ExportSpec
 from plugins.errors import UserError
@@ -37,22 +38,29 @@ def weights_name(component: MediaComponent) -> str:
 
 
 def pack_media(spec: ExportSpec, manifest: Manifest, report: Progress) -> Manifest:
-    """Pack what was asked for into the bundle and list it. All checkpoints are checked before a byte is written."""
+    """Pack what was asked for into the bundle and list it. All checkpoints are checked before a byte is written.
+
+    A file that was packed from the same bytes in the same way is kept.
+    """
     asked: Mapping[MediaComponent, str | None] = {"text": spec.text_encoder, "vae": spec.vae}
     opened: dict[MediaComponent, tuple[ComponentFormat, ComponentCheckpoint]] = {}
     for component, checkpoint in asked.items():
         if checkpoint is not None:
-            form = component_format(spec.model, component)
+            form = _format(spec, component)
             opened[component] = form, ComponentCheckpoint(resolve(checkpoint), form)
     tokenizer = _tokenizer(spec, opened["text"][1].path if "text" in opened else None)
     if not opened and tokenizer is None:
         return manifest
     files, weights = dict(manifest.files), dict(manifest.media_weights)
     for component, (form, source) in opened.items():
-        name = weights_name(component)
+        name = weights[component] = weights_name(component)
+        key = files_key(f"{sorted(component_metadata(form).items())}\n", source.path.name, source.files, report)
+        if is_current(spec.bundle_dir / name, manifest, key, report):
+            report.note(f"{name}: unchanged, kept")
+            continue
         with report.stage(f"pack {name}") as update:
             pack_component(source, form, spec.bundle_dir / name, update)
-        files[name], weights[component] = file_info(spec.bundle_dir / name), name
+        files[name] = file_info(spec.bundle_dir / name, inputs=key)
     if tokenizer is not None:
         temporary = spec.bundle_dir / f".{TOKENIZER_NAME}.partial"
         shutil.copyfile(tokenizer, temporary)
@@ -108,9 +116,9 @@ def kept_media(spec: ExportSpec, previous: Manifest | None, report: Progress) ->
             continue
         if component not in spec.components:
             report.note(f"{name}: not kept, --components leaves out {component}")
-        elif previous is not None and component in listed:
+        elif previous is not None and component in listed and _same_linears(component, spec, previous):
             weights[component], files[name] = name, previous.files[name]
-        elif (why := _unusable(spec.bundle_dir / name, component_format(spec.model, component))) is not None:
+        elif (why := _unusable(spec.bundle_dir / name, _format(spec, component))) is not None:
             report.note(f"{name}: not kept, {why}")
         else:
             report.note(f"{name}: no manifest lists it; kept for what its header says, and hashed anew")
@@ -120,6 +128,14 @@ def kept_media(spec: ExportSpec, previous: Manifest | None, report: Progress) ->
         return KeptMedia(weights, None, files)
     files[tokenizer] = file_info(spec.bundle_dir / tokenizer) if previous is None else previous.files[tokenizer]
     return KeptMedia(weights, tokenizer, files)
+
+
+def _same_linears(component: MediaComponent, spec: ExportSpec, previous: Manifest) -> bool:
+    return component != "text" or previous.text_linear == spec.text_linear
+
+
+def _format(spec: ExportSpec, component: MediaComponent) -> ComponentFormat:
+    return component_format(spec.model, component, spec.text_linear)
 
 
 def _unusable(file: Path, form: ComponentFormat) -> str | None:

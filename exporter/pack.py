@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Protocol
 
 import torch
 
@@ -67,26 +68,43 @@ def sources(name: str) -> tuple[str, ...]:
                  for part in BLOCK_LINEARS.get(module, (module,)))  # fmt: skip
 
 
-class Packer:
-    """Turns the checkpoint's tensors into packed ones; holds a quantized Linear's scales until their turn comes."""
+class Bands(Protocol):
+    """A checkpoint's tensors by consecutive rows, and whether its Linears are INT8 already."""
 
-    def __init__(self, reader: Checkpoint) -> None:
-        self._reader = reader
+    @property
+    def quantized(self) -> bool: ...
+
+    def bands(self, name: str) -> Iterator[torch.Tensor]: ...
+
+
+class Packer:
+    """Turns the checkpoint's tensors into packed ones; holds a quantized Linear's scales until their turn comes.
+
+    ``sources`` gives the names of the checkpoint's tensors that make up a packed one; all but the last of a quantized
+    Linear have multiples of 128 rows.
+    """
+
+    def __init__(self, reader: Bands, sources: Callable[[str], tuple[str, ...]] = sources) -> None:
+        self._reader, self._sources = reader, sources
         self._scales: dict[str, torch.Tensor] = {}
 
     def pieces(self, name: str, meta: TensorMeta) -> Iterator[torch.Tensor]:
         """The packed tensor's rows, one source at a time."""
-        for source in sources(name):
+        for source in self._sources(name):
             module, _, leaf = source.rpartition(".")
             if leaf == "int8_weight" and not self._reader.quantized:
-                quantized, scale = block_quantize(self._reader.load(f"{module}.weight"))
-                self._scales[f"{module}.scale"] = _finite(scale, f"{module}.weight")
-                yield quantized
+                scales = []
+                for band in self._reader.bands(f"{module}.weight"):
+                    quantized, scale = block_quantize(band)
+                    scales.append(_finite(scale, f"{module}.weight"))
+                    yield quantized
+                self._scales[f"{module}.scale"] = torch.cat(scales)
             elif source in self._scales:
                 yield self._scales.pop(source)
             else:
                 # Modulations lose their leading 1; the rest keep their shape: only the bytes matter here.
-                yield from converted(self._reader.load(source), meta.dtype, source)
+                for band in self._reader.bands(source):
+                    yield from converted(band, meta.dtype, source)
 
 
 def converted(tensor: torch.Tensor, dtype: str, name: str) -> Iterator[torch.Tensor]:

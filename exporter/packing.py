@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -96,7 +96,7 @@ def pack_checkpoint(
     for expert, reader in readers.items():
         file = files[expert]
         key = None if bundle is None else packing_key(reader, model, linear, progress)
-        if bundle is not None and _is_current(file, bundle, key, progress):
+        if bundle is not None and is_current(file, bundle, key, progress):
             progress.note(f"{file.name}: unchanged, kept")
             entries[file.name] = bundle.files[file.name]
             continue
@@ -114,21 +114,26 @@ def packing_key(reader: Checkpoint, model: ModelSpec, linear: LinearMode, progre
     """Hash of all that decides a packed file's bytes: the checkpoint's files and the way they are packed."""
     from exporter.pack import FORMAT_VERSION
 
-    digest = hashlib.sha256(f"{model.name} {linear} {FORMAT_VERSION}\n".encode())
-    total, done = sum(path.stat().st_size for path in reader.files), 0
-    with progress.stage(f"hash {reader.path.name}") as update:
+    return files_key(f"{model.name} {linear} {FORMAT_VERSION}\n", reader.path.name, reader.files, progress)
+
+
+def files_key(facts: str, title: str, files: Sequence[Path], progress: Progress) -> str:
+    """Hash of some facts and of the contents of files."""
+    digest = hashlib.sha256(facts.encode())
+    total, done = sum(path.stat().st_size for path in files), 0
+    with progress.stage(f"hash {title}") as update:
 
         def read(count: int) -> None:
             nonlocal done
             done += count
             update(done, total)
 
-        for path in reader.files:
+        for path in files:
             digest.update(sha256_of(path, read).encode())
     return digest.hexdigest()
 
 
-def _is_current(file: Path, bundle: Manifest, key: str | None, progress: Progress) -> bool:
+def is_current(file: Path, bundle: Manifest, key: str | None, progress: Progress) -> bool:
     """Whether the bundle's file was packed from these inputs and is still what the manifest says."""
     info = bundle.files.get(file.name)
     if info is None or info.inputs != key:

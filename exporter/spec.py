@@ -36,16 +36,19 @@ class ExportSpec:
     text_encoder: str | None = None
     tokenizer: str | None = None
     vae: str | None = None
+    text_linear: LinearMode = "bf16"
 
     def __post_init__(self) -> None:
         _one_of("--attention", self.attention, ATTENTIONS)
         _one_of("--linear", self.linear, LINEARS)
+        _one_of("--text-linear", self.text_linear, LINEARS)
         if not 1 <= self.topk_milli <= 1000:
             raise UserError("This share of kept blocks cannot be used.", expected="1 to 1000 thousandths",
                             got=str(self.topk_milli))  # fmt: skip
         for option, value, component in (
             ("--text-encoder", self.text_encoder, "text"),
             ("--tokenizer", self.tokenizer, "text"),
+            ("--text-linear int8", self.text_linear if self.text_linear != "bf16" else None, "text"),
             ("--vae", self.vae, "vae"),
         ):
             if value is not None and component not in self.components:
@@ -127,6 +130,7 @@ def export_spec(
     text_encoder: str | None = None,
     tokenizer: str | None = None,
     vae: str | None = None,
+    text_linear: str = "bf16",
 ) -> ExportSpec:
     """The spec for options as they are typed; ``checkpoint`` None or "none" means engines only. Raises UserError."""
     if topk is not None and attention == "sage":
@@ -148,4 +152,5 @@ def export_spec(
         text_encoder=text_encoder,
         tokenizer=tokenizer,
         vae=vae,
+        text_linear=cast(LinearMode, text_linear),
     )

@@ -138,7 +138,7 @@ class TorchBackend:
 
     def activation_bytes(self, stage: str, tokens: int) -> int:
         if (stage, tokens) not in self._peaks:
-            sm = _sm(self.device.device) if self.device.cuda else None
+            sm = sm_of(self.device.device) if self.device.cuda else None
             found = stage_bytes(self._manifest, stage, tokens, options_of(self._manifest), sm)
             self._peaks[stage, tokens] = found
         return self._peaks[stage, tokens]
@@ -174,7 +174,8 @@ def options_of(manifest: Manifest) -> BlockOptions:
     return BlockOptions(facts.attention, facts.topk_milli, facts.linear)
 
 
-def _sm(device: torch.device) -> int:
+def sm_of(device: torch.device) -> int:
+    """A CUDA device's compute capability as 10·major + minor."""
     major, minor = torch.cuda.get_device_capability(device)
     return int(10 * major + minor)
 
@@ -186,7 +187,7 @@ def _overhead(manifest: Manifest) -> int:
 
 def _planned_bytes(manifest: Manifest, stage: str, tokens: int) -> int:
     """For a plan before anything is loaded: on the GPU here, or on the bundle's where there is none."""
-    sm = _sm(torch.device("cuda", torch.cuda.current_device())) if torch.cuda.is_available() else None
+    sm = sm_of(torch.device("cuda", torch.cuda.current_device())) if torch.cuda.is_available() else None
     return stage_bytes(manifest, stage, tokens, options_of(manifest), sm or gpu_named(manifest.gpu.name).cubin_sm)
 
 

@@ -10,7 +10,7 @@ from exporter.components import component_stages
 from exporter.models import model_named
 from exporter.stage_spec import StageSpec
 from exporter.stages import BlockOptions
-from exporter.torch_backend import TorchDevice, _view
+from exporter.torch_backend import TorchDevice, _view, sm_of
 from exporter.torch_memory import PeakBytes
 from plugins.torch_op import torch_dtype
 from runtime.backend import Device, DeviceTensor
@@ -29,15 +29,16 @@ class TorchRunner:
         self._stages: dict[str, StageSpec] = {
             stage.name: stage
             for component in ("text", "vae")
-            for stage in component_stages(model, component, BlockOptions())
+            for stage in component_stages(model, component, BlockOptions(), manifest.text_linear)
         }
+        self._sm = sm_of(device) if device.type == "cuda" else None
         self._peaks: dict[tuple[str, tuple[tuple[str, int], ...]], int] = {}
 
     def activation_bytes(self, stage: str, sizes: Sizes) -> int:
         """The peak of torch's allocations, followed on meta tensors; workspace of cuDNN is not in it."""
         key = stage, tuple(sorted(sizes.items()))
         if key not in self._peaks:
-            self._peaks[key] = stage_peak(self._stages[stage], sizes)
+            self._peaks[key] = stage_peak(self._stages[stage], sizes, self._sm)
         return self._peaks[key]
 
     def prepare(self, sizes: Mapping[str, Sizes]) -> None:
@@ -56,8 +57,8 @@ class TorchRunner:
         self.device.close()
 
 
-def stage_peak(stage: StageSpec, sizes: Sizes) -> int:
-    """Bytes a stage allocates at its peak under torch, besides inputs and weights."""
+def stage_peak(stage: StageSpec, sizes: Sizes, sm: int | None = None) -> int:
+    """Bytes a stage allocates at its peak under torch, besides inputs and weights. ``sm`` None: no kernels, the CPU."""
     inputs = [
         torch.empty(shape_of(spec.dims, sizes), dtype=torch_dtype(spec.dtype), device="meta")
         for spec in stage.inputs.values()
@@ -66,7 +67,7 @@ def stage_peak(stage: StageSpec, sizes: Sizes) -> int:
         name: torch.empty(spec.shape, dtype=torch_dtype(spec.dtype), device="meta")
         for name, spec in stage.weights.items()
     }
-    with torch.no_grad(), PeakBytes([*inputs, *weights.values()], None) as followed:
+    with torch.no_grad(), PeakBytes([*inputs, *weights.values()], sm) as followed:
         stage.function(*inputs, weights)
     return int(followed.peak)
 

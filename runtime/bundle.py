@@ -131,7 +131,8 @@ class FileInfo(_Record, frozen=True, forbid_unknown_fields=True, kw_only=True):
 class Manifest(_Record, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Everything about one bundle. ``plans``: plugin node → file; ``weights``: expert → file; no time, no path.
 
-    ``media``: the stages of text encoder and VAE, whose weights are in ``media_weights``: component → file.
+    ``media``: the stages of text encoder and VAE, whose weights are in ``media_weights``: component → file;
+    ``text_linear``: how the text encoder's Linears are packed and computed.
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -145,6 +146,7 @@ class Manifest(_Record, frozen=True, forbid_unknown_fields=True, kw_only=True):
     weights: dict[str, str]
     media: tuple[MediaStage, ...] = ()
     media_weights: dict[MediaComponent, str] = {}
+    text_linear: Literal["int8", "bf16"] = "bf16"
     tokenizer: str | None = None
     has_proj_l: bool | None = None
     vram_estimate_bytes: Count

@@ -27,6 +27,7 @@ def rebuild_command(manifest: Manifest) -> str:
     words += ["--topk", f"{sampler.topk_milli / 1000:g}"] if sampler.attention != "sage" else []
     components = ["dit", *dict.fromkeys(stage.component for stage in manifest.media)]
     words += ["--components", ",".join(components)] if len(components) < 3 else []
+    words += ["--text-linear", manifest.text_linear] if manifest.text_linear != "bf16" else []
     return shlex.join(words)
 
 

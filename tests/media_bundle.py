@@ -17,7 +17,7 @@ from exporter.text_encoder import TEXT_ENCODERS, text_weights
 from exporter.vae.halves import HALVES
 from exporter.vae.spec import VAES
 from exporter.vae.weights import packed_weights
-from exporter.weights import WeightSpec
+from exporter.weights import LinearMode, WeightSpec
 from plugins.torch_op import torch_dtype
 from runtime.bundle import Manifest, MediaStage, Profile, TensorInfo, file_info, write_manifest
 from runtime.numerics import Array
@@ -45,7 +45,7 @@ def vae_table(model: ModelSpec) -> dict[str, WeightSpec]:
     return {name: spec for half in HALVES for name, spec in packed_weights(VAES[model.vae], half).items()}
 
 
-def media_stages(model: ModelSpec) -> tuple[MediaStage, ...]:
+def media_stages(model: ModelSpec, text_linear: LinearMode = "bf16") -> tuple[MediaStage, ...]:
     """The manifest's entries, from the same table that the exporter traces."""
 
     def infos(table: dict[str, Any]) -> tuple[TensorInfo, ...]:
@@ -53,7 +53,7 @@ def media_stages(model: ModelSpec) -> tuple[MediaStage, ...]:
 
     made = []
     for component in ("text", "vae"):
-        for stage in component_stages(model, component, BlockOptions()):
+        for stage in component_stages(model, component, BlockOptions(), text_linear):
             taken = {name: (i.dims, i.dtype) for name, i in stage.inputs.items()}
             taken |= {name: (w.shape, w.dtype) for name, w in stage.weights.items()}
             given = _outputs(stage)

@@ -172,7 +172,8 @@ def test_the_runtime_decodes_whole_and_in_tiles(
 ) -> None:
     """The runtime's own path, frames on the host: whole, and in half of its memory by tiles; peaks against plans."""
     shape = LATENTS[size]
-    manifest: Any = SimpleNamespace(media=media_stages(MODEL), model=SimpleNamespace(name="wan2.2-i2v-a14b-720p"))
+    facts = SimpleNamespace(name="wan2.2-i2v-a14b-720p")
+    manifest: Any = SimpleNamespace(media=media_stages(MODEL), model=facts, text_linear="bf16")
     runner: TorchRunner = open_runner(manifest)
     file = WeightsFile(vae_file)
     latents = np.random.default_rng(0).standard_normal((16, *shape), dtype=np.float32)

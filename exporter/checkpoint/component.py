@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
 from exporter.checkpoint.foreign import refuse_foreign
 from exporter.checkpoint.reader import find_weights, open_source
-from exporter.checkpoint.source import TensorMeta
+from exporter.checkpoint.source import TensorMeta, bands
 from exporter.checkpoint.table import Expected, differences, listing
 from exporter.checkpoint.writer import SafetensorsWriter
-from exporter.pack import FORMAT_VERSION, converted
+from exporter.pack import FORMAT_VERSION, Packer
 from exporter.weights import WeightSpec
 from plugins.errors import UserError
 
@@ -24,6 +24,7 @@ class ComponentFormat:
 
     ``rename`` gives Wan's name of a stored one, ``expected`` is keyed by Wan's names, ``sources`` gives those that make
     up a packed tensor. In a whole release, ``subfolder`` is diffusers' and ``pattern`` matches Wan's own file.
+    ``choices`` are those that decide how it is packed: a packed file's header says them.
     """
 
     title: str
@@ -33,10 +34,13 @@ class ComponentFormat:
     expected: Mapping[str, Expected]
     packed: Mapping[str, WeightSpec]
     sources: Callable[[str], tuple[str, ...]]
+    choices: Mapping[str, str] = field(default_factory=dict)
 
 
 class ComponentCheckpoint:
     """A checkpoint that fits a format. Raises UserError listing what does not."""
+
+    quantized = False  # nobody publishes these components in INT8 blocks
 
     def __init__(self, path: Path, form: ComponentFormat) -> None:
         self.path = locate(path, form)
@@ -52,9 +56,14 @@ class ComponentCheckpoint:
                 got=listing(problems),
             )
 
-    def load(self, name: str) -> torch.Tensor:
-        """A tensor by Wan's name, in the dtype it is stored in."""
-        return self._source.load(self._stored[name])
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """All files that the tensors come from."""
+        return self._source.files
+
+    def bands(self, name: str) -> Iterator[torch.Tensor]:
+        """A tensor by Wan's name, in the dtype it is stored in, by consecutive rows."""
+        return bands(self._source, self._stored[name])
 
 
 def locate(path: Path, form: ComponentFormat) -> Path:
@@ -91,7 +100,7 @@ def component_table(form: ComponentFormat) -> dict[str, TensorMeta]:
 
 def component_metadata(form: ComponentFormat) -> dict[str, str]:
     """What a packed file's header says of it."""
-    return {"format_version": FORMAT_VERSION, "component": form.title}
+    return {"format_version": FORMAT_VERSION, "component": form.title, **form.choices}
 
 
 def pack_component(
@@ -101,12 +110,7 @@ def pack_component(
     progress: Callable[[int, int], None] | None = None,
 ) -> None:
     """Write the packed file, tensor by tensor; the same input gives the same bytes. Raises UserError as pack does."""
-    table = component_table(form)
+    table, packer = component_table(form), Packer(checkpoint, form.sources)
     with SafetensorsWriter(out, table, component_metadata(form), progress) as writer:
         for name, meta in table.items():
-            pieces = (
-                piece
-                for source in form.sources(name)
-                for piece in converted(checkpoint.load(source), meta.dtype, source)
-            )
-            writer.write(name, pieces)
+            writer.write(name, packer.pieces(name, meta))

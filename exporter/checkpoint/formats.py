@@ -11,17 +11,18 @@ from exporter.vae.halves import HALVES
 from exporter.vae.names import vae_name
 from exporter.vae.spec import VAES, VaeSpec
 from exporter.vae.weights import packed_weights, vae_weights
+from exporter.weights import LinearMode
 from runtime.bundle import MediaComponent
 
 
-def component_format(model: ModelSpec, component: MediaComponent) -> ComponentFormat:
-    """How a component of this model is published."""
+def component_format(model: ModelSpec, component: MediaComponent, text_linear: LinearMode = "bf16") -> ComponentFormat:
+    """How a component of this model is published, and packed for a text encoder with such Linears."""
     if component == "text":
-        return text_format(TEXT_ENCODERS[model.text_encoder])
+        return text_format(TEXT_ENCODERS[model.text_encoder], text_linear)
     return vae_format(VAES[model.vae])
 
 
-def text_format(spec: TextSpec) -> ComponentFormat:
+def text_format(spec: TextSpec, linear: LinearMode = "bf16") -> ComponentFormat:
     """umT5: Wan's models_t5_umt5-xxl-enc-bf16.pth, or transformers' UMT5EncoderModel."""
     return ComponentFormat(
         title=f"text encoder {spec.name}",
@@ -29,8 +30,9 @@ def text_format(spec: TextSpec) -> ComponentFormat:
         pattern="*t5*.pth",
         rename=text_name,
         expected=text_expected(spec),
-        packed=text_weights(spec),
+        packed=text_weights(spec, linear),
         sources=text_sources,
+        choices={"linear": linear},
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -9,7 +10,7 @@ import torch
 from exporter.checkpoint.foreign import foreign_error, refuse_foreign
 from exporter.checkpoint.names import canonical_names
 from exporter.checkpoint.safetensors_file import INDEX_SUFFIX, SafetensorsFile, ShardedSafetensors
-from exporter.checkpoint.source import TensorMeta, TensorSource
+from exporter.checkpoint.source import TensorMeta, TensorSource, bands
 from exporter.checkpoint.table import (
     checkpoint_tensors,
     fitting_models,
@@ -109,6 +110,11 @@ class NamedTensors:
         """The tensor, in the dtype it is stored in. Raises UserError if its bytes cannot be read."""
         return self._source.load(self._stored[name]).reshape(self.tensors[name].shape)
 
+    def bands(self, name: str) -> Iterator[torch.Tensor]:
+        """The same by consecutive rows."""
+        for band in bands(self._source, self._stored[name]):
+            yield band.reshape(band.shape[0], *self.tensors[name].shape[1:])
+
 
 def _flat_patch(name: str, meta: TensorMeta) -> TensorMeta:
     """Conv3d [D,C,1,2,2] → Linear [D,C·4]: same bytes, features ordered (c, kt, kh, kw) in both."""
@@ -151,6 +157,13 @@ class Checkpoint:
         if name not in self._source.tensors and name in self._tensors:
             return torch.zeros(self._tensors[name].shape)
         return self._source.load(name)
+
+    def bands(self, name: str) -> Iterator[torch.Tensor]:
+        """The same by consecutive rows: whole 128-row blocks at a time, but for the last."""
+        if name in self._source.tensors:
+            yield from self._source.bands(name)
+        else:
+            yield self.load(name)
 
 
 def open_checkpoint(path: Path, model: ModelSpec, *, allow_missing_proj_l: bool = False) -> Checkpoint:

@@ -144,20 +144,31 @@ class SafetensorsFile:
     def load(self, name: str) -> torch.Tensor:
         """The tensor, in memory of its own. Raises UserError where the file has changed since it was opened."""
         entry = self._entries[name]
-        buffer = torch.empty(entry.size, dtype=torch.uint8)
+        return self._read(name, entry.start, entry.size).reshape(entry.meta.shape)
+
+    def load_rows(self, name: str, start: int, stop: int) -> torch.Tensor:
+        """Rows [start, stop) of the first dim, as ``load`` gives them, without reading the others."""
+        entry = self._entries[name]
+        row = entry.size // entry.meta.shape[0]
+        rows = self._read(name, entry.start + start * row, (stop - start) * row)
+        return rows.reshape(stop - start, *entry.meta.shape[1:])
+
+    def _read(self, name: str, start: int, size: int) -> torch.Tensor:
+        """A tensor's bytes from a place in the file, in its dtype and one dim. Raises UserError."""
+        buffer = torch.empty(size, dtype=torch.uint8)
         view = memoryview(buffer.numpy())
         try:
             with self.path.open("rb", buffering=0) as file:
-                file.seek(entry.start)
+                file.seek(start)
                 done = 0
-                while done < entry.size:  # one read returns at most 2 GiB
+                while done < size:  # one read returns at most 2 GiB
                     count = file.readinto(view[done:])
                     if not count:
                         raise _corrupt(self.path, f"an end of file within {name}")
                     done += count
         except OSError as error:
             raise UserError(f"{self.path} cannot be read.", got=str(error)) from error
-        return buffer.view(TORCH_DTYPES[entry.meta.dtype]).reshape(entry.meta.shape)
+        return buffer.view(TORCH_DTYPES[self._entries[name].meta.dtype])
 
 
 class ShardedSafetensors:
@@ -188,6 +199,9 @@ class ShardedSafetensors:
 
     def load(self, name: str) -> torch.Tensor:
         return self._homes[name].load(name)
+
+    def load_rows(self, name: str, start: int, stop: int) -> torch.Tensor:
+        return self._homes[name].load_rows(name, start, stop)
 
 
 def _weight_map(index: Path) -> dict[str, str]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Protocol
 
@@ -23,6 +24,7 @@ TORCH_DTYPES: Mapping[str, torch.dtype] = {
 }
 DTYPE_NAMES: Mapping[torch.dtype, str] = {dtype: name for name, dtype in TORCH_DTYPES.items()}
 FLOATS = ("bf16", "fp16", "fp32")
+_BAND_ELEMENTS = 2**23
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ class TensorMeta:
 
 
 class TensorSource(Protocol):
-    """A file, or several, of named tensors. Only ``load`` reads a tensor's data."""
+    """A file, or several, of named tensors. Only ``load`` and ``load_rows`` read a tensor's data."""
 
     @property
     def files(self) -> tuple[Path, ...]: ...
@@ -46,3 +48,17 @@ class TensorSource(Protocol):
     def tensors(self) -> Mapping[str, TensorMeta]: ...
 
     def load(self, name: str) -> torch.Tensor: ...
+
+    def load_rows(self, name: str, start: int, stop: int) -> torch.Tensor:
+        """Rows [start, stop) of the first dim."""
+
+
+def bands(source: TensorSource, name: str) -> Iterator[torch.Tensor]:
+    """The tensor by consecutive rows, so that an embedding of gigabytes is never held whole; multiples of 128 rows."""
+    shape = source.tensors[name].shape
+    if prod(shape) <= _BAND_ELEMENTS:
+        yield source.load(name)
+        return
+    rows = max(1, _BAND_ELEMENTS // (prod(shape[1:]) * 128)) * 128
+    for start in range(0, shape[0], rows):
+        yield source.load_rows(name, start, min(start + rows, shape[0]))

@@ -85,3 +85,6 @@ class TorchFile:
     def load(self, name: str) -> torch.Tensor:
         """The tensor, backed by the mapped file."""
         return self._state[name].detach()
+
+    def load_rows(self, name: str, start: int, stop: int) -> torch.Tensor:
+        return self.load(name)[start:stop]

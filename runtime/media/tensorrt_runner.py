@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from plugins.errors import UserError
+from plugins.registry import OPS
+from plugins.tensorrt_plugin import register
 from runtime.backend import DeviceTensor, Memory
 from runtime.bundle import Manifest
 from runtime.engine import Engine, make_logger
@@ -20,6 +22,7 @@ class TensorrtRunner:
         self.device = device
         self._trt, self._folder, self._manifest = trt, folder, manifest
         self._log = make_logger(trt)
+        register(trt, OPS)  # the text encoder runs before the DiT, and its INT8 engine holds our plugins too
         self._runtime = trt.Runtime(self._log)
         self._engines: dict[str, Engine] = {}
         self._prepared: dict[str, Sizes] = {}

@@ -10,6 +10,7 @@ import numpy.typing as npt
 from plugins.errors import UserError
 from runtime.backend import DeviceTensor, Memory, tensors
 from runtime.bundle import Manifest
+from runtime.checks import rebuild_command
 from runtime.layout import Layout, layout
 from runtime.media.runner import Runner
 from runtime.media.stages import media_stage, weight_slot
@@ -35,7 +36,8 @@ class TextEncoder:
         for problem in problems:
             if problem or not self.layers:
                 raise UserError(f"The text encoder's weights are not of this bundle: {problem or 'no blocks'}.",
-                                remedy="export with --text-encoder again")  # fmt: skip
+                                expected=f"weights packed for --text-linear {manifest.text_linear}",
+                                remedy=f"{rebuild_command(manifest)} --text-encoder PATH_OR_HF_ID")  # fmt: skip
 
     def nbytes(self, lengths: Sequence[int]) -> int:
         """Bytes of device memory for prompts of these lengths."""
