@@ -93,7 +93,7 @@ def facts(spec: CompareSpec, roster: Roster) -> dict[str, str]:
     """Versions and settings, as the report's table shows them."""
     manifest, model, scene = roster.manifest, roster.model, roster.scene
     sampler = manifest.sampler
-    width, height = spec.size or model.size
+    count, height, width = scene.shape
     at = ", ".join(f"{step.t:.3f}" for step in scene.steps)
     topk = "" if sampler.attention == "sage" else f", top-k {sampler.topk_milli / 1000:g}"
     found = {
@@ -101,8 +101,8 @@ def facts(spec: CompareSpec, roster: Roster) -> dict[str, str]:
         "bundle": f"{spec.bundle.name} for {manifest.gpu.name} (sm_{manifest.gpu.sm}, {manifest.gpu.flavour})",
         "checkpoint": spec.checkpoint or "none",
         "attention, Linears": f"{sampler.attention}{topk}; {sampler.linear}",
-        "video": f"{width}×{height}×{spec.frames or model.frames}, L = {scene.noise[0].shape[0]:,} tokens",
-        "steps": f"{len(scene.steps)} at t = {at}, SDE, seed {spec.seed}",
+        "video": f"{8 * width}×{8 * height}×{4 * count - 3}, L = {scene.tokens:,} tokens",
+        "steps": f"{len(scene.steps)} at t = {at}, {'ODE' if spec.ode else 'SDE'}, seed {spec.seed}",
         "blocks and ops at": f"step {spec.block_step + 1}",
         "text": "random" if spec.embeds is None else str(spec.embeds),
         "run on": torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU ({platform.machine()})",

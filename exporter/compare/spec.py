@@ -10,7 +10,7 @@ from typing import Literal, get_args
 from plugins.errors import UserError
 
 Runner = Literal["fp32", "quantized", "onnx", "plans", "tensorrt"]
-RUNNERS: tuple[str, ...] = get_args(Runner)
+RUNNERS: tuple[Runner, ...] = get_args(Runner)
 Level = Literal["op", "block", "step", "free", "frame"]
 #: What each level is, as reports say it.
 LEVELS: dict[str, str] = {
@@ -22,29 +22,37 @@ LEVELS: dict[str, str] = {
 }
 
 
+def runner_named(name: str) -> Runner:
+    """The runner of that name. Raises UserError listing them."""
+    for runner in RUNNERS:
+        if runner == name:
+            return runner
+    raise UserError("This cannot be compared.", expected=", ".join(RUNNERS), got=name)
+
+
 @dataclass(frozen=True)
 class CompareSpec:
-    """One bundle against its checkpoint (None: against itself only). ``block_step`` counts from 0."""
+    """One bundle against its checkpoint (None: against itself only). ``block_step`` counts from 0.
+
+    None is the model's own steps, size and frames; ``embeds`` and ``condition`` are files (None: random).
+    ``video`` None decodes the final latents where that is no long work.
+    """
 
     bundle: Path
     checkpoint: str | None
-    against: tuple[Runner, ...] = RUNNERS  # type: ignore[assignment]
-    steps: int = 4
+    against: tuple[Runner, ...] = RUNNERS
+    steps: int | None = None
     size: tuple[int, int] | None = None
     frames: int | None = None
     seed: int = 0
     embeds: Path | None = None
+    condition: Path | None = None
+    ode: bool = False
     block_step: int = 0
     same_blocks: bool = False
+    video: bool | None = None
     sweep: tuple[int, ...] = ()
     out: Path = Path("report")
-
-    def __post_init__(self) -> None:
-        if unknown := [name for name in self.against if name not in RUNNERS]:
-            raise UserError("This cannot be compared.", expected=", ".join(RUNNERS), got=", ".join(unknown))
-        if not 0 <= self.block_step < self.steps:
-            raise UserError("There is no such step.", expected=f"--at-step 1 to {self.steps}",
-                            got=str(self.block_step + 1))  # fmt: skip
 
 
 @dataclass(frozen=True)
