@@ -26,9 +26,13 @@ from exporter.cli import app  # noqa: E402
 from exporter.compare import roster as roster_module  # noqa: E402
 from exporter.compare.machines import BlockInput  # noqa: E402
 from exporter.compare.run import compare  # noqa: E402
-from exporter.compare.spec import CompareSpec, Comparison, Row  # noqa: E402
+from exporter.compare.spec import CompareSpec, Comparison, Row, runner_named  # noqa: E402
 from exporter.compare.torch_machines import StageMachine  # noqa: E402
+from exporter.estimate import step_ms as estimate_step_ms  # noqa: E402
+from exporter.gpus import GPUS  # noqa: E402
+from exporter.models import MODELS  # noqa: E402
 from exporter.progress import SilentProgress  # noqa: E402
+from exporter.stages import BlockOptions  # noqa: E402
 from plugins.errors import UserError  # noqa: E402
 
 Tensors = dict[str, Any]
@@ -109,11 +113,26 @@ def test_rounding_explains_the_error(clean: tuple[Comparison, Path]) -> None:
 
 def test_keeping_more_blocks_comes_nearer(clean: tuple[Comparison, Path]) -> None:
     found, _ = clean
-    assert [point.topk_milli for point in found.sweep] == [250, 500, 1000]
-    errors = [point.relative_l2 for point in found.sweep]
+    assert found.sweep is not None
+    assert [point.topk_milli for point in found.sweep.points] == [250, 500, 1000]
+    errors = [point.relative_l2 for point in found.sweep.points]
     assert errors == sorted(errors, reverse=True)
     assert errors[0] > 2 * errors[-1]
-    assert all(point.seconds is None for point in found.sweep)
+
+
+def test_the_time_of_a_sweep_is_an_estimate_and_says_so(clean: tuple[Comparison, Path]) -> None:
+    found, out = clean
+    assert found.sweep is not None
+    assert found.sweep.estimated
+    assert found.sweep.untimed is None
+    want = [
+        estimate_step_ms(MODELS["wan-tiny"], GPUS["rtx5090"], BlockOptions(topk_milli=milli), 200) / 1e3
+        for milli in (250, 500, 1000)
+    ]
+    assert [point.seconds for point in found.sweep.points] == want == sorted(want)
+    data = json.loads((out / "comparison.json").read_bytes())["sweep"]
+    assert (data["estimated"], data["device"]) == (True, "rtx5090")
+    assert "ESTIMATED for rtx5090" in (out / "report.html").read_text()
 
 
 # Planted errors.
@@ -225,7 +244,7 @@ def test_one_runner_is_too_few(exported: Exported, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="nothing to compare"):
         run(exported.folder, exported.checkpoint, tmp_path, against=("quantized",))
     with pytest.raises(UserError, match="cannot be compared"):
-        run(exported.folder, exported.checkpoint, tmp_path, against=("fp64", "quantized"))
+        runner_named("fp64")
 
 
 def test_the_command_line(copied: Path, exported: Exported, tmp_path: Path) -> None:

@@ -36,7 +36,9 @@ def test_plans_take_part(exported: Exported, tmp_path: Path) -> None:
     assert {row.layer for row in ops} == {0, 1}
     assert any(row.value > 0 for row in ops), "kernels do not sum in the oracle's order"
     assert all(row.bound is not None and row.bound > 1e-6 for row in ops)
-    assert all(point.seconds is not None and point.seconds > 0 for point in found.sweep)
+    assert found.sweep is not None
+    assert not found.sweep.estimated
+    assert all(point.seconds is not None and point.seconds > 0 for point in found.sweep.points)
     major, minor = torch.cuda.get_device_capability()
     if 10 * major + minor != 120:
         assert any("compiled for sm_" in note for note in found.notes)

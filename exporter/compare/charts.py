@@ -14,7 +14,7 @@ from matplotlib.colors import LinearSegmentedColormap, LogNorm
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-from exporter.compare.spec import Row, SweepPoint
+from exporter.compare.spec import Row, Sweep
 
 COLOURS = ("#2563eb", "#ea580c", "#059669", "#9333ea", "#ca8a04", "#0891b2", "#be123c")
 INK, GRID, BOUND = "#334155", "#e2e8f0", "#dc2626"
@@ -173,18 +173,18 @@ def latent_images(frames: Mapping[str, Sequence[Any]], shown: int = 5) -> bytes:
         return buffer.getvalue()
 
 
-def sweep_chart(points: Sequence[SweepPoint]) -> bytes:
-    """SVG: PSNR over seconds where they were measured, over the share of kept blocks where not."""
-    timed = all(point.seconds is not None for point in points)
-    places = [float(p.seconds or 0) if timed else p.topk_milli / 1000 for p in points]
+def sweep_chart(sweep: Sweep) -> bytes:
+    """SVG: PSNR over seconds, over the share of kept blocks where there are none."""
+    timed = sweep.untimed is None
+    places = [float(p.seconds or 0) if timed else p.topk_milli / 1000 for p in sweep.points]
     with matplotlib.rc_context(_STYLE):
         figure, axes = _axes(7.2, 3.0)
-        values = [point.psnr_db for point in points]
+        values = [point.psnr_db for point in sweep.points]
         axes.plot(places, values, "-o", color=COLOURS[0], linewidth=1.6, markersize=5)
-        for place, value, point in zip(places, values, points, strict=True):
+        for place, value, point in zip(places, values, sweep.points, strict=True):
             axes.annotate(f"top-k {point.topk_milli / 1000:g}", (place, value), xytext=(0, 7),
                           textcoords="offset points", ha="center", fontsize=8)  # fmt: skip
         axes.margins(x=0.08, y=0.2)
-        axes.set_xlabel("seconds for one step's blocks" if timed else "share of key blocks kept")
+        axes.set_xlabel(f"seconds of {sweep.time_label}" if timed else "share of key blocks kept")
         axes.set_ylabel("mean PSNR of latent frames, dB")
         return _svg(figure)

@@ -10,7 +10,7 @@ from html import escape
 from pathlib import Path
 
 from exporter.compare import charts
-from exporter.compare.spec import LEVELS, Comparison, Level, Row
+from exporter.compare.spec import LEVELS, Comparison, Level, Row, Sweep
 from exporter.compare.style import CSS
 from exporter.compare.tables import (
     bound_text,
@@ -19,6 +19,7 @@ from exporter.compare.tables import (
     metric,
     metric_name,
     offenders,
+    seconds_text,
     where,
 )
 
@@ -181,16 +182,27 @@ def _latents(found: Comparison) -> str:
 
 
 def _sweep(found: Comparison) -> str:
-    if not found.sweep:
+    sweep = found.sweep
+    if sweep is None:
         return ""
     rows = [
         [f"{p.topk_milli / 1000:g}", metric("relative_l2", p.relative_l2), metric("psnr_db", p.psnr_db),
-         metric("ssim", p.ssim), "not measured: no GPU" if p.seconds is None else f"{p.seconds:.4f} s"]
-        for p in found.sweep
+         metric("ssim", p.ssim), seconds_text(p.seconds)]
+        for p in sweep.points
     ]  # fmt: skip
-    headings = ("top-k", "relative L2", "PSNR", "SSIM", "one step's blocks")
-    body = _figure(charts.sweep_chart(found.sweep), "svg+xml", "quality by top-k") + _table(headings, rows, headings)
-    return _section("How sparse?", "Final latents against the reference with every key block kept.", body)
+    headings = ("top-k", "relative L2", "PSNR", "SSIM", sweep.time_label)
+    body = _figure(charts.sweep_chart(sweep), "svg+xml", "quality by top-k") + _table(headings, rows, headings)
+    return _section(
+        "How sparse?", f"Final latents against the reference with every key block kept. {_time_text(sweep)}", body
+    )
+
+
+def _time_text(sweep: Sweep) -> str:
+    if sweep.untimed:
+        return f"No times: {sweep.untimed}."
+    if sweep.estimated:
+        return f"Times are an estimate for {sweep.device} (turbotrt estimate says how good), not a measurement."
+    return f"Times were measured on {sweep.device}."
 
 
 def _facts(found: Comparison) -> str:

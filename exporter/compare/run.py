@@ -134,6 +134,6 @@ def summary(found: Comparison) -> bytes:
         "inspected_block": found.inspected,
         "rounding_alone": found.rounding,
         "rounding_accumulated": found.accumulated,
-        "sweep": [asdict(point) for point in found.sweep],
+        "sweep": None if found.sweep is None else asdict(found.sweep),
     }
     return msgspec.json.format(msgspec.json.encode(plain), indent=1) + b"\n"

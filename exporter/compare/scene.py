@@ -34,7 +34,7 @@ class Scene:
     @property
     def tokens(self) -> int:
         """L."""
-        return self.noise[0].shape[0]
+        return int(self.noise[0].shape[0])
 
     @property
     def start(self) -> Tensor:

@@ -103,7 +103,7 @@ class Comparison:
     accumulated: dict[str, dict[str, float]] = field(default_factory=dict)
     rounding: dict[str, dict[str, float]] = field(default_factory=dict)
     inspected: int | None = None
-    sweep: list[SweepPoint] = field(default_factory=list)
+    sweep: Sweep | None = None
 
     @property
     def offenders(self) -> list[Row]:
@@ -117,10 +117,28 @@ class Comparison:
 
 @dataclass(frozen=True)
 class SweepPoint:
-    """One share of kept key blocks: distance of the final latents, and seconds for all steps, None if not measured."""
+    """One share of kept key blocks: distance of the final latents, and seconds of one step's blocks."""
 
     topk_milli: int
     relative_l2: float
     psnr_db: float
     ssim: float
     seconds: float | None
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Quality against time. ``estimated``: the seconds are computed for ``device``, else they were measured on it.
+
+    ``untimed`` says why there are no seconds.
+    """
+
+    points: tuple[SweepPoint, ...]
+    device: str
+    estimated: bool
+    untimed: str | None = None
+
+    @property
+    def time_label(self) -> str:
+        """What a table or an axis of the seconds is called."""
+        return f"a step's blocks, {'ESTIMATED for' if self.estimated else 'measured on'} {self.device}"
