@@ -99,7 +99,7 @@ def test_psnr_and_ssim() -> None:
     assert frame_distance(want.flip(2), want).ssim < 0.2
     flat, other = torch.full((1, 9, 9), 0.25, dtype=torch.float64), torch.full((1, 9, 9), 0.75, dtype=torch.float64)
     by_means = (2 * 0.25 * 0.75 + 1e-4) / (0.25**2 + 0.75**2 + 1e-4)  # no variance: the luminance term alone
-    assert ssim(flat, other, 1.0) == pytest.approx(by_means)
+    assert ssim(flat, other, 1.0, 7) == pytest.approx(by_means)
 
 
 @pytest.mark.parametrize(

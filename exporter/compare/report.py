@@ -24,7 +24,7 @@ from exporter.compare.tables import (
 )
 
 _TITLES: dict[str, str] = {"op": "Ops", "block": "Blocks", "step": "Steps", "free": "Steps, free-running",
-                           "frame": "Final latents"}  # fmt: skip
+                           "frame": "Final latents", "video": "Video"}  # fmt: skip
 
 
 def write_report(path: Path, found: Comparison) -> None:
@@ -42,13 +42,12 @@ def write_report(path: Path, found: Comparison) -> None:
 def html(found: Comparison) -> str:
     """The report's text."""
     title = f"{found.facts.get('model', 'model')}: is the engine right?"
-    sections = [_verdict(found), _summary(found), _charts(found), _ops(found), _latents(found), _sweep(found),
-                _facts(found), _all_rows(found)]  # fmt: skip
+    parts = (_verdict, _summary, _charts, _ops, _latents, _video, _sweep, _facts, _all_rows)
     return (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<style>{CSS}</style></head><body><main><h1>{escape(title)}</h1>"
-        f"<p>{escape(found.facts.get('bundle', ''))}</p>{''.join(sections)}</main></body></html>\n"
+        f"<p>{escape(found.facts.get('bundle', ''))}</p>{''.join(part(found) for part in parts)}</main></body></html>\n"
     )
 
 
@@ -170,15 +169,32 @@ def _latents(found: Comparison) -> str:
     if not found.frames:
         return ""
     image = _figure(charts.latent_images(found.frames), "png", "latent frames side by side")
+    return _section("Final latents", "After the last step, each runner on its own; colours are the reference's three "
+                    "principal channels.", image + _frame_table(found, "frame"))  # fmt: skip
+
+
+def _frame_table(found: Comparison, level: Level) -> str:
     rows = [
         [escape(r.place), escape(r.candidate), escape(r.reference), first_metric(r), metric("ssim", r.metrics["ssim"])]
         for r in found.rows
-        if r.level == "frame"
+        if r.level == level
     ]
     table = _table(("frame", "candidate", "against", "PSNR", "SSIM"), rows, ("PSNR", "SSIM"))
-    return _section("Final latents", "After the last step, each runner on its own; colours are the reference's three "
-                    "principal channels.", f"{image}<details><summary>PSNR and SSIM of every frame</summary>{table}"
-                    "</details>")  # fmt: skip
+    return f"<details><summary>PSNR and SSIM of every frame</summary>{table}</details>"
+
+
+def _video(found: Comparison) -> str:
+    if not found.video:
+        return ""
+    groups = _of(found, "video")
+    series = {pair: [row.metrics for row in rows] for pair, rows in groups.items()}
+    chart = _figure(charts.frame_lines(series, _bounds(groups)), "svg+xml", "PSNR and SSIM of every frame")
+    image = _figure(charts.video_images(found.video), "png", "frames side by side")
+    text = (
+        "The final latents through the bundle's VAE, one decoder for all, so that what differs is the DiT's; against "
+        f"8-bit range. Equal frames are drawn at {charts.CEILING:g} dB, bounds dotted."
+    )
+    return _section("Video", text, chart + image + _frame_table(found, "video"))
 
 
 def _sweep(found: Comparison) -> str:

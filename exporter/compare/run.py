@@ -15,17 +15,17 @@ from polygraphy.comparator import IterationResult, RunResults
 from polygraphy.json import save_json
 from torch import Tensor
 
-from exporter.compare.levels import BlockLevels, compare_steps, quietly
+from exporter.compare.levels import BlockLevels, compare_steps, compare_videos, quietly
 from exporter.compare.report import write_report
 from exporter.compare.roster import Roster, open_roster
 from exporter.compare.runners import BLOCK_OUTPUT
 from exporter.compare.spec import CompareSpec, Comparison
 from exporter.compare.sweep import check_sweep, sweep
+from exporter.compare.video import VIDEO, why_no_video
 from exporter.progress import Progress
 from plugins.torch_op import torch_dtype
 
 _TOOLS = ("turbotrt", "torch", "triton", "onnx", "polygraphy", "tensorrt-rtx", "tensorrt", "numpy")
-RESULTS = ("steps", "free", "frames", "ops")  # <name>.json in the output folder: RunResults of Polygraphy's
 INPUTS, OUTPUTS = "block_inputs.json", "block_outputs.json"
 MAX_RESULTS = 2**30  # bytes of tensors in one JSON file
 SUMMARY = "comparison.json"
@@ -36,12 +36,16 @@ def compare(spec: CompareSpec, progress: Progress) -> Comparison:
     """Compare what this machine can run, and write results and report into ``spec.out``. Raises UserError."""
     roster = open_roster(spec)
     check_sweep(roster, spec)
+    if no_video := why_no_video(spec, roster):
+        roster.left_out[VIDEO] = no_video
     found = Comparison(left_out=roster.left_out, notes=roster.notes)
     for name, reason in found.left_out.items():
         progress.note(f"left out: {name} {reason}")
     try:
         spec.out.mkdir(parents=True, exist_ok=True)
         results = compare_steps(roster, found, progress)
+        if no_video is None:
+            results[VIDEO] = compare_videos(roster, spec.bundle, results["free"], found, progress)
         blocks = BlockLevels(roster, spec.block_step, _tokens_before(roster, results["steps"], spec.block_step))
         blocks.run(found, progress)
         feed, results["ops"] = blocks.inspect(found, progress)
@@ -65,13 +69,14 @@ def _tokens_before(roster: Roster, steps: RunResults, step: int) -> Tensor:
 
 
 def _save(out: Path, results: Mapping[str, RunResults], progress: Progress) -> None:
-    for name in RESULTS:
-        size = sum(tensor.nbytes for _, runs in results[name].items() for run in runs for _, tensor in run.items())
+    """<name>.json for each of the results: Polygraphy's RunResults."""
+    for name, result in results.items():
+        size = sum(tensor.nbytes for _, runs in result.items() for run in runs for _, tensor in run.items())
         if size > MAX_RESULTS:
             (out / f"{name}.json").unlink(missing_ok=True)
             progress.note(f"{name}.json is not written: its tensors are {size / 1e9:.1f} GB")
             continue
-        quietly(results[name].save, str(out / f"{name}.json"))
+        quietly(result.save, str(out / f"{name}.json"))
 
 
 def _save_block(out: Path, roster: Roster, step: int, feed: Mapping[str, Tensor], results: RunResults) -> None:

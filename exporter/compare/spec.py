@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from plugins.errors import UserError
 
 Runner = Literal["fp32", "quantized", "onnx", "plans", "tensorrt"]
 RUNNERS: tuple[Runner, ...] = get_args(Runner)
-Level = Literal["op", "block", "step", "free", "frame"]
+Level = Literal["op", "block", "step", "free", "frame", "video"]
 #: What each level is, as reports say it.
 LEVELS: dict[str, str] = {
     "op": "every op of a block, each on what the candidate fed it",
@@ -19,6 +19,7 @@ LEVELS: dict[str, str] = {
     "step": "every step, each from the reference's latents",
     "free": "every step, each from the runner's own latents",
     "frame": "the final latents, frame by frame",
+    "video": "the video that the VAE makes of the final latents, frame by frame",
 }
 
 
@@ -92,14 +93,18 @@ class Row:
 
 @dataclass
 class Comparison:
-    """All rows, what was left out and why, and what a report shows beside them."""
+    """All rows, what was left out and why, and what a report shows beside them.
+
+    Runner → its final latent frames fp32 [16, H, W], and its video's frames uint8 [H, W, 3].
+    """
 
     rows: list[Row] = field(default_factory=list)
     left_out: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     facts: dict[str, str] = field(default_factory=dict)
     seconds: dict[str, list[float]] = field(default_factory=dict)
-    frames: dict[str, list[object]] = field(default_factory=dict)
+    frames: dict[str, list[Any]] = field(default_factory=dict)
+    video: dict[str, list[Any]] = field(default_factory=dict)
     accumulated: dict[str, dict[str, float]] = field(default_factory=dict)
     rounding: dict[str, dict[str, float]] = field(default_factory=dict)
     inspected: int | None = None
