@@ -51,10 +51,10 @@ def _svg(figure: Figure) -> bytes:
 
 
 def _bounds(axes: Any, bounds: Sequence[float]) -> None:
-    """Dotted lines, with their values at the right."""
-    for bound in sorted(set(bounds)):
+    """Dotted lines, with their values at the right; every other one further out, as they may be near each other."""
+    for index, bound in enumerate(sorted(set(bounds))):
         axes.axhline(bound, color=BOUND, linewidth=0.9, linestyle=":")
-        axes.annotate(f"{bound:g}", (1, bound), xycoords=("axes fraction", "data"), xytext=(3, 0),
+        axes.annotate(f"{bound:g}", (1, bound), xycoords=("axes fraction", "data"), xytext=(3 + 20 * (index % 2), 0),
                       textcoords="offset points", va="center", fontsize=7, color=BOUND)  # fmt: skip
 
 
@@ -218,22 +218,27 @@ def frame_lines(series: Mapping[str, Sequence[Mapping[str, float]]], bounds: Seq
             axes.xaxis.get_major_locator().set_params(integer=True)
             if metric == "psnr_db":
                 _bounds(axes, bounds)
+            else:
+                axes.set_ylim(min(axes.get_ylim()[0], 0.99), 1)
         figure.legend(loc="outside upper left", ncols=3, frameon=False, fontsize=8)
         return _svg(figure)
 
 
 def sweep_chart(sweep: Sweep) -> bytes:
-    """SVG: PSNR over seconds, over the share of kept blocks where there are none."""
+    """SVG: PSNR over milliseconds, over the share of kept blocks where no times are known."""
     timed = sweep.untimed is None
-    places = [float(p.seconds or 0) if timed else p.topk_milli / 1000 for p in sweep.points]
+    places = [1e3 * float(p.seconds or 0) if timed else p.topk_milli / 1000 for p in sweep.points]
+    labels: dict[tuple[float, float], list[str]] = {}
+    for place, point in zip(places, sweep.points, strict=True):
+        labels.setdefault((place, point.psnr_db), []).append(f"{point.topk_milli / 1000:g}")
     with matplotlib.rc_context(_STYLE):
         figure, axes = _axes(7.2, 3.0)
         values = [point.psnr_db for point in sweep.points]
         axes.plot(places, values, "-o", color=COLOURS[0], linewidth=1.6, markersize=5)
-        for place, value, point in zip(places, values, sweep.points, strict=True):
-            axes.annotate(f"top-k {point.topk_milli / 1000:g}", (place, value), xytext=(0, 7),
-                          textcoords="offset points", ha="center", fontsize=8)  # fmt: skip
-        axes.margins(x=0.08, y=0.2)
-        axes.set_xlabel(f"seconds of {sweep.time_label}" if timed else "share of key blocks kept")
+        for at, shares in labels.items():
+            axes.annotate(f"top-k {', '.join(shares)}", at, xytext=(7, -3), textcoords="offset points", fontsize=8)
+        axes.margins(x=0.15, y=0.2)
+        axes.set_xlim(left=0)
+        axes.set_xlabel(f"ms of {sweep.time_label}" if timed else "share of key blocks kept")
         axes.set_ylabel("mean PSNR of latent frames, dB")
         return _svg(figure)
