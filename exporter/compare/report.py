@@ -188,7 +188,9 @@ def _video(found: Comparison) -> str:
         return ""
     groups = _of(found, "video")
     series = {pair: [row.metrics for row in rows] for pair, rows in groups.items()}
-    chart = _figure(charts.frame_lines(series, _bounds(groups)), "svg+xml", "PSNR and SSIM of every frame")
+    chart = ""
+    if series:  # a single runner may have given a video
+        chart = _figure(charts.frame_lines(series, _bounds(groups)), "svg+xml", "PSNR and SSIM of every frame")
     image = _figure(charts.video_images(found.video), "png", "frames side by side")
     text = (
         "The final latents through the bundle's VAE, one decoder for all, so that what differs is the DiT's; against "
