@@ -237,8 +237,8 @@ def sweep_chart(sweep: Sweep) -> bytes:
         axes.plot(places, values, "-o", color=COLOURS[0], linewidth=1.6, markersize=5)
         for at, shares in labels.items():
             axes.annotate(f"top-k {', '.join(shares)}", at, xytext=(7, -3), textcoords="offset points", fontsize=8)
-        axes.margins(x=0.15, y=0.2)
-        axes.set_xlim(left=0)
+        axes.margins(y=0.2)
+        axes.set_xlim(0, 1.2 * max(places))
         axes.set_xlabel(f"ms of {sweep.time_label}" if timed else "share of key blocks kept")
         axes.set_ylabel("mean PSNR of latent frames, dB")
         return _svg(figure)

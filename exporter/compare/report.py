@@ -69,6 +69,10 @@ def _table(headings: Sequence[str], rows: Iterable[Sequence[str]], numeric: Sequ
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
+def _bound_cell(row: Row) -> str:
+    return escape(bound_text(row)).replace(" ", "&nbsp;")
+
+
 def _figure(data: bytes, kind: str, text: str) -> str:
     encoded = base64.b64encode(data).decode("ascii")
     return f'<figure><img alt="{escape(text)}" src="data:image/{kind};base64,{encoded}"></figure>'
@@ -82,7 +86,7 @@ def _verdict(found: Comparison) -> str:
     if over:
         rows = [
             [escape(where(r)), escape(_TITLES[r.level]), escape(f"{r.candidate} − {r.reference}"), first_metric(r),
-             escape(bound_text(r))]
+             _bound_cell(r)]
             for r in offenders(found)
         ]  # fmt: skip
         body += "<p>The worst first:</p>" + _table(("where", "level", "who", "measured", "bound"), rows, ("measured",))
@@ -100,7 +104,7 @@ def _summary(found: Comparison) -> str:
         second = list(worst.metrics.items())[1]
         rows.append(
             [escape(_TITLES[worst.level]), escape(line.candidate), escape(line.reference), str(line.count),
-             first_metric(worst), f"{escape(metric_name(second[0]))} {metric(*second)}", escape(bound_text(worst)),
+             first_metric(worst), f"{escape(metric_name(second[0]))} {metric(*second)}", _bound_cell(worst),
              escape(where(worst)), _badge(not line.failed, "ok" if not line.failed else f"{line.failed} over")]
         )  # fmt: skip
     headings = ("level", "candidate", "against", "compared", "worst", "and", "bound", "where", "")
@@ -240,7 +244,7 @@ def _all_rows(found: Comparison) -> str:
         metrics = list(rows[0].metrics)
         cells = [
             [escape(where(r)), escape(r.candidate), escape(r.reference), *(metric(m, r.metrics[m]) for m in metrics),
-             escape(bound_text(r)), _badge(r.passed, "ok" if r.passed else "over")]
+             _bound_cell(r), _badge(r.passed, "ok" if r.passed else "over")]
             for r in rows
         ]  # fmt: skip
         names = [metric_name(m) for m in metrics]
