@@ -23,10 +23,10 @@ def run(bundle: Path, checkpoint: Path | None, out: Path, **options: Any) -> Com
     return compare(spec, SilentProgress())
 
 
-def weights_changed(bundle: Path, change: Callable[[Tensors], Any]) -> None:
-    tensors = load_file(bundle / "weights.safetensors")
+def weights_changed(bundle: Path, change: Callable[[Tensors], Any], name: str = "weights.safetensors") -> None:
+    tensors = load_file(bundle / name)
     change(tensors)
-    save_file(tensors, bundle / "weights.safetensors")
+    save_file(tensors, bundle / name)
 
 
 def polygraphy(*arguments: str) -> str:

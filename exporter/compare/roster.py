@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.util import find_spec
-from pathlib import Path
 
 import torch
 
@@ -23,6 +22,7 @@ from exporter.models import ModelSpec, model_named
 from exporter.stages import BlockOptions
 from plugins.errors import UserError
 from runtime.bundle import Manifest, load_manifest
+from runtime.layout import OUTPUTS, stage_files
 
 
 @dataclass
@@ -136,6 +136,8 @@ def _enlist(
             roster.machines[name] = _from_bundle(name, roster, spec, options)
     if spec.same_blocks:
         _follow(roster)
+    if len(roster.manifest.stages) > len(OUTPUTS):
+        roster.left_out["one-file"] = "holds all stages in one engine, of which none can be compared by itself"
 
 
 def _unable(name: str, spec: CompareSpec, manifest: Manifest, checkpoint: bool) -> str | None:
@@ -147,7 +149,7 @@ def _unable(name: str, spec: CompareSpec, manifest: Manifest, checkpoint: bool) 
     if not torch.cuda.is_available():
         return "needs a CUDA GPU, and this machine has none"
     if name == "tensorrt":
-        if any(stage.engine is None for stage in manifest.stages):
+        if any(stage_files(manifest, stage).engine is None for stage in OUTPUTS):
             return "needs engines, and the bundle holds none"
         if find_spec(manifest.gpu.flavour) is None:
             return f"needs the {manifest.gpu.flavour} package, which is not installed"
@@ -168,7 +170,7 @@ def _from_bundle(name: str, roster: Roster, spec: CompareSpec, options: BlockOpt
     if name == "onnx":
         from exporter.compare.onnx_machine import OnnxMachine
 
-        return OnnxMachine(name, {stage.name: folder / stage.onnx for stage in manifest.stages}, deployed)
+        return OnnxMachine(name, {stage: folder / stage_files(manifest, stage).onnx for stage in OUTPUTS}, deployed)
     if name == "plans":
         from exporter.compare.plan_ops import PlanOps
 
@@ -180,7 +182,7 @@ def _from_bundle(name: str, roster: Roster, spec: CompareSpec, options: BlockOpt
         return StageMachine(name, deployed, options, plans, torch.device("cuda"))
     from exporter.compare.engine_machine import EngineMachine
 
-    engines: dict[str, Path] = {stage.name: folder / str(stage.engine) for stage in manifest.stages}
+    engines = {stage: folder / str(stage_files(manifest, stage).engine) for stage in OUTPUTS}
     return EngineMachine(name, engines, deployed, manifest.gpu.flavour)
 
 

@@ -23,6 +23,7 @@ from exporter.compare.spec import CompareSpec, Comparison
 from exporter.compare.sweep import check_sweep, sweep
 from exporter.compare.video import VIDEO, why_no_video
 from exporter.progress import Progress
+from plugins.errors import UserError
 from plugins.torch_op import torch_dtype
 
 _TOOLS = ("turbotrt", "torch", "triton", "onnx", "polygraphy", "tensorrt-rtx", "tensorrt", "numpy")
@@ -42,7 +43,7 @@ def compare(spec: CompareSpec, progress: Progress) -> Comparison:
     for name, reason in found.left_out.items():
         progress.note(f"left out: {name} {reason}")
     try:
-        spec.out.mkdir(parents=True, exist_ok=True)
+        _make_folder(spec.out)
         results = compare_steps(roster, found, progress)
         if no_video is None:
             results[VIDEO] = compare_videos(roster, spec.bundle, results["free"], found, progress)
@@ -61,6 +62,13 @@ def compare(spec: CompareSpec, progress: Progress) -> Comparison:
         for machine in roster.machines.values():
             machine.close()
     return found
+
+
+def _make_folder(out: Path) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{out} cannot be a folder for the report.", got=error.strerror) from error
 
 
 def _tokens_before(roster: Roster, steps: RunResults, step: int) -> Tensor:
