@@ -33,7 +33,7 @@ def typed(lines: list[str], folder: Path, tmp_path: Path, status: int = 0) -> st
         cwd=folder, env=environment, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == status, done.stdout[-3000:] + done.stderr[-3000:]
-    return done.stdout
+    return done.stdout + done.stderr
 
 
 def test_the_readme_has_every_line(exported: Exported) -> None:
