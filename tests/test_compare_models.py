@@ -98,6 +98,33 @@ def test_a_one_file_engine_is_left_out(exported: Exported, tmp_path: Path) -> No
     assert "one-file" in found.left_out
 
 
+def swept(folder: Path, checkpoint: Path, out: Path) -> str | None:
+    """Why a sweep without a GPU has no times; its plot is then over the share of key blocks."""
+    found = run(folder, checkpoint, out, against=("fp32", "quantized"), frames=5, sweep=(500, 1000))
+    assert found.sweep is not None
+    assert [point.seconds for point in found.sweep.points] == [None, None]
+    assert str(found.sweep.untimed) in (out / "report.html").read_text()
+    return found.sweep.untimed
+
+
+def test_a_gpu_of_no_table_is_not_estimated_for(exported: Exported, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(exported.folder, tmp_path / "bundle"))
+    manifest = load_manifest(folder)
+    gpu = msgspec.structs.replace(manifest.gpu, name="rtx9090")
+    write_manifest(folder, msgspec.structs.replace(manifest, gpu=gpu))
+    assert "none named rtx9090" in str(swept(folder, exported.checkpoint, tmp_path / "out"))
+
+
+def test_bf16_linears_are_not_estimated(exported: Exported, tmp_path: Path) -> None:
+    checkpoint = str(exported.checkpoint)
+    spec = export_spec(
+        model="wan-tiny", gpu="h200", checkpoint=checkpoint, out=tmp_path, components="dit", onnx_only=True,
+        linear="bf16",
+    )  # fmt: skip
+    folder = export_bundle(spec, SilentProgress())
+    assert "INT8 Linears only" in str(swept(folder, exported.checkpoint, tmp_path / "out"))
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
