@@ -23,7 +23,7 @@ from exporter.compare.tables import (
     where,
 )
 
-_TITLES: dict[str, str] = {"op": "Ops", "block": "Blocks", "step": "Steps", "free": "Steps, free-running",
+_TITLES: dict[str, str] = {"op": "Ops", "block": "Blocks", "step": "Steps", "free": "Free steps",
                            "frame": "Final latents", "video": "Video"}  # fmt: skip
 
 
