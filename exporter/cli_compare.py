@@ -2,52 +2,84 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
-from typing import Annotated, cast
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from exporter.cli_run import BundleOption, FramesOption, SizeOption, StepsOption, parse_size
 from exporter.command import CHECKPOINT_HELP, JsonOption, console
 from exporter.progress import RichProgress
 from exporter.spec import parse_topk
-from plugins.errors import UserError
 
-_HELP_AGAINST = (
-    "Who takes part, comma-separated or repeated: fp32 (the checkpoint in plain PyTorch), quantized (the bundle's "
-    "weights, reference ops), onnx, plans (compiled kernels, needs a GPU), tensorrt (engines, needs their GPU). "
-    "[dim]\\[default: all that this machine can run][/]"
-)
+if TYPE_CHECKING:
+    from exporter.compare.spec import Runner
+
+CheckpointOption = Annotated[
+    str | None,
+    typer.Option(metavar="PATH|HF_ID", help=CHECKPOINT_HELP + " Without it the bundle is compared with itself."),
+]
+AgainstOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="WHO",
+        help="Who takes part, comma-separated or repeated: fp32 (the checkpoint in plain PyTorch), quantized (the "
+        "bundle's weights, reference ops), onnx, plans (compiled kernels, needs a GPU), tensorrt (engines, needs their "
+        "GPU). [dim]\\[default: all that this machine can run][/]",
+    ),
+]
+EmbedsOption = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE", help="A safetensors file whose text_embeds is umT5's output. [dim]\\[default: random][/]"
+    ),
+]
+ConditionOption = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="Image-to-video: a safetensors file whose condition is the VAE's latents of \\[image, zeros…]. "
+        "[dim]\\[default: random][/]",
+    ),
+]
+SameBlocksOption = Annotated[
+    bool,
+    typer.Option("--same-blocks", help="fp32 keeps the key blocks that the next runner keeps: no error by selection."),
+]
+VideoOption = Annotated[
+    bool | None,
+    typer.Option(
+        "--video/--no-video",
+        help="Decode the final latents by the bundle's VAE and compare frames. [dim]\\[default: on a GPU, and for "
+        "videos small enough for the CPU][/]",
+    ),
+]
+SweepOption = Annotated[
+    str | None,
+    typer.Option(
+        "--top-k", metavar="SHARES", help="Sweep shares of kept key blocks, such as 0.05,0.1,0.15,0.2: quality against "
+        "time, measured on a GPU, else estimated for the bundle's."
+    ),
+]  # fmt: skip
+OutOption = Annotated[Path, typer.Option(metavar="DIR", help="Where report.html and the JSON files go.")]
 
 
 def compare(
-    bundle: Annotated[Path, typer.Option(metavar="DIR", help="A folder that turbotrt export wrote.")],
-    checkpoint: Annotated[
-        str | None,
-        typer.Option(metavar="PATH|HF_ID", help=CHECKPOINT_HELP + " Without it the bundle is compared with itself."),
-    ] = None,
-    against: Annotated[list[str] | None, typer.Option(metavar="WHO", help=_HELP_AGAINST)] = None,
-    steps: Annotated[int, typer.Option(help="rCM steps, 1 to 4.")] = 4,
-    size: Annotated[
-        str | None, typer.Option(metavar="WxH", help="Pixels. [dim]\\[default: the model's][/] Small is quick.")
-    ] = None,
-    frames: Annotated[int | None, typer.Option(help="4n+1 frames. [dim]\\[default: the model's][/]")] = None,
+    bundle: BundleOption,
+    checkpoint: CheckpointOption = None,
+    against: AgainstOption = None,
+    steps: StepsOption = None,
+    size: SizeOption = None,
+    frames: FramesOption = None,
+    ode: Annotated[bool, typer.Option("--ode", help="Deterministic updates: no fresh noise at each step.")] = False,
     seed: Annotated[int, typer.Option(help="Of the noise, and of what else is made up.")] = 0,
-    embeds: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Text embedding, .safetensors. [dim]\\[default: random][/]")
-    ] = None,
+    embeds: EmbedsOption = None,
+    condition: ConditionOption = None,
     at_step: Annotated[int, typer.Option(help="The step whose blocks and ops are compared one by one.")] = 1,
-    same_blocks: Annotated[
-        bool,
-        typer.Option(
-            "--same-blocks", help="fp32 keeps the key blocks that the next runner keeps: no error by selection."
-        ),
-    ] = False,
-    top_k: Annotated[
-        str | None,
-        typer.Option(metavar="SHARES", help="Sweep shares of kept key blocks, such as 0.05,0.1,0.15,0.2."),
-    ] = None,
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Where report.html and the JSON files go.")] = Path("report"),
+    same_blocks: SameBlocksOption = False,
+    video: VideoOption = None,
+    top_k: SweepOption = None,
+    out: OutOption = Path("report"),
     as_json: JsonOption = False,
 ) -> None:
     """Show what quantization, sparsity, graphs, kernels and engines cost: per op, block and step; status 1 if too much.
@@ -63,28 +95,18 @@ def compare(
 
       turbotrt compare --bundle engines/wan2.1-1.3b-480p-rtx5090 --checkpoint turbowan.pth --top-k 0.05,0.1,0.15,0.2
     """
-    from exporter.compare.spec import RUNNERS, CompareSpec, Runner
-
-    named = [name.strip() for text in against or RUNNERS for name in text.split(",")]
-    spec = CompareSpec(
-        bundle=bundle,
-        checkpoint=checkpoint,
-        against=cast("tuple[Runner, ...]", tuple(named)),
-        steps=steps,
-        size=parse_size(size) if size else None,
-        frames=frames,
-        seed=seed,
-        embeds=embeds,
-        block_step=at_step - 1,
-        same_blocks=same_blocks,
-        sweep=tuple(parse_topk(text) for text in top_k.split(",")) if top_k else (),
-        out=out,
-    )
     from exporter.compare.run import REPORT, summary
     from exporter.compare.run import compare as run_comparison
+    from exporter.compare.spec import CompareSpec
     from exporter.compare.tables import show
     from exporter.polygraphy_files import recorded_lines
 
+    shares = tuple(parse_topk(text) for text in top_k.split(",")) if top_k else ()
+    spec = CompareSpec(
+        bundle, checkpoint, _runners(against), steps=steps, size=parse_size(size), frames=frames, seed=seed, ode=ode,
+        embeds=embeds, condition=condition, block_step=at_step - 1, same_blocks=same_blocks, video=video, sweep=shares,
+        out=out,
+    )  # fmt: skip
     found = run_comparison(spec, RichProgress())
     if as_json:
         typer.echo(summary(found).decode())
@@ -96,9 +118,8 @@ def compare(
         raise typer.Exit(1)
 
 
-def parse_size(text: str) -> tuple[int, int]:
-    """(width, height) of "832x480". Raises UserError."""
-    match = re.fullmatch(r"(\d{1,5})[x×](\d{1,5})", text.strip())
-    if match is None:
-        raise UserError(f"--size {text!r} is not a size.", expected="WIDTHxHEIGHT, such as 832x480", got=text)
-    return int(match[1]), int(match[2])
+def _runners(against: list[str] | None) -> tuple[Runner, ...]:
+    """The names given, comma-separated or repeated; all where none is. Raises UserError."""
+    from exporter.compare.spec import RUNNERS, runner_named
+
+    return tuple(runner_named(name.strip()) for text in against or RUNNERS for name in text.split(","))

@@ -7,7 +7,7 @@ check is possible is shown: each op measured at several sizes on the H200 is pre
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,20 +50,33 @@ def _measured_cost(entry: Measured) -> Cost:
 def efficiency(
     op: Op, dims: dict[str, int], attributes: dict[str, AttrValue], measured: Sequence[Measured]
 ) -> float | None:
-    """The share of the H200's limit in the measurement of this op whose size is nearest (in bytes, by ratio)."""
-    same = [m for m in measured if m.op == op.name and m.attributes == attributes]
+    """The share of the H200's limit in the measurement of this op whose size is nearest (in bytes, by ratio).
+
+    An attribute that is a number (the share of kept blocks) is a size too: other values of it count as other sizes.
+    """
+    same = [m for m in measured if m.op == op.name and _words(m.attributes) == _words(attributes)]
     if not same:
         return None
     size = cost(op, dims, attributes).bytes
-    nearest = min(same, key=lambda m: (m.dims != dims, abs(math.log(_measured_cost(m).bytes / size))))
+
+    def apart(m: Measured) -> tuple[bool, bool, float]:
+        return m.dims != dims, m.attributes != attributes, abs(math.log(_measured_cost(m).bytes / size))
+
+    nearest = min(same, key=apart)
     return limit(_measured_cost(nearest), GPUS[REFERENCE]).ms / nearest.ms
 
 
-def estimate_block(model: ModelSpec, gpu: GpuSpec, options: BlockOptions) -> list[OpEstimate]:
-    """Every distinct op call of a model's block at its default size."""
+def _words(attributes: Mapping[str, AttrValue]) -> dict[str, AttrValue]:
+    return {name: value for name, value in attributes.items() if isinstance(value, str)}
+
+
+def estimate_block(
+    model: ModelSpec, gpu: GpuSpec, options: BlockOptions, length: int | None = None
+) -> list[OpEstimate]:
+    """Every distinct op call of a model's block at L = ``length``, its default size's if None."""
     measured = measured_ops(REFERENCE)
     found = []
-    for call, count in block_calls(model, options).items():
+    for call, count in block_calls(model, options, length).items():
         dims, attributes = call.dims, dict(call.attributes)
         needs = cost(call.op, dims, attributes)
         reached = efficiency(call.op, dims, attributes, measured)
@@ -100,9 +113,9 @@ def _row(estimate: OpEstimate) -> dict[str, Any]:
     }
 
 
-def step_ms(model: ModelSpec, gpu: GpuSpec, options: BlockOptions) -> float:
+def step_ms(model: ModelSpec, gpu: GpuSpec, options: BlockOptions, length: int | None = None) -> float:
     """Estimated ms of a step's blocks."""
-    return model.layers * sum(e.count * e.ms for e in estimate_block(model, gpu, options))
+    return model.layers * sum(e.count * e.ms for e in estimate_block(model, gpu, options, length))
 
 
 def estimate(model: ModelSpec, gpu: GpuSpec, options: BlockOptions) -> dict[str, Any]:

@@ -101,7 +101,7 @@ def recorded_lines(bundle: Path, results: Path) -> list[str]:
         *setup_lines(load_manifest(bundle).gpu.flavour),
         f"polygraphy run {_network('block')} --trt --trt-config-script {SCRIPTS_NAME}:block_config "
         f"--load-inputs {folder}/block_inputs.json --load-outputs {folder}/block_outputs.json "
-        "--compare cosine_similarity snr",
+        "--compare snr",  # its cosine_similarity sums bf16 in bf16: of equal tensors too it makes 0.996 and fails
     ]
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 
 from exporter.components import component_stages
-from exporter.models import model_named
+from exporter.models import ModelSpec, model_named
 from exporter.stage_spec import StageSpec
 from exporter.stages import BlockOptions
 from exporter.torch_backend import TorchDevice, _view, sm_of
@@ -57,8 +57,8 @@ class TorchRunner:
         self.device.close()
 
 
-def stage_peak(stage: StageSpec, sizes: Sizes, sm: int | None = None) -> int:
-    """Bytes a stage allocates at its peak under torch, besides inputs and weights. ``sm`` None: no kernels, the CPU."""
+def _meta_arguments(stage: StageSpec, sizes: Sizes) -> tuple[list[torch.Tensor], dict[str, torch.Tensor]]:
+    """A stage's inputs, and its weights by name, with nothing in them."""
     inputs = [
         torch.empty(shape_of(spec.dims, sizes), dtype=torch_dtype(spec.dtype), device="meta")
         for spec in stage.inputs.values()
@@ -67,9 +67,31 @@ def stage_peak(stage: StageSpec, sizes: Sizes, sm: int | None = None) -> int:
         name: torch.empty(spec.shape, dtype=torch_dtype(spec.dtype), device="meta")
         for name, spec in stage.weights.items()
     }
+    return inputs, weights
+
+
+def stage_peak(stage: StageSpec, sizes: Sizes, sm: int | None = None) -> int:
+    """Bytes a stage allocates at its peak under torch, besides inputs and weights. ``sm`` None: no kernels, the CPU."""
+    inputs, weights = _meta_arguments(stage, sizes)
     with torch.no_grad(), PeakBytes([*inputs, *weights.values()], sm) as followed:
         stage.function(*inputs, weights)
     return int(followed.peak)
+
+
+def decode_operations(model: ModelSpec, shape: tuple[int, int, int]) -> int:
+    """Multiplications and additions of decoding latents of (T, H, W), counted by torch on meta tensors."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    count, height, width = shape
+    times = {"decode_latent": count, "decode_first": 1, "decode_next": count - 1}
+    total = 0
+    for stage in component_stages(model, "vae", BlockOptions()):
+        if times.get(stage.name):
+            inputs, weights = _meta_arguments(stage, {"H": height, "W": width})
+            with torch.no_grad(), FlopCounterMode(display=False) as counted:
+                stage.function(*inputs, weights)
+            total += times[stage.name] * counted.get_total_flops()
+    return total
 
 
 def open_runner(manifest: Manifest) -> TorchRunner:

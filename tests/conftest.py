@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,3 +38,12 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
         model="wan-tiny", gpu="rtx5090", checkpoint=str(checkpoint), out=folder / "engines", components="dit"
     )
     return Exported(export_bundle(spec, report), checkpoint, report.titles, report.notes)
+
+
+@pytest.fixture(scope="module")
+def no_gpu() -> Iterator[None]:
+    """torch sees no CUDA device, whatever the machine."""
+    torch = pytest.importorskip("torch")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.cuda, "is_available", lambda: False)
+        yield

@@ -139,18 +139,9 @@ def make_random_bundle(
         write_weights(path, model, linear, seed + index)
         files[path.name] = file_info(path) if hashed else FileInfo(sha256="0" * 64, bytes=path.stat().st_size)
     manifest = Manifest(
-        model=ModelFacts(
-            name=model.name, dim=model.dim, layers=model.layers, heads=model.heads, ffn_dim=model.ffn_dim,
-            in_channels=model.in_channels, text_length=TEXT_LENGTH, freq_dim=FREQ_DIM, size=model.size,
-            frames=model.frames, fps=FPS, max_tokens=model.max_tokens, experts=model.experts,
-        ),
-        sampler=SamplerFacts(
-            steps=model.steps, sigma_max=model.sigma_max, boundary=model.boundary, topk_milli=topk_milli,
-            attention=attention, linear=linear,
-        ),
+        **facts(model, attention, linear, topk_milli),
         gpu=GpuFacts(name=gpu[0], sm=gpu[1], flavour="tensorrt" if gpu[1] in (80, 90, 100) else "tensorrt_rtx"),
         tools=tools(),
-        stages=tuple(_stage(model, stage, linear, model.max_tokens) for stage in ("embed", "block", "head")),  # type: ignore[arg-type]
         plans={},
         files=files,
         weights=weights,
@@ -159,3 +150,21 @@ def make_random_bundle(
     )  # fmt: skip
     write_manifest(folder, manifest)
     return manifest
+
+
+def facts(
+    model: ModelSpec, attention: Attention = "sagesla", linear: LinearMode = "int8", topk_milli: int = 100
+) -> dict[str, Any]:
+    """What a manifest says of a model, a sampler and the DiT's stages."""
+    return {
+        "model": ModelFacts(
+            name=model.name, dim=model.dim, layers=model.layers, heads=model.heads, ffn_dim=model.ffn_dim,
+            in_channels=model.in_channels, text_length=TEXT_LENGTH, freq_dim=FREQ_DIM, size=model.size,
+            frames=model.frames, fps=FPS, max_tokens=model.max_tokens, experts=model.experts,
+        ),
+        "sampler": SamplerFacts(
+            steps=model.steps, sigma_max=model.sigma_max, boundary=model.boundary, topk_milli=topk_milli,
+            attention=attention, linear=linear,
+        ),
+        "stages": tuple(_stage(model, stage, linear, model.max_tokens) for stage in ("embed", "block", "head")),  # type: ignore[arg-type]
+    }  # fmt: skip

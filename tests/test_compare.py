@@ -7,7 +7,8 @@ import json
 import re
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,33 +19,25 @@ pytest.importorskip("polygraphy")
 pytest.importorskip("matplotlib")
 onnx = pytest.importorskip("onnx")
 
+from compared import Tensors, polygraphy, run, weights_changed  # noqa: E402
 from conftest import Exported  # noqa: E402
-from safetensors.torch import load_file, save_file  # noqa: E402
 from typer.testing import CliRunner  # noqa: E402
 
 from exporter.cli import app  # noqa: E402
 from exporter.compare import roster as roster_module  # noqa: E402
 from exporter.compare.machines import BlockInput  # noqa: E402
-from exporter.compare.run import compare  # noqa: E402
-from exporter.compare.spec import CompareSpec, Comparison, Row  # noqa: E402
+from exporter.compare.spec import Comparison, Row, runner_named  # noqa: E402
 from exporter.compare.torch_machines import StageMachine  # noqa: E402
-from exporter.progress import SilentProgress  # noqa: E402
+from exporter.estimate import step_ms as estimate_step_ms  # noqa: E402
+from exporter.gpus import GPUS  # noqa: E402
+from exporter.models import MODELS  # noqa: E402
+from exporter.stages import BlockOptions  # noqa: E402
 from plugins.errors import UserError  # noqa: E402
-
-Tensors = dict[str, Any]
-
-
-def run(bundle: Path, checkpoint: Path | None, out: Path, **options: Any) -> Comparison:
-    spec = CompareSpec(bundle, None if checkpoint is None else str(checkpoint), out=out, **{"steps": 1, **options})
-    return compare(spec, SilentProgress())
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _on_the_cpu() -> Iterator[None]:
+def _on_the_cpu(no_gpu: None) -> None:
     """These tests are of a machine without a GPU, whatever the one they run on."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch.cuda, "is_available", lambda: False)
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -95,8 +88,9 @@ def test_every_op_is_seen(clean: tuple[Comparison, Path], exported: Exported) ->
 
 def test_what_the_machine_cannot_run_is_said(clean: tuple[Comparison, Path]) -> None:
     found, _ = clean
-    assert set(found.left_out) == {"plans", "tensorrt"}
-    assert all("GPU" in reason for reason in found.left_out.values())
+    assert set(found.left_out) == {"plans", "tensorrt", "video"}
+    assert all("GPU" in found.left_out[name] for name in ("plans", "tensorrt"))
+    assert "VAE" in found.left_out["video"]
 
 
 def test_rounding_explains_the_error(clean: tuple[Comparison, Path]) -> None:
@@ -109,20 +103,29 @@ def test_rounding_explains_the_error(clean: tuple[Comparison, Path]) -> None:
 
 def test_keeping_more_blocks_comes_nearer(clean: tuple[Comparison, Path]) -> None:
     found, _ = clean
-    assert [point.topk_milli for point in found.sweep] == [250, 500, 1000]
-    errors = [point.relative_l2 for point in found.sweep]
+    assert found.sweep is not None
+    assert [point.topk_milli for point in found.sweep.points] == [250, 500, 1000]
+    errors = [point.relative_l2 for point in found.sweep.points]
     assert errors == sorted(errors, reverse=True)
     assert errors[0] > 2 * errors[-1]
-    assert all(point.seconds is None for point in found.sweep)
+
+
+def test_the_time_of_a_sweep_is_an_estimate_and_says_so(clean: tuple[Comparison, Path]) -> None:
+    found, out = clean
+    assert found.sweep is not None
+    assert found.sweep.estimated
+    assert found.sweep.untimed is None
+    want = [
+        estimate_step_ms(MODELS["wan-tiny"], GPUS["rtx5090"], BlockOptions(topk_milli=milli), 200) / 1e3
+        for milli in (250, 500, 1000)
+    ]
+    assert [point.seconds for point in found.sweep.points] == want == sorted(want)
+    data = json.loads((out / "comparison.json").read_bytes())["sweep"]
+    assert (data["estimated"], data["device"]) == (True, "rtx5090")
+    assert "ESTIMATED for rtx5090" in (out / "report.html").read_text()
 
 
 # Planted errors.
-
-
-def weights_changed(bundle: Path, change: Callable[[Tensors], Any]) -> None:
-    tensors = load_file(bundle / "weights.safetensors")
-    change(tensors)
-    save_file(tensors, bundle / "weights.safetensors")
 
 
 def graph_changed(bundle: Path, change: Callable[[Any], None]) -> None:
@@ -182,19 +185,33 @@ def test_top_k_off_by_one(copied: Path, exported: Exported, tmp_path: Path) -> N
     assert {place.partition(" ")[0] for place, _ in ops_over(found)} == {"SageSLAQuantize"}
 
 
-def test_an_error_in_one_block_only(exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A runner whose rotary tables are one token late in block 1."""
+class LateTables(StageMachine):
+    """Its rotary tables are one token late in block 1."""
 
-    class Late(StageMachine):
-        def block_by(self, evaluate: Any, expert: str, layer: int, given: BlockInput) -> Any:
-            if self.name == "quantized" and layer == 1:
-                given = BlockInput(given.x, given.context, given.e0, given.cos.roll(1, 0), given.sin.roll(1, 0))
-            return super().block_by(evaluate, expert, layer, given)
+    def block_by(self, evaluate: Any, expert: str, layer: int, given: BlockInput) -> Any:
+        if self.name == "quantized" and layer == 1:
+            given = BlockInput(given.x, given.context, given.e0, given.cos.roll(1, 0), given.sin.roll(1, 0))
+        return super().block_by(evaluate, expert, layer, given)
 
-    monkeypatch.setattr(roster_module, "StageMachine", Late)
+
+class OneMoreKeyBlock(StageMachine):
+    """It keeps 2 of 4 key blocks in block 1, where it should keep 1."""
+
+    def block_by(self, evaluate: Any, expert: str, layer: int, given: BlockInput) -> Any:
+        if self.name == "quantized" and layer == 1:
+            more = self.with_options(replace(self.options, topk_milli=500))
+            return StageMachine.block_by(more, evaluate, expert, layer, given)
+        return super().block_by(evaluate, expert, layer, given)
+
+
+@pytest.mark.parametrize(("wrong", "op"), [(LateTables, "QkNormRope"), (OneMoreKeyBlock, "SageSLAQuantize")])
+def test_an_error_in_one_block_only(
+    wrong: type[StageMachine], op: str, exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(roster_module, "StageMachine", wrong)
     found = run(exported.folder, exported.checkpoint, tmp_path / "out", against=("fp32", "quantized"))
-    assert {layer for _, layer in ops_over(found)} == {1}
-    assert all("Rope" in place for place, _ in ops_over(found))
+    assert {(place.partition(" ")[0], layer) for place, layer in ops_over(found)} == {(op, 1)}
+    assert found.inspected == 1
 
 
 def test_the_fp32_model_can_keep_the_same_blocks(exported: Exported, tmp_path: Path) -> None:
@@ -225,7 +242,7 @@ def test_one_runner_is_too_few(exported: Exported, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="nothing to compare"):
         run(exported.folder, exported.checkpoint, tmp_path, against=("quantized",))
     with pytest.raises(UserError, match="cannot be compared"):
-        run(exported.folder, exported.checkpoint, tmp_path, against=("fp64", "quantized"))
+        runner_named("fp64")
 
 
 def test_the_command_line(copied: Path, exported: Exported, tmp_path: Path) -> None:
@@ -255,20 +272,11 @@ def test_polygraphy_reads_the_results(clean: tuple[Comparison, Path]) -> None:
     steps = RunResults.load(str(out / "steps.json"))
     assert [name for name, _ in steps.items()] == ["fp32", "quantized", "onnx"]
     assert [set(run) for run in steps["onnx"]] == [{"v", "tokens"}] * 2
-    for arguments in (
-        ["inspect", "data", str(out / "steps.json")],
-        ["inspect", "data", str(out / "block_inputs.json")],
-        ["run", "--load-outputs", str(out / "frames.json"), "--compare", "cosine_similarity", "--validate"],
-    ):
-        done = subprocess.run(["polygraphy", *arguments], capture_output=True, text=True, check=False, env=_path())
-        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-
-
-def _path() -> dict[str, str]:
-    import os
-    import sys
-
-    return os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    assert "tokens" in polygraphy("inspect", "data", str(out / "steps.json"))
+    assert "modulation" in polygraphy("inspect", "data", str(out / "block_inputs.json"))
+    frames, block = str(out / "frames.json"), str(out / "block_outputs.json")
+    polygraphy("run", "--load-outputs", frames, "--compare", "cosine_similarity", "--validate")
+    polygraphy("run", "--load-outputs", block, "--compare", "snr", "--validate")
 
 
 def test_the_recorded_block_is_what_the_engine_takes(clean: tuple[Comparison, Path], exported: Exported) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -12,10 +13,12 @@ pytest.importorskip("polygraphy")
 pytest.importorskip("matplotlib")
 
 from conftest import Exported  # noqa: E402
+from media_bundle import add_media  # noqa: E402
 
 from exporter.compare.run import compare  # noqa: E402
 from exporter.compare.spec import CompareSpec  # noqa: E402
 from exporter.progress import SilentProgress  # noqa: E402
+from runtime.bundle import load_manifest  # noqa: E402
 
 pytestmark = pytest.mark.gpu
 
@@ -36,7 +39,22 @@ def test_plans_take_part(exported: Exported, tmp_path: Path) -> None:
     assert {row.layer for row in ops} == {0, 1}
     assert any(row.value > 0 for row in ops), "kernels do not sum in the oracle's order"
     assert all(row.bound is not None and row.bound > 1e-6 for row in ops)
-    assert all(point.seconds is not None and point.seconds > 0 for point in found.sweep)
+    assert found.sweep is not None
+    assert not found.sweep.estimated
+    assert all(point.seconds is not None and point.seconds > 0 for point in found.sweep.points)
     major, minor = torch.cuda.get_device_capability()
     if 10 * major + minor != 120:
         assert any("compiled for sm_" in note for note in found.notes)
+
+
+def test_videos_are_decoded_unasked(exported: Exported, tmp_path: Path) -> None:
+    """By the torch VAE on the GPU, one decoder for every runner."""
+    folder = Path(shutil.copytree(exported.folder, tmp_path / "bundle"))
+    add_media(folder, load_manifest(folder))
+    runners = ("fp32", "quantized", "plans")
+    spec = CompareSpec(folder, str(exported.checkpoint), runners, steps=1, frames=9, out=tmp_path / "report")
+    found = compare(spec, SilentProgress())
+    assert found.passed
+    assert list(found.video) == list(runners)
+    assert len([row for row in found.rows if row.level == "video"]) == 3 * 9
+    assert found.video["fp32"][8].float().std() > 10, "a picture, not one colour"

@@ -93,6 +93,15 @@ def test_a_measured_op_is_estimated_as_measured(monkeypatch: pytest.MonkeyPatch)
     assert transfer_errors(chosen.op.name) == []
 
 
+def test_another_share_of_kept_blocks_is_another_size() -> None:
+    """Attention at another top-k is as efficient as where it was measured: the estimate then rises with the share."""
+    (call,) = (call for call in block_calls(TINY, BlockOptions()) if dict(call.attributes).get("topk_milli"))
+    entry = measured.Measured(call.op.name, call.dims, dict(call.attributes), 0.125)
+    reached = efficiency(call.op, call.dims, dict(call.attributes), [entry])
+    assert efficiency(call.op, call.dims, {**dict(call.attributes), "topk_milli": 500}, [entry]) == reached
+    assert efficiency(call.op, call.dims, {**dict(call.attributes), "precision": "bf16"}, [entry]) is None
+
+
 def test_transfer_error(monkeypatch: pytest.MonkeyPatch) -> None:
     dims = [{"M": m, "K": 5120, "N": 5120} for m in (10_000, 20_000)]
     known = [

@@ -21,8 +21,8 @@ from runtime.bundle import load_manifest
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def typed(lines: list[str], folder: Path, tmp_path: Path) -> str:
-    """What the lines print, typed one after another in the bundle's folder."""
+def typed(lines: list[str], folder: Path, tmp_path: Path, status: int = 0) -> str:
+    """What the lines print, typed one after another in the bundle's folder; the last one ends with the status."""
     environment = os.environ | {
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         "PYTHONPATH": str(ROOT),
@@ -32,8 +32,8 @@ def typed(lines: list[str], folder: Path, tmp_path: Path) -> str:
         ["bash", "-euo", "pipefail", "-c", "export LD_LIBRARY_PATH=${LD_LIBRARY_PATH:-}\n" + "\n".join(lines)],
         cwd=folder, env=environment, capture_output=True, text=True, check=False,
     )  # fmt: skip
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    return done.stdout
+    assert done.returncode == status, done.stdout[-3000:] + done.stderr[-3000:]
+    return done.stdout + done.stderr
 
 
 def test_the_readme_has_every_line(exported: Exported) -> None:
@@ -68,6 +68,27 @@ def test_polygraphy_reads_the_inputs(exported: Exported, tmp_path: Path) -> None
         shape = tuple(256 if dim == "L" else dim for dim in tensor.dims)
         assert f"{tensor.name} [dtype=" in seen
         assert f"shape={shape}" in seen, tensor.name
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_the_lines_that_run_go_as_far_as_the_gpu(exported: Exported, tmp_path: Path, stage: str) -> None:
+    """Polygraphy takes every argument, reads the inputs and builds the engine; only deserializing it needs a driver."""
+    if pytest.importorskip("torch").cuda.is_available():
+        pytest.skip("there is a GPU")
+    manifest = load_manifest(exported.folder)
+    lines = [*files.setup_lines(manifest.gpu.flavour), *files.input_lines([stage]), *files.run_lines([stage])]
+    seen = typed(lines, exported.folder, tmp_path, status=1)
+    assert "Finished engine building" in seen
+    assert "Could not deserialize engine" in seen
+
+
+def test_the_lines_after_a_comparison_are_polygraphys(exported: Exported, tmp_path: Path) -> None:
+    """Every argument is known to it: it writes the script that would run."""
+    *before, last = files.recorded_lines(exported.folder, tmp_path)
+    typed([*before, f"{last} --gen-script $WORK/script.py"], exported.folder, tmp_path)
+    (script,) = tmp_path.glob("*/script.py")
+    for word in ("block_inputs.json", "block_outputs.json", "block_network", "block_config", "SnrCompareFunc"):
+        assert word in script.read_text()
 
 
 @pytest.mark.gpu

@@ -66,6 +66,6 @@ def tensor_function(bound: Callable[[str], float | None]) -> Any:
     return _classes()[2](distance, TENSOR_METRICS, bound, False)
 
 
-def frame_function(bound: Callable[[str], float | None]) -> Any:
-    """PSNR (the one that is bounded, from below) and SSIM of latent frames [C, H, W]."""
-    return _classes()[2](frame_distance, FRAME_METRICS, bound, True)
+def frame_function(bound: Callable[[str], float | None], measure: Callable[..., Any] = frame_distance) -> Any:
+    """PSNR (the one that is bounded, from below) and SSIM of frames: latent ones unless ``measure`` says otherwise."""
+    return _classes()[2](measure, FRAME_METRICS, bound, True)

@@ -14,11 +14,12 @@ from matplotlib.colors import LinearSegmentedColormap, LogNorm
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-from exporter.compare.spec import Row, SweepPoint
+from exporter.compare.spec import Row, Sweep
 
 COLOURS = ("#2563eb", "#ea580c", "#059669", "#9333ea", "#ca8a04", "#0891b2", "#be123c")
 INK, GRID, BOUND = "#334155", "#e2e8f0", "#dc2626"
 FLOOR = 1e-6  # what is drawn for an exact result on a logarithmic axis
+CEILING = 80.0  # what is drawn for the infinite PSNR of equal frames, dB
 _HEAT = LinearSegmentedColormap.from_list("bounds", ["#059669", "#a7f3d0", "#fde68a", "#f97316", "#991b1b"])
 _STYLE = {
     "font.size": 9,
@@ -49,6 +50,14 @@ def _svg(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
+def _bounds(axes: Any, bounds: Sequence[float]) -> None:
+    """Dotted lines, with their values at the right; every other one further out, as they may be near each other."""
+    for index, bound in enumerate(sorted(set(bounds))):
+        axes.axhline(bound, color=BOUND, linewidth=0.9, linestyle=":")
+        axes.annotate(f"{bound:g}", (1, bound), xycoords=("axes fraction", "data"), xytext=(3 + 20 * (index % 2), 0),
+                      textcoords="offset points", va="center", fontsize=7, color=BOUND)  # fmt: skip
+
+
 def _drawn(value: float) -> float:
     return value if math.isnan(value) else max(value, FLOOR)
 
@@ -64,10 +73,7 @@ def lines(series: Mapping[str, Sequence[float]], ticks: Sequence[str], bounds: S
             width, size = (3.6, 6.5) if index == 0 else (1.5, 3.5)
             axes.plot(range(len(drawn)), drawn, style, marker="o", markersize=size, linewidth=width,
                       color=COLOURS[index % len(COLOURS)], label=name)  # fmt: skip
-        for bound in sorted(set(bounds)):
-            axes.axhline(bound, color=BOUND, linewidth=0.9, linestyle=":")
-            axes.annotate(f"{bound:g}", (1, bound), xycoords=("axes fraction", "data"), xytext=(3, 0),
-                          textcoords="offset points", va="center", fontsize=7, color=BOUND)  # fmt: skip
+        _bounds(axes, bounds)
         axes.set_yscale("log")
         shown = range(0, len(ticks), max(1, len(ticks) // 20))
         axes.set_xticks(list(shown), [ticks[index] for index in shown])
@@ -125,14 +131,20 @@ def op_map(rows: Sequence[Row]) -> bytes:
         return _svg(figure)
 
 
+def _chosen(count: int, shown: int) -> list[int]:
+    """Indices of frames from the first to the last, evenly."""
+    return [int(index) for index in np.unique(np.linspace(0, count - 1, min(shown, count)).round())]
+
+
 def latent_images(frames: Mapping[str, Sequence[Any]], shown: int = 5) -> bytes:
     """PNG: latent frames [C, H, W] of every runner side by side, then ten times their difference from the first's.
 
     Colours are the reference's three principal channels, the same for all.
     """
     names = list(frames)
-    reference = np.stack([np.asarray(frame, dtype=np.float64) for frame in frames[names[0]]])
-    chosen = np.unique(np.linspace(0, len(reference) - 1, min(shown, len(reference))).round().astype(int))
+    arrays = {name: np.stack([np.asarray(frame, dtype=np.float64) for frame in frames[name]]) for name in names}
+    reference = arrays[names[0]]
+    chosen = _chosen(len(reference), shown)
     flat = reference.transpose(1, 0, 2, 3).reshape(reference.shape[1], -1)
     centre = flat.mean(1, keepdims=True)
     _, axes_of = np.linalg.eigh(np.cov(flat))
@@ -140,24 +152,40 @@ def latent_images(frames: Mapping[str, Sequence[Any]], shown: int = 5) -> bytes:
     basis *= np.sign(basis.sum(1, keepdims=True))
     spread = 3 * (basis @ (flat - centre)).std(1)
 
-    def coloured(frame: Any, factor: float = 1.0, middle: Any = centre) -> Any:
-        array = np.asarray(frame, dtype=np.float64)
+    def coloured(array: Any, factor: float = 1.0, middle: Any = centre) -> Any:
         mixed = (basis @ (array.reshape(array.shape[0], -1) - middle)) / spread[:, None] * factor
         return np.clip(0.5 + 0.5 * mixed, 0, 1).reshape(3, *array.shape[1:]).transpose(1, 2, 0)
 
-    rows = [(name, [coloured(frames[name][index]) for index in chosen]) for name in names]
+    rows = [(name, [coloured(arrays[name][index]) for index in chosen]) for name in names]
     for name in names[1:]:
-        differences = [np.asarray(frames[name][i], dtype=np.float64) - reference[i] for i in chosen]
-        rows.append((f"10 × ({name}\n− {names[0]})", [coloured(one, 10.0, 0.0) for one in differences]))
-    height, width = reference.shape[2:]
-    cell = 1.35
+        rows.append((name, [coloured(arrays[name][index] - reference[index], 10.0, 0.0) for index in chosen]))
+    return _grid(rows, len(names), chosen, cell=1.35)
+
+
+def video_images(video: Mapping[str, Sequence[Any]], shown: int = 3) -> bytes:
+    """PNG: frames uint8 [H, W, 3] of every runner side by side, then ten times their difference from the first's."""
+    names = list(video)
+    chosen = _chosen(len(video[names[0]]), shown)
+    rows = [(name, [np.asarray(video[name][index]) for index in chosen]) for name in names]
+    first = rows[0][1]
+    for name, images in rows[1:]:
+        pairs = zip(images, first, strict=True)
+        away = [np.clip(127.5 + 10 * (a.astype(np.float32) - b), 0, 255).astype(np.uint8) for a, b in pairs]
+        rows.append((name, away))
+    return _grid(rows, len(names), chosen, cell=2.3)
+
+
+def _grid(rows: Sequence[tuple[str, Sequence[Any]]], runners: int, chosen: Sequence[int], cell: float) -> bytes:
+    """PNG of images [H, W, 3]: a row of each runner's, then rows of differences from the first; cells in inches."""
+    height, width = rows[0][1][0].shape[:2]
     with matplotlib.rc_context(_STYLE):
         size = (cell * len(chosen) + 1.2, cell * height / width * len(rows) + 0.35)
         close = ConstrainedLayoutEngine(w_pad=0.02, h_pad=0.02, wspace=0.02, hspace=0.02)
         figure = Figure(figsize=size, layout=close, dpi=150)
         FigureCanvasAgg(figure)
         grid = figure.subplots(len(rows), len(chosen), squeeze=False)
-        for row, (title, images) in enumerate(rows):
+        for row, (name, images) in enumerate(rows):
+            title = name if row < runners else f"10 × ({name}\n− {rows[0][0]})"
             for column, image in enumerate(images):
                 axes = grid[row][column]
                 axes.imshow(image, interpolation="nearest")
@@ -173,18 +201,44 @@ def latent_images(frames: Mapping[str, Sequence[Any]], shown: int = 5) -> bytes:
         return buffer.getvalue()
 
 
-def sweep_chart(points: Sequence[SweepPoint]) -> bytes:
-    """SVG: PSNR over seconds where they were measured, over the share of kept blocks where not."""
-    timed = all(point.seconds is not None for point in points)
-    places = [float(p.seconds or 0) if timed else p.topk_milli / 1000 for p in points]
+def frame_lines(series: Mapping[str, Sequence[Mapping[str, float]]], bounds: Sequence[float]) -> bytes:
+    """SVG: PSNR and SSIM of each pair over the frames of a video, beside each other; bounds of the PSNR dotted."""
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(10.4, 3.2), layout="constrained")
+        FigureCanvasAgg(figure)
+        for axes, metric, label in zip(figure.subplots(1, 2), ("psnr_db", "ssim"), ("PSNR, dB", "SSIM"), strict=True):
+            axes.grid(True, axis="y", color=GRID, linewidth=0.8)
+            for index, (name, frames) in enumerate(series.items()):
+                values = [min(frame[metric], CEILING) for frame in frames]
+                width = 3.6 if index == 0 else 1.5  # equal series lie on one another
+                axes.plot(range(len(values)), values, linewidth=width, color=COLOURS[index % len(COLOURS)],
+                          label=name if metric == "psnr_db" else None)  # fmt: skip
+            axes.set_xlabel("frame")
+            axes.set_ylabel(label)
+            axes.xaxis.get_major_locator().set_params(integer=True)
+            if metric == "psnr_db":
+                _bounds(axes, bounds)
+            else:
+                axes.set_ylim(min(axes.get_ylim()[0], 0.99), 1)
+        figure.legend(loc="outside upper left", ncols=3, frameon=False, fontsize=8)
+        return _svg(figure)
+
+
+def sweep_chart(sweep: Sweep) -> bytes:
+    """SVG: PSNR over milliseconds, over the share of kept blocks where no times are known."""
+    timed = sweep.untimed is None
+    places = [1e3 * float(p.seconds or 0) if timed else p.topk_milli / 1000 for p in sweep.points]
+    labels: dict[tuple[float, float], list[str]] = {}
+    for place, point in zip(places, sweep.points, strict=True):
+        labels.setdefault((place, point.psnr_db), []).append(f"{point.topk_milli / 1000:g}")
     with matplotlib.rc_context(_STYLE):
         figure, axes = _axes(7.2, 3.0)
-        values = [point.psnr_db for point in points]
+        values = [point.psnr_db for point in sweep.points]
         axes.plot(places, values, "-o", color=COLOURS[0], linewidth=1.6, markersize=5)
-        for place, value, point in zip(places, values, points, strict=True):
-            axes.annotate(f"top-k {point.topk_milli / 1000:g}", (place, value), xytext=(0, 7),
-                          textcoords="offset points", ha="center", fontsize=8)  # fmt: skip
-        axes.margins(x=0.08, y=0.2)
-        axes.set_xlabel("seconds for one step's blocks" if timed else "share of key blocks kept")
+        for at, shares in labels.items():
+            axes.annotate(f"top-k {', '.join(shares)}", at, xytext=(7, -3), textcoords="offset points", fontsize=8)
+        axes.margins(y=0.2)
+        axes.set_xlim(0, 1.2 * max(places))
+        axes.set_xlabel(f"ms of {sweep.time_label}" if timed else "share of key blocks kept")
         axes.set_ylabel("mean PSNR of latent frames, dB")
         return _svg(figure)

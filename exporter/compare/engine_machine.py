@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from exporter.compare.machines import BlockInput, Embedded, EmbedInput, HeadInput, Machine, block_feed, head_feed
+from exporter.compare.machines import GraphMachine
 from exporter.compare.weights import Weights
 from exporter.flavour import load
 from exporter.trace import OUTPUTS
@@ -20,7 +20,7 @@ from plugins.tensorrt_plugin import register
 from runtime.layout import OUTPUT_SUFFIX
 
 
-class EngineMachine(Machine):
+class EngineMachine(GraphMachine):
     """Three engines on one device, with the bundle's weights as inputs. ``close`` frees them.
 
     Raises UserError where an engine does not load.
@@ -59,19 +59,6 @@ class EngineMachine(Machine):
         torch.cuda.synchronize(self.device)  # the runner has a stream of its own
         out = self._runners[stage].infer(inputs)
         return tuple(out[name + OUTPUT_SUFFIX].to(self.device) for name in OUTPUTS[stage])
-
-    def embed(self, expert: str, given: EmbedInput) -> Embedded:
-        feed = {"tokens": given.tokens, "time_features": given.time_features, "text": given.text}
-        if given.condition is not None:
-            feed["condition"] = given.condition
-        return Embedded(*self._run("embed", expert, feed))
-
-    def block(self, expert: str, layer: int, given: BlockInput) -> Tensor:
-        return self._run("block", expert, block_feed(given), layer)[0]
-
-    def head(self, expert: str, given: HeadInput) -> tuple[Tensor, Tensor]:
-        tokens, v = self._run("head", expert, head_feed(given, self.device))
-        return tokens, v
 
     def close(self) -> None:
         for runner in self._runners.values():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ from exporter.compare.runners import (
 )
 from exporter.compare.scene import frames
 from exporter.compare.spec import Comparison, Level, Row
+from exporter.compare.video import decode, measure
 from exporter.progress import Progress
 
 ORACLE = "oracle"
@@ -130,10 +132,21 @@ def _frames(roster: Roster, found: Comparison, free: RunResults) -> RunResults:
         named = {f"frame {index:02d}": image for index, image in enumerate(images)}
         results.append((name, [IterationResult(named, last.runtime, name)]))
     pairs = roster.pairs()
-    bounds = [roster.bounds(pair[1]).frame_psnr for pair in pairs]
-    functions = [frame_function(constant(bound)) for bound in bounds]
+    functions = [frame_function(constant(roster.bounds(pair[1]).frame_psnr)) for pair in pairs]
     for pair, output, result in _measured(results, pairs, functions):
         found.rows.append(_row("frame", pair, output, None, result))
+    return results
+
+
+def compare_videos(roster: Roster, bundle: Path, free: RunResults, found: Comparison, progress: Progress) -> RunResults:
+    """The final latents decoded, frame by frame."""
+    results = decode(roster, bundle, free, found, progress)
+    names = [name for name, _ in results.items()]
+    pairs = [pair for pair in roster.pairs() if set(pair) <= set(names)]
+    functions = [frame_function(constant(roster.bounds(pair[1]).video_psnr), measure) for pair in pairs]
+    with progress.stage("compare the videos"):
+        for pair, output, result in _measured(results, pairs, functions):
+            found.rows.append(_row("video", pair, output, None, result))
     return results
 
 

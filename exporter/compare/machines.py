@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Protocol, TypeVar
 
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from exporter.compare.ops import Call, Evaluate, Outputs
 from exporter.compare.scene import Scene
+from exporter.weights import Stage
 from runtime.numerics import Update
 
 TOPK = "topk_milli"  # an op with this attribute chooses key blocks, from inputs named q and k
@@ -97,6 +99,40 @@ class Machine(ABC):
         """Give back what the machine holds."""
 
 
+def scalars(update: Update, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """The update's a, b and c as the head takes them, fp32 [1]."""
+    a, b, c = (torch.tensor([value], dtype=torch.float32, device=device) for value in (update.a, update.b, update.c))
+    return a, b, c
+
+
+def block_feed(given: BlockInput) -> dict[str, Tensor]:
+    """The block's inputs other than weights, by the names and dtypes of its graph."""
+    x, context = given.x.bfloat16(), given.context.bfloat16()
+    return {"x": x, "context": context, "e0": given.e0, "cos": given.cos, "sin": given.sin}
+
+
+class GraphMachine(Machine):
+    """Its stages are graphs whose weights are inputs; ``_run`` answers one, by the names and dtypes of the graph."""
+
+    @abstractmethod
+    def _run(self, stage: Stage, expert: str, feed: Mapping[str, Tensor], layer: int = 0) -> tuple[Tensor, ...]: ...
+
+    def embed(self, expert: str, given: EmbedInput) -> Embedded:
+        feed = {"tokens": given.tokens, "time_features": given.time_features, "text": given.text}
+        if given.condition is not None:
+            feed["condition"] = given.condition
+        return Embedded(*self._run("embed", expert, feed))
+
+    def block(self, expert: str, layer: int, given: BlockInput) -> Tensor:
+        return self._run("block", expert, block_feed(given), layer)[0]
+
+    def head(self, expert: str, given: HeadInput) -> tuple[Tensor, Tensor]:
+        a, b, c = scalars(given.update, self.device)
+        feed = {"x": given.x.bfloat16(), "e": given.e, "tokens": given.tokens, "noise": given.noise}
+        tokens, v = self._run("head", expert, {**feed, "a": a, "b": b, "c": c})
+        return tokens, v
+
+
 class OpMachine(Protocol):
     """A machine whose ops can be seen one by one."""
 
@@ -128,25 +164,6 @@ def selection(call: Call) -> Tensor:
 
     named = dict(zip((tensor.name for tensor in call.op.inputs), call.inputs, strict=True))
     return kept_blocks(named["q"], named["k"], int(call.attributes[TOPK]))
-
-
-def scalars(update: Update, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """The update's a, b and c as the head takes them, fp32 [1]."""
-    a, b, c = (torch.tensor([value], dtype=torch.float32, device=device) for value in (update.a, update.b, update.c))
-    return a, b, c
-
-
-def block_feed(given: BlockInput) -> dict[str, Tensor]:
-    """The block's inputs other than weights, by the names and dtypes of its graph."""
-    x, context = given.x.bfloat16(), given.context.bfloat16()
-    return {"x": x, "context": context, "e0": given.e0, "cos": given.cos, "sin": given.sin}
-
-
-def head_feed(given: HeadInput, device: torch.device) -> dict[str, Tensor]:
-    """The head's inputs other than weights, by the names and dtypes of its graph."""
-    a, b, c = scalars(given.update, device)
-    x = given.x.bfloat16()
-    return {"x": x, "e": given.e, "tokens": given.tokens, "noise": given.noise, "a": a, "b": b, "c": c}
 
 
 def embedded(machine: Machine, scene: Scene, step: int, tokens: Tensor) -> Embedded:

@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 _PIECE = 1 << 22  # elements in fp64 at once: 32 MiB each
-_WINDOW, _SIGMA = 7, 1.5  # SSIM's window; the usual 11 is larger than a small latent frame
+_WINDOW, _SIGMA = 11, 1.5  # SSIM's Gaussian, as published
+_LATENT_WINDOW = 7  # 11 is larger than a small latent frame
 _K1, _K2 = 0.01, 0.03  # SSIM's constants (Wang et al. 2004)
 
 
@@ -53,33 +54,41 @@ def _decibels(relative: float) -> float:
 
 @dataclass(frozen=True)
 class FrameDistance:
-    """PSNR in dB against the range of the reference's frame, and SSIM, 1 for equal frames."""
+    """PSNR in dB and SSIM, 1 for equal frames; the peak of both is the range of the reference's frame, or 255."""
 
     psnr_db: float
     ssim: float
 
 
 def frame_distance(got: Tensor, want: Tensor) -> FrameDistance:
-    """Distance of one frame [C, H, W] from the reference's, whose range max − min is the peak of both measures."""
+    """Distance of one latent frame [C, H, W] from the reference's, whose range max − min is the peak."""
     a, b = got.double(), want.double()
     if not bool(torch.isfinite(a).all()):
         return FrameDistance(math.nan, math.nan)
     peak = max(float(b.max() - b.min()), 1e-12)
-    error = float((a - b).square().mean())
-    psnr = math.inf if error == 0.0 else 10 * math.log10(peak * peak / error)
-    return FrameDistance(psnr, ssim(a, b, peak))
+    return FrameDistance(_psnr(a, b, peak), ssim(a, b, peak, _LATENT_WINDOW))
 
 
-def ssim(got: Tensor, want: Tensor, peak: float) -> float:
+def video_distance(got: Tensor, want: Tensor) -> FrameDistance:
+    """Distance of one frame of video, uint8 [H, W, 3], from the reference's."""
+    a, b = (frame.permute(2, 0, 1).double() for frame in (got, want))
+    return FrameDistance(_psnr(a, b, 255.0), ssim(a, b, 255.0, _WINDOW))
+
+
+def _psnr(got: Tensor, want: Tensor, peak: float) -> float:
+    error = float((got - want).square().mean())
+    return math.inf if error == 0.0 else 10 * math.log10(peak * peak / error)
+
+
+def ssim(got: Tensor, want: Tensor, peak: float, window: int) -> float:
     """Structural similarity of two images [C, H, W] whose values span ``peak`` (Wang et al. 2004, eq. 13), averaged."""
-    size = min(_WINDOW, *got.shape[-2:])
+    size = min(window, *got.shape[-2:])
     offsets = torch.arange(size, dtype=torch.float64, device=got.device) - (size - 1) / 2
     line = torch.exp(-offsets.square() / (2 * _SIGMA**2))
-    window = torch.outer(line, line)
-    kernel = (window / window.sum())[None, None]
+    line = line / line.sum()
 
     def local(x: Tensor) -> Tensor:
-        return F.conv2d(x[:, None], kernel)
+        return F.conv2d(F.conv2d(x[:, None], line[None, None, :, None]), line[None, None, None])
 
     mean_a, mean_b = local(got), local(want)
     variance_a = local(got * got) - mean_a.square()

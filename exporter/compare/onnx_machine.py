@@ -15,16 +15,7 @@ from onnx.reference.op_run import OpRun
 from torch import Tensor
 from torch.nn import functional as F
 
-from exporter.compare.machines import (
-    BlockInput,
-    Embedded,
-    EmbedInput,
-    HeadInput,
-    Machine,
-    block_feed,
-    head_feed,
-    watched,
-)
+from exporter.compare.machines import BlockInput, GraphMachine, block_feed, watched
 from exporter.compare.ops import Call, Evaluate, by_reference, call_label
 from exporter.compare.weights import Weights
 from exporter.trace import OUTPUTS
@@ -121,7 +112,7 @@ class OnnxStage:
         return dict(zip(self._outputs, map(to_torch, outputs), strict=True))
 
 
-class OnnxMachine(Machine):
+class OnnxMachine(GraphMachine):
     """The graphs that the engines are built from, with the bundle's weights."""
 
     def __init__(self, name: str, files: Mapping[str, Path], weights: Weights) -> None:
@@ -139,12 +130,6 @@ class OnnxMachine(Machine):
             out = self._stages[stage]({**feed, **self._weights(expert, stage, layer)})
         return tuple(out[name] for name in OUTPUTS[stage])
 
-    def embed(self, expert: str, given: EmbedInput) -> Embedded:
-        feed = {"tokens": given.tokens, "time_features": given.time_features, "text": given.text}
-        if given.condition is not None:
-            feed["condition"] = given.condition
-        return Embedded(*self._run("embed", expert, feed))
-
     def block(self, expert: str, layer: int, given: BlockInput) -> Tensor:
         return self.block_by(by_reference, expert, layer, given)
 
@@ -152,7 +137,3 @@ class OnnxMachine(Machine):
         """``block`` with our nodes answered by another evaluation."""
         self._stages["block"].evaluate = watched(self, layer, evaluate)
         return self._run("block", expert, block_feed(given), layer)[0]
-
-    def head(self, expert: str, given: HeadInput) -> tuple[Tensor, Tensor]:
-        tokens, v = self._run("head", expert, head_feed(given, self.device))
-        return tokens, v

@@ -10,7 +10,7 @@ from html import escape
 from pathlib import Path
 
 from exporter.compare import charts
-from exporter.compare.spec import LEVELS, Comparison, Level, Row
+from exporter.compare.spec import LEVELS, Comparison, Level, Row, Sweep
 from exporter.compare.style import CSS
 from exporter.compare.tables import (
     bound_text,
@@ -19,11 +19,12 @@ from exporter.compare.tables import (
     metric,
     metric_name,
     offenders,
+    seconds_text,
     where,
 )
 
-_TITLES: dict[str, str] = {"op": "Ops", "block": "Blocks", "step": "Steps", "free": "Steps, free-running",
-                           "frame": "Final latents"}  # fmt: skip
+_TITLES: dict[str, str] = {"op": "Ops", "block": "Blocks", "step": "Steps", "free": "Free steps",
+                           "frame": "Final latents", "video": "Video"}  # fmt: skip
 
 
 def write_report(path: Path, found: Comparison) -> None:
@@ -41,13 +42,12 @@ def write_report(path: Path, found: Comparison) -> None:
 def html(found: Comparison) -> str:
     """The report's text."""
     title = f"{found.facts.get('model', 'model')}: is the engine right?"
-    sections = [_verdict(found), _summary(found), _charts(found), _ops(found), _latents(found), _sweep(found),
-                _facts(found), _all_rows(found)]  # fmt: skip
+    parts = (_verdict, _summary, _charts, _ops, _latents, _video, _sweep, _facts, _all_rows)
     return (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<style>{CSS}</style></head><body><main><h1>{escape(title)}</h1>"
-        f"<p>{escape(found.facts.get('bundle', ''))}</p>{''.join(sections)}</main></body></html>\n"
+        f"<p>{escape(found.facts.get('bundle', ''))}</p>{''.join(part(found) for part in parts)}</main></body></html>\n"
     )
 
 
@@ -69,6 +69,10 @@ def _table(headings: Sequence[str], rows: Iterable[Sequence[str]], numeric: Sequ
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
+def _bound_cell(row: Row) -> str:
+    return escape(bound_text(row)).replace(" ", "&nbsp;")
+
+
 def _figure(data: bytes, kind: str, text: str) -> str:
     encoded = base64.b64encode(data).decode("ascii")
     return f'<figure><img alt="{escape(text)}" src="data:image/{kind};base64,{encoded}"></figure>'
@@ -82,7 +86,7 @@ def _verdict(found: Comparison) -> str:
     if over:
         rows = [
             [escape(where(r)), escape(_TITLES[r.level]), escape(f"{r.candidate} − {r.reference}"), first_metric(r),
-             escape(bound_text(r))]
+             _bound_cell(r)]
             for r in offenders(found)
         ]  # fmt: skip
         body += "<p>The worst first:</p>" + _table(("where", "level", "who", "measured", "bound"), rows, ("measured",))
@@ -100,7 +104,7 @@ def _summary(found: Comparison) -> str:
         second = list(worst.metrics.items())[1]
         rows.append(
             [escape(_TITLES[worst.level]), escape(line.candidate), escape(line.reference), str(line.count),
-             first_metric(worst), f"{escape(metric_name(second[0]))} {metric(*second)}", escape(bound_text(worst)),
+             first_metric(worst), f"{escape(metric_name(second[0]))} {metric(*second)}", _bound_cell(worst),
              escape(where(worst)), _badge(not line.failed, "ok" if not line.failed else f"{line.failed} over")]
         )  # fmt: skip
     headings = ("level", "candidate", "against", "compared", "worst", "and", "bound", "where", "")
@@ -169,28 +173,58 @@ def _latents(found: Comparison) -> str:
     if not found.frames:
         return ""
     image = _figure(charts.latent_images(found.frames), "png", "latent frames side by side")
+    return _section("Final latents", "After the last step, each runner on its own; colours are the reference's three "
+                    "principal channels.", image + _frame_table(found, "frame"))  # fmt: skip
+
+
+def _frame_table(found: Comparison, level: Level) -> str:
     rows = [
         [escape(r.place), escape(r.candidate), escape(r.reference), first_metric(r), metric("ssim", r.metrics["ssim"])]
         for r in found.rows
-        if r.level == "frame"
+        if r.level == level
     ]
     table = _table(("frame", "candidate", "against", "PSNR", "SSIM"), rows, ("PSNR", "SSIM"))
-    return _section("Final latents", "After the last step, each runner on its own; colours are the reference's three "
-                    "principal channels.", f"{image}<details><summary>PSNR and SSIM of every frame</summary>{table}"
-                    "</details>")  # fmt: skip
+    return f"<details><summary>PSNR and SSIM of every frame</summary>{table}</details>"
+
+
+def _video(found: Comparison) -> str:
+    if not found.video:
+        return ""
+    groups = _of(found, "video")
+    series = {pair: [row.metrics for row in rows] for pair, rows in groups.items()}
+    chart = ""
+    if series:  # a single runner may have given a video
+        chart = _figure(charts.frame_lines(series, _bounds(groups)), "svg+xml", "PSNR and SSIM of every frame")
+    image = _figure(charts.video_images(found.video), "png", "frames side by side")
+    text = (
+        "The final latents through the bundle's VAE, one decoder for all, so that what differs is the DiT's; against "
+        f"8-bit range. Equal frames are drawn at {charts.CEILING:g} dB, bounds dotted."
+    )
+    return _section("Video", text, chart + image + _frame_table(found, "video"))
 
 
 def _sweep(found: Comparison) -> str:
-    if not found.sweep:
+    sweep = found.sweep
+    if sweep is None:
         return ""
     rows = [
         [f"{p.topk_milli / 1000:g}", metric("relative_l2", p.relative_l2), metric("psnr_db", p.psnr_db),
-         metric("ssim", p.ssim), "not measured: no GPU" if p.seconds is None else f"{p.seconds:.4f} s"]
-        for p in found.sweep
+         metric("ssim", p.ssim), seconds_text(p.seconds)]
+        for p in sweep.points
     ]  # fmt: skip
-    headings = ("top-k", "relative L2", "PSNR", "SSIM", "one step's blocks")
-    body = _figure(charts.sweep_chart(found.sweep), "svg+xml", "quality by top-k") + _table(headings, rows, headings)
-    return _section("How sparse?", "Final latents against the reference with every key block kept.", body)
+    headings = ("top-k", "relative L2", "PSNR", "SSIM", sweep.time_label)
+    body = _figure(charts.sweep_chart(sweep), "svg+xml", "quality by top-k") + _table(headings, rows, headings)
+    return _section(
+        "How sparse?", f"Final latents against the reference with every key block kept. {_time_text(sweep)}", body
+    )
+
+
+def _time_text(sweep: Sweep) -> str:
+    if sweep.untimed:
+        return f"No times: {sweep.untimed}."
+    if sweep.estimated:
+        return f"Times are an estimate for {sweep.device} (turbotrt estimate says how good), not a measurement."
+    return f"Times were measured on {sweep.device}."
 
 
 def _facts(found: Comparison) -> str:
@@ -210,7 +244,7 @@ def _all_rows(found: Comparison) -> str:
         metrics = list(rows[0].metrics)
         cells = [
             [escape(where(r)), escape(r.candidate), escape(r.reference), *(metric(m, r.metrics[m]) for m in metrics),
-             escape(bound_text(r)), _badge(r.passed, "ok" if r.passed else "over")]
+             _bound_cell(r), _badge(r.passed, "ok" if r.passed else "over")]
             for r in rows
         ]  # fmt: skip
         names = [metric_name(m) for m in metrics]

@@ -5,14 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.util import find_spec
-from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from exporter.checkpoint.experts import expert_paths
 from exporter.checkpoint.reader import Checkpoint, open_checkpoint
-from exporter.checkpoint.safetensors_file import SafetensorsFile
 from exporter.compare.machines import Machine, OpMachine
 from exporter.compare.ops import by_reference
 from exporter.compare.plain_model import PlainAttention
@@ -21,10 +18,11 @@ from exporter.compare.spec import RUNNERS, CompareSpec
 from exporter.compare.thresholds import STAGE_BOUNDS, StageBound
 from exporter.compare.torch_machines import PlainMachine, StageMachine, UnroundedMachine
 from exporter.compare.weights import BundleWeights, CheckpointWeights, FloatWeights, Weights
-from exporter.models import TEXT_DIM, TEXT_LENGTH, ModelSpec, model_named
+from exporter.models import ModelSpec, model_named
 from exporter.stages import BlockOptions
 from plugins.errors import UserError
 from runtime.bundle import Manifest, load_manifest
+from runtime.layout import OUTPUTS, stage_files
 
 
 @dataclass
@@ -78,15 +76,7 @@ def open_roster(spec: CompareSpec) -> Roster:
     model = model_named(manifest.model.name)
     readers = _readers(spec, model, manifest)
     sampler = manifest.sampler
-    made = scene(
-        model,
-        size=spec.size or model.size,
-        frames=spec.frames or model.frames,
-        steps=spec.steps,
-        seed=spec.seed,
-        sigma_max=sampler.sigma_max,
-        text=None if spec.embeds is None else load_embeds(spec.embeds),
-    )
+    made = scene(manifest, spec)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     options = BlockOptions(sampler.attention, sampler.topk_milli, sampler.linear)
     fresh: Weights | None = CheckpointWeights(readers, model, sampler.linear) if readers else None
@@ -146,6 +136,8 @@ def _enlist(
             roster.machines[name] = _from_bundle(name, roster, spec, options)
     if spec.same_blocks:
         _follow(roster)
+    if len(roster.manifest.stages) > len(OUTPUTS):
+        roster.left_out["one-file"] = "holds all stages in one engine, of which none can be compared by itself"
 
 
 def _unable(name: str, spec: CompareSpec, manifest: Manifest, checkpoint: bool) -> str | None:
@@ -157,7 +149,7 @@ def _unable(name: str, spec: CompareSpec, manifest: Manifest, checkpoint: bool) 
     if not torch.cuda.is_available():
         return "needs a CUDA GPU, and this machine has none"
     if name == "tensorrt":
-        if any(stage.engine is None for stage in manifest.stages):
+        if any(stage_files(manifest, stage).engine is None for stage in OUTPUTS):
             return "needs engines, and the bundle holds none"
         if find_spec(manifest.gpu.flavour) is None:
             return f"needs the {manifest.gpu.flavour} package, which is not installed"
@@ -178,7 +170,7 @@ def _from_bundle(name: str, roster: Roster, spec: CompareSpec, options: BlockOpt
     if name == "onnx":
         from exporter.compare.onnx_machine import OnnxMachine
 
-        return OnnxMachine(name, {stage.name: folder / stage.onnx for stage in manifest.stages}, deployed)
+        return OnnxMachine(name, {stage: folder / stage_files(manifest, stage).onnx for stage in OUTPUTS}, deployed)
     if name == "plans":
         from exporter.compare.plan_ops import PlanOps
 
@@ -190,7 +182,7 @@ def _from_bundle(name: str, roster: Roster, spec: CompareSpec, options: BlockOpt
         return StageMachine(name, deployed, options, plans, torch.device("cuda"))
     from exporter.compare.engine_machine import EngineMachine
 
-    engines: dict[str, Path] = {stage.name: folder / str(stage.engine) for stage in manifest.stages}
+    engines = {stage: folder / str(stage_files(manifest, stage).engine) for stage in OUTPUTS}
     return EngineMachine(name, engines, deployed, manifest.gpu.flavour)
 
 
@@ -205,17 +197,3 @@ def _follow(roster: Roster) -> None:
     leader.record_selections = True
     roster.machines["fp32"] = plain.following(leader)
     roster.notes.append(f"fp32 keeps the key blocks that {leader.name} keeps.")
-
-
-def load_embeds(path: Path) -> Tensor:
-    """Text embedding [≤512, 4096] of a safetensors file with one such tensor, zeros appended. Raises UserError."""
-    file = SafetensorsFile(path)
-    found = [name for name, meta in file.tensors.items() if meta.shape[-1:] == (TEXT_DIM,)]
-    if len(found) != 1:
-        raise UserError(f"{path} does not hold a text embedding.", expected=f"one tensor [≤{TEXT_LENGTH}, {TEXT_DIM}]",
-                        got=", ".join(f"{name}: {meta}" for name, meta in file.tensors.items()) or "none")  # fmt: skip
-    rows = file.load(found[0]).float().reshape(-1, TEXT_DIM)
-    if rows.shape[0] > TEXT_LENGTH:
-        raise UserError(f"The text embedding in {path} is too long.", expected=f"{TEXT_LENGTH} rows or fewer",
-                        got=str(rows.shape[0]))  # fmt: skip
-    return torch.nn.functional.pad(rows, (0, 0, 0, TEXT_LENGTH - rows.shape[0]))

@@ -15,17 +15,18 @@ from polygraphy.comparator import IterationResult, RunResults
 from polygraphy.json import save_json
 from torch import Tensor
 
-from exporter.compare.levels import BlockLevels, compare_steps, quietly
+from exporter.compare.levels import BlockLevels, compare_steps, compare_videos, quietly
 from exporter.compare.report import write_report
 from exporter.compare.roster import Roster, open_roster
 from exporter.compare.runners import BLOCK_OUTPUT
 from exporter.compare.spec import CompareSpec, Comparison
 from exporter.compare.sweep import check_sweep, sweep
+from exporter.compare.video import VIDEO, why_no_video
 from exporter.progress import Progress
+from plugins.errors import UserError
 from plugins.torch_op import torch_dtype
 
 _TOOLS = ("turbotrt", "torch", "triton", "onnx", "polygraphy", "tensorrt-rtx", "tensorrt", "numpy")
-RESULTS = ("steps", "free", "frames", "ops")  # <name>.json in the output folder: RunResults of Polygraphy's
 INPUTS, OUTPUTS = "block_inputs.json", "block_outputs.json"
 MAX_RESULTS = 2**30  # bytes of tensors in one JSON file
 SUMMARY = "comparison.json"
@@ -36,12 +37,16 @@ def compare(spec: CompareSpec, progress: Progress) -> Comparison:
     """Compare what this machine can run, and write results and report into ``spec.out``. Raises UserError."""
     roster = open_roster(spec)
     check_sweep(roster, spec)
+    if no_video := why_no_video(spec, roster):
+        roster.left_out[VIDEO] = no_video
     found = Comparison(left_out=roster.left_out, notes=roster.notes)
     for name, reason in found.left_out.items():
         progress.note(f"left out: {name} {reason}")
     try:
-        spec.out.mkdir(parents=True, exist_ok=True)
+        _make_folder(spec.out)
         results = compare_steps(roster, found, progress)
+        if no_video is None:
+            results[VIDEO] = compare_videos(roster, spec.bundle, results["free"], found, progress)
         blocks = BlockLevels(roster, spec.block_step, _tokens_before(roster, results["steps"], spec.block_step))
         blocks.run(found, progress)
         feed, results["ops"] = blocks.inspect(found, progress)
@@ -59,19 +64,27 @@ def compare(spec: CompareSpec, progress: Progress) -> Comparison:
     return found
 
 
+def _make_folder(out: Path) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{out} cannot be a folder for the report.", got=error.strerror) from error
+
+
 def _tokens_before(roster: Roster, steps: RunResults, step: int) -> Tensor:
     """The reference's latents before a step."""
     return roster.scene.start if step == 0 else steps[roster.reference][step - 1]["tokens"]
 
 
 def _save(out: Path, results: Mapping[str, RunResults], progress: Progress) -> None:
-    for name in RESULTS:
-        size = sum(tensor.nbytes for _, runs in results[name].items() for run in runs for _, tensor in run.items())
+    """<name>.json for each of the results: Polygraphy's RunResults."""
+    for name, result in results.items():
+        size = sum(tensor.nbytes for _, runs in result.items() for run in runs for _, tensor in run.items())
         if size > MAX_RESULTS:
             (out / f"{name}.json").unlink(missing_ok=True)
             progress.note(f"{name}.json is not written: its tensors are {size / 1e9:.1f} GB")
             continue
-        quietly(results[name].save, str(out / f"{name}.json"))
+        quietly(result.save, str(out / f"{name}.json"))
 
 
 def _save_block(out: Path, roster: Roster, step: int, feed: Mapping[str, Tensor], results: RunResults) -> None:
@@ -93,7 +106,7 @@ def facts(spec: CompareSpec, roster: Roster) -> dict[str, str]:
     """Versions and settings, as the report's table shows them."""
     manifest, model, scene = roster.manifest, roster.model, roster.scene
     sampler = manifest.sampler
-    width, height = spec.size or model.size
+    count, height, width = scene.shape
     at = ", ".join(f"{step.t:.3f}" for step in scene.steps)
     topk = "" if sampler.attention == "sage" else f", top-k {sampler.topk_milli / 1000:g}"
     found = {
@@ -101,8 +114,8 @@ def facts(spec: CompareSpec, roster: Roster) -> dict[str, str]:
         "bundle": f"{spec.bundle.name} for {manifest.gpu.name} (sm_{manifest.gpu.sm}, {manifest.gpu.flavour})",
         "checkpoint": spec.checkpoint or "none",
         "attention, Linears": f"{sampler.attention}{topk}; {sampler.linear}",
-        "video": f"{width}×{height}×{spec.frames or model.frames}, L = {scene.noise[0].shape[0]:,} tokens",
-        "steps": f"{len(scene.steps)} at t = {at}, SDE, seed {spec.seed}",
+        "video": f"{8 * width}×{8 * height}×{4 * count - 3}, L = {scene.tokens:,} tokens",
+        "steps": f"{len(scene.steps)} at t = {at}, {'ODE' if spec.ode else 'SDE'}, seed {spec.seed}",
         "blocks and ops at": f"step {spec.block_step + 1}",
         "text": "random" if spec.embeds is None else str(spec.embeds),
         "run on": torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU ({platform.machine()})",
@@ -134,6 +147,6 @@ def summary(found: Comparison) -> bytes:
         "inspected_block": found.inspected,
         "rounding_alone": found.rounding,
         "rounding_accumulated": found.accumulated,
-        "sweep": [asdict(point) for point in found.sweep],
+        "sweep": None if found.sweep is None else asdict(found.sweep),
     }
     return msgspec.json.format(msgspec.json.encode(plain), indent=1) + b"\n"

@@ -3,28 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from exporter.models import OUT_CHANNELS, TEXT_DIM, TEXT_LENGTH, ModelSpec
+from exporter.compare.spec import CompareSpec
+from exporter.models import OUT_CHANNELS
 from plugins.errors import UserError
-from runtime.numerics import Update, rope_tables, time_features, times, to_latents, to_tokens, update
+from runtime.bundle import Manifest
+from runtime.inputs import TEXT_DIM, condition_tokens, latent_shape, text_bits
+from runtime.numerics import rope_tables, time_features, to_latents
+from runtime.sampler import Noise, Step, plan_steps
+from runtime.tensor_files import read_tensor
 
-_PROMPT = 64  # rows of a made-up text embedding that are not zero
-_TEXT_STREAM = 1  # a Philox stream of its own, so that noise does not depend on whether text was given
-
-
-@dataclass(frozen=True)
-class SceneStep:
-    """One rCM step from t to ``following``; x' = update.a·x + update.b·v + update.c·noise."""
-
-    t: float
-    following: float
-    expert: str
-    update: Update
+_PROMPT = 64  # rows of a made-up text embedding
+_MADE_UP = 1  # a Philox stream of its own, so that noise does not depend on whether text was given
 
 
 @dataclass(frozen=True)
@@ -35,7 +29,12 @@ class Scene:
     text: Tensor
     condition: Tensor | None
     noise: tuple[Tensor, ...]
-    steps: tuple[SceneStep, ...]
+    steps: tuple[Step, ...]
+
+    @property
+    def tokens(self) -> int:
+        """L."""
+        return int(self.noise[0].shape[0])
 
     @property
     def start(self) -> Tensor:
@@ -55,54 +54,32 @@ class Scene:
         return torch.from_numpy(time_features(self.steps[step].t))
 
 
-def scene(
-    model: ModelSpec,
-    *,
-    size: tuple[int, int],
-    frames: int,
-    steps: int,
-    seed: int,
-    sigma_max: float,
-    text: Tensor | None = None,
-) -> Scene:
-    """A scene with noise by seed; the text, where none is given, and an image's condition are random too. UserError."""
-    if not 1 <= steps <= 4:
-        raise UserError("This number of steps is not trained.", expected="1 to 4", got=str(steps))
-    shape = model.latent_shape(size, frames)
-    random = np.random.Generator(np.random.Philox(seed))
-    draws = [_normal(random, (OUT_CHANNELS, *shape)) for _ in range(max(steps, 1))]
-    at = times(steps, sigma_max)
-    made = np.random.Generator(np.random.Philox(seed + (_TEXT_STREAM << 64)))
-    if text is None:
-        rows = made.standard_normal((TEXT_LENGTH, TEXT_DIM), dtype=np.float32)
-        rows[_PROMPT:] = 0
-        text = torch.from_numpy(rows)
-    condition = _condition(made, model, shape) if model.image_to_video else None
-    experts, boundary = model.experts, model.boundary
+def scene(manifest: Manifest, spec: CompareSpec) -> Scene:
+    """The scene a comparison asks for; a text or an image's latents that are not given are random. Raises UserError."""
+    shape = latent_shape(manifest, spec.size, spec.frames)
+    steps = plan_steps(manifest, spec.steps, ode=spec.ode)
+    if not 0 <= spec.block_step < len(steps):
+        raise UserError("There is no such step.", expected=f"--at-step 1 to {len(steps)}", got=str(spec.block_step + 1))
+    count = 1 + sum(step.update.c != 0 for step in steps)
+    with Noise(spec.seed, shape, count) as noise:
+        drawn = tuple(torch.from_numpy(noise.draw()) for _ in range(count))
+    random = np.random.Generator(np.random.Philox(spec.seed + (_MADE_UP << 64)))
+    text = random.standard_normal((_PROMPT, TEXT_DIM), dtype=np.float32)
+    if spec.embeds is not None:
+        text = read_tensor(spec.embeds, "text_embeds")
+    latents = None
+    if spec.condition is not None:
+        latents = read_tensor(spec.condition, "condition")
+    elif manifest.model.in_channels > OUT_CHANNELS:
+        latents = random.standard_normal((OUT_CHANNELS, *shape), dtype=np.float32)
+    condition = condition_tokens(latents, manifest.model, shape)
     return Scene(
         shape,
-        text.bfloat16(),
-        condition,
-        tuple(draws),
-        tuple(
-            SceneStep(t, after, experts[-1 if boundary is not None and t < boundary else 0], update(t, after))
-            for t, after in pairwise(at)
-        ),
+        torch.from_numpy(text_bits(text, manifest.model).view(np.int16)).view(torch.bfloat16),
+        None if condition is None else torch.from_numpy(condition),
+        drawn,
+        steps,
     )
-
-
-def _normal(random: np.random.Generator, shape: tuple[int, ...]) -> Tensor:
-    return torch.from_numpy(to_tokens(random.standard_normal(shape, dtype=np.float32)))
-
-
-def _condition(random: np.random.Generator, model: ModelSpec, shape: tuple[int, int, int]) -> Tensor:
-    """Mask (1 in the first latent frame) and image latents of Wan2.2's 20 extra channels, as tokens."""
-    channels = model.in_channels - OUT_CHANNELS
-    latents = random.standard_normal((channels, *shape), dtype=np.float32)
-    mask = channels - OUT_CHANNELS
-    latents[:mask] = 0
-    latents[:mask, 0] = 1
-    return torch.from_numpy(to_tokens(latents))
 
 
 def frames(tokens: Tensor, shape: tuple[int, int, int]) -> list[Tensor]:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from plugins.errors import UserError
 
 Runner = Literal["fp32", "quantized", "onnx", "plans", "tensorrt"]
-RUNNERS: tuple[str, ...] = get_args(Runner)
-Level = Literal["op", "block", "step", "free", "frame"]
+RUNNERS: tuple[Runner, ...] = get_args(Runner)
+Level = Literal["op", "block", "step", "free", "frame", "video"]
 #: What each level is, as reports say it.
 LEVELS: dict[str, str] = {
     "op": "every op of a block, each on what the candidate fed it",
@@ -19,32 +19,41 @@ LEVELS: dict[str, str] = {
     "step": "every step, each from the reference's latents",
     "free": "every step, each from the runner's own latents",
     "frame": "the final latents, frame by frame",
+    "video": "the video that the VAE makes of the final latents, frame by frame",
 }
+
+
+def runner_named(name: str) -> Runner:
+    """The runner of that name. Raises UserError listing them."""
+    for runner in RUNNERS:
+        if runner == name:
+            return runner
+    raise UserError("This cannot be compared.", expected=", ".join(RUNNERS), got=name)
 
 
 @dataclass(frozen=True)
 class CompareSpec:
-    """One bundle against its checkpoint (None: against itself only). ``block_step`` counts from 0."""
+    """One bundle against its checkpoint (None: against itself only). ``block_step`` counts from 0.
+
+    None is the model's own steps, size and frames; ``embeds`` and ``condition`` are files (None: random).
+    ``video`` None decodes the final latents where that is no long work.
+    """
 
     bundle: Path
     checkpoint: str | None
-    against: tuple[Runner, ...] = RUNNERS  # type: ignore[assignment]
-    steps: int = 4
+    against: tuple[Runner, ...] = RUNNERS
+    steps: int | None = None
     size: tuple[int, int] | None = None
     frames: int | None = None
     seed: int = 0
     embeds: Path | None = None
+    condition: Path | None = None
+    ode: bool = False
     block_step: int = 0
     same_blocks: bool = False
+    video: bool | None = None
     sweep: tuple[int, ...] = ()
     out: Path = Path("report")
-
-    def __post_init__(self) -> None:
-        if unknown := [name for name in self.against if name not in RUNNERS]:
-            raise UserError("This cannot be compared.", expected=", ".join(RUNNERS), got=", ".join(unknown))
-        if not 0 <= self.block_step < self.steps:
-            raise UserError("There is no such step.", expected=f"--at-step 1 to {self.steps}",
-                            got=str(self.block_step + 1))  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -84,18 +93,22 @@ class Row:
 
 @dataclass
 class Comparison:
-    """All rows, what was left out and why, and what a report shows beside them."""
+    """All rows, what was left out and why, and what a report shows beside them.
+
+    Runner → its final latent frames fp32 [16, H, W], and its video's frames uint8 [H, W, 3].
+    """
 
     rows: list[Row] = field(default_factory=list)
     left_out: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     facts: dict[str, str] = field(default_factory=dict)
     seconds: dict[str, list[float]] = field(default_factory=dict)
-    frames: dict[str, list[object]] = field(default_factory=dict)
+    frames: dict[str, list[Any]] = field(default_factory=dict)
+    video: dict[str, list[Any]] = field(default_factory=dict)
     accumulated: dict[str, dict[str, float]] = field(default_factory=dict)
     rounding: dict[str, dict[str, float]] = field(default_factory=dict)
     inspected: int | None = None
-    sweep: list[SweepPoint] = field(default_factory=list)
+    sweep: Sweep | None = None
 
     @property
     def offenders(self) -> list[Row]:
@@ -109,10 +122,28 @@ class Comparison:
 
 @dataclass(frozen=True)
 class SweepPoint:
-    """One share of kept key blocks: distance of the final latents, and seconds for all steps, None if not measured."""
+    """One share of kept key blocks: distance of the final latents, and seconds of one step's blocks."""
 
     topk_milli: int
     relative_l2: float
     psnr_db: float
     ssim: float
     seconds: float | None
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Quality against time. ``estimated``: the seconds are computed for ``device``, else they were measured on it.
+
+    ``untimed`` says why there are no seconds.
+    """
+
+    points: tuple[SweepPoint, ...]
+    device: str
+    estimated: bool
+    untimed: str | None = None
+
+    @property
+    def time_label(self) -> str:
+        """What a table or an axis of the seconds is called."""
+        return f"a step's blocks, {'ESTIMATED for' if self.estimated else 'measured on'} {self.device}"

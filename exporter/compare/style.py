@@ -27,7 +27,6 @@ th { text-align:left; color:var(--soft); font-weight:600; border-bottom:1px soli
 td { border-bottom:1px solid var(--line); padding:5px 14px 5px 0; vertical-align:top; }
 tr:last-child td { border-bottom:0; }
 td.n, th.n { text-align:right; white-space:nowrap; }
-td.t { white-space:nowrap; }
 td.key { color:var(--soft); white-space:nowrap; width:1%; }
 figure { margin:10px 0 0; background:#fff; border-radius:8px; padding:8px; }
 figure img { display:block; max-width:100%; height:auto; margin:0 auto; }

@@ -1,7 +1,7 @@
 """Quality against time over shares of kept key blocks: how sparse can attention be?
 
 Every share runs free from the same noise. The reference keeps every key block: the checkpoint in fp32, or without one
-the oracle. Time is measured on a GPU only.
+the oracle. On a GPU the time is measured; without one it is estimated for the bundle's.
 """
 
 from __future__ import annotations
@@ -17,10 +17,13 @@ from exporter.compare.metrics import distance, frame_distance
 from exporter.compare.plan_ops import PlanOps
 from exporter.compare.roster import Roster, device_sm
 from exporter.compare.scene import frames
-from exporter.compare.spec import CompareSpec, SweepPoint
+from exporter.compare.spec import CompareSpec, Sweep, SweepPoint
 from exporter.compare.torch_machines import PlainMachine, StageMachine
+from exporter.estimate import step_ms
+from exporter.gpus import GPUS
 from exporter.progress import Progress
 from plugins.errors import UserError
+from runtime.bundle import Manifest
 
 FULL = 1000
 _TIMED_RUNS = 3
@@ -35,21 +38,32 @@ def check_sweep(roster: Roster, spec: CompareSpec) -> None:
                         got=", ".join(roster.machines))  # fmt: skip
 
 
-def sweep(roster: Roster, spec: CompareSpec, progress: Progress) -> list[SweepPoint]:
+def sweep(roster: Roster, spec: CompareSpec, progress: Progress) -> Sweep:
     """One point for each share."""
     candidate = _swept(roster)
     if candidate is None:
         raise ValueError("check_sweep comes first")
     points = []
+    untimed = None if candidate.device.type == "cuda" else _not_estimated(roster.manifest)
     with progress.stage(f"top-k sweep with {candidate.name}") as update:
         want = run_free(_reference(roster), roster.model.layers, roster.scene)
         for index, milli in enumerate(spec.sweep):
             machine = candidate.with_options(replace(candidate.options, topk_milli=milli))
             got = run_free(machine, roster.model.layers, roster.scene)
-            seconds = _block_seconds(roster, machine) if machine.device.type == "cuda" else None
-            points.append(_point(roster, milli, got, want, seconds))
+            points.append(_point(roster, milli, got, want, None if untimed else _block_seconds(roster, machine)))
             update(index + 1, len(spec.sweep))
-    return points
+    if candidate.device.type == "cuda":
+        return Sweep(tuple(points), torch.cuda.get_device_name(), estimated=False)
+    return Sweep(tuple(points), roster.manifest.gpu.name, estimated=True, untimed=untimed)
+
+
+def _not_estimated(manifest: Manifest) -> str | None:
+    """Why the time cannot be estimated for the bundle's GPU, or None."""
+    if manifest.gpu.name not in GPUS:
+        return f"there is no GPU here, and none named {manifest.gpu.name} in the table to estimate for"
+    if manifest.sampler.linear != "int8":
+        return "there is no GPU here, and an estimate covers INT8 Linears only"
+    return None
 
 
 def _swept(roster: Roster) -> StageMachine | None:
@@ -82,8 +96,13 @@ def _point(roster: Roster, milli: int, got: Tensor, want: Tensor, seconds: float
 
 
 def _block_seconds(roster: Roster, machine: StageMachine) -> float:
-    """Seconds of one step's blocks on a CUDA device: block 0, timed after a run that warms up, times the layers."""
+    """Seconds of one step's blocks, estimated where there is no CUDA device.
+
+    Measured: block 0 after a run that warms up, times the layers.
+    """
     scene, device = roster.scene, machine.device
+    if device.type != "cuda":
+        return step_ms(roster.model, GPUS[roster.manifest.gpu.name], machine.options, scene.tokens) / 1e3
     made = embedded(machine, scene, 0, scene.start)
     cos, sin = (table.to(device) for table in scene.tables())
     run = machine.loaded_block(scene.steps[0].expert, 0, BlockInput(made.x, made.context, made.e0, cos, sin))

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from exporter.compare.spec import LEVELS, Comparison, Row
+from exporter.compare.spec import LEVELS, Comparison, Row, Sweep
 
 SHOWN_OFFENDERS = 12
 _METRIC_TEXT = {"relative_l2": "relative L2", "cosine": "cosine", "max_abs": "max |Δ|", "snr_db": "SNR",
@@ -91,11 +91,8 @@ def show(console: Console, found: Comparison) -> None:
         console.print(f"left out: {name}: {reason}")
     for note in found.notes:
         console.print(note)
-    for point in found.sweep:
-        seconds = "time not measured (no GPU)" if point.seconds is None else f"{point.seconds:.3f} s a step's blocks"
-        console.print(
-            f"top-k {point.topk_milli / 1000:g}: PSNR {point.psnr_db:.1f} dB, SSIM {point.ssim:.4f}, {seconds}"
-        )
+    if found.sweep is not None:
+        console.print(_sweep_table(found.sweep))
     over = len(found.offenders)
     verdict = f"{over} of {len(found.rows)} are over their bounds" if over else f"all {len(found.rows)} within bounds"
     console.print(Text(verdict, "bold red" if over else "bold green"))
@@ -108,4 +105,21 @@ def _offender_table(found: Comparison) -> Table:
     for row in offenders(found):
         times = "∞" if math.isinf(row.badness) else f"{row.badness:.1f}"
         table.add_row(where(row), row.level, row.candidate, row.reference, first_metric(row), bound_text(row), times)
+    return table
+
+
+def seconds_text(seconds: float | None) -> str:
+    """The time of a step as a report shows it; a dash where there is none."""
+    if seconds is None:
+        return "–"
+    return f"{seconds:.2f} s" if seconds >= 1 else f"{1e3 * seconds:.3g} ms"
+
+
+def _sweep_table(sweep: Sweep) -> Table:
+    table = Table(box=None, header_style="bold", pad_edge=False, caption=sweep.untimed, caption_justify="left")
+    for heading in ("top-k", "PSNR", "SSIM", "relative L2", sweep.time_label):
+        table.add_column(heading, justify="right")
+    for point in sweep.points:
+        table.add_row(f"{point.topk_milli / 1000:g}", metric("psnr_db", point.psnr_db), metric("ssim", point.ssim),
+                      metric("relative_l2", point.relative_l2), seconds_text(point.seconds))  # fmt: skip
     return table

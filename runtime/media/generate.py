@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from plugins.errors import UserError
 from runtime.backend import Report
 from runtime.backends import BackendKind, backend_kind
@@ -25,7 +27,7 @@ from runtime.media.prompt import PromptTokenizer
 from runtime.media.runner import Runner
 from runtime.media.stages import media_stage
 from runtime.media.text import Embeds, TextEncoder
-from runtime.media.vae import FACTOR, Vae
+from runtime.media.vae import FACTOR, Frames, Vae
 from runtime.media.video_file import sink_for
 from runtime.media.writer import BackgroundWriter
 from runtime.memory_plan import parse_bytes
@@ -158,6 +160,13 @@ class VideoMaker:
                 encoding += self._write_one(vae, clean, out)
         self.parts.append(Part("VAE", time.perf_counter() - started, peak))
         self.parts.append(Part("encode (behind the VAE)", encoding))
+
+    def frames(self, latents: Sequence[Array]) -> Iterator[Frames]:
+        """Each video's frames uint8 [n, h, w, 3], decoded as they are asked for."""
+        with self._runner("vae") as (runner, file):
+            vae = Vae(runner, self.manifest, file, self._limit(runner))
+            for clean in latents:
+                yield np.concatenate(list(vae.decode(clean)))
 
     def _write_one(self, vae: Vae, latents: Array, out: Path) -> float:
         size = FACTOR * latents.shape[3], FACTOR * latents.shape[2]

@@ -1,0 +1,68 @@
+"""The final latents as videos: every runner's through the bundle's own VAE, one decoder for all, frame by frame."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from polygraphy.comparator import IterationResult, RunResults
+from torch import Tensor
+
+from exporter.compare.metrics import FrameDistance, video_distance
+from exporter.compare.roster import Roster
+from exporter.compare.spec import CompareSpec, Comparison
+from exporter.progress import Progress
+from exporter.torch_backend import TORCH
+from exporter.torch_media import decode_operations
+from plugins.errors import UserError
+from runtime.media.generate import VideoMaker
+from runtime.numerics import to_latents
+
+VIDEO = "video"
+CPU_OPERATIONS = 2e12  # what a CPU is given unasked: about a minute of two cores
+
+
+def why_no_video(spec: CompareSpec, roster: Roster) -> str | None:
+    """Why the latents are not decoded, or None. Raises UserError where it was asked for and cannot be."""
+    if spec.video is False:
+        return "was not asked for (--no-video)"
+    if "vae" not in roster.manifest.media_weights:
+        if spec.video:
+            raise UserError("--video needs the VAE, and the bundle holds no weights of one.",
+                            remedy="export again with --vae PATH_OR_HF_ID")  # fmt: skip
+        return "needs the VAE, and the bundle holds no weights of one (turbotrt export --vae PATH_OR_HF_ID)"
+    if spec.video or torch.cuda.is_available():
+        return None
+    needed = len(roster.machines) * decode_operations(roster.model, roster.scene.shape)
+    if needed <= CPU_OPERATIONS:
+        return None
+    return (
+        f"would take the VAE {needed / 1e12:,.0f}·10¹² operations on this CPU, and no more than "
+        f"{CPU_OPERATIONS / 1e12:g}·10¹² are done unasked (--video asks, fewer --frames help)"
+    )
+
+
+def decode(roster: Roster, bundle: Path, free: RunResults, found: Comparison, progress: Progress) -> RunResults:
+    """Every runner's last tokens as frames uint8 [H, W, 3]; a runner whose latents are not finite is noted, not shown.
+
+    Raises UserError where the VAE's files are damaged or no tile fits the memory.
+    """
+    tokens = {name: free[name][-1]["tokens"] for name in roster.machines}
+    finite = [name for name, last in tokens.items() if bool(torch.isfinite(last).all())]
+    found.notes += [f"{name} gives no video: its latents are not finite." for name in tokens if name not in finite]
+    latents = [to_latents(tokens[name].float().numpy(), roster.scene.shape) for name in finite]
+    results = RunResults()
+    with progress.stage("decode by the VAE") as update:
+        for name, video in zip(finite, VideoMaker(bundle, progress, TORCH).frames(latents), strict=True):
+            images = [image.clone() for image in torch.from_numpy(video)]  # JSON takes a view's whole storage
+            found.video[name] = images
+            named = {f"frame {index:03d}": image for index, image in enumerate(images)}
+            results.append((name, [IterationResult(named, 0.0, name)]))
+            update(len(found.video), len(finite))
+    return results
+
+
+def measure(got: Tensor, want: Tensor) -> FrameDistance:
+    """``video_distance``, on the GPU where there is one."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return video_distance(got.to(device), want.to(device))
