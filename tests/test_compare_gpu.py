@@ -17,7 +17,10 @@ from media_bundle import add_media  # noqa: E402
 
 from exporter.compare.run import compare  # noqa: E402
 from exporter.compare.spec import CompareSpec  # noqa: E402
+from exporter.export import export_bundle  # noqa: E402
+from exporter.gpus import GPUS  # noqa: E402
 from exporter.progress import SilentProgress  # noqa: E402
+from exporter.spec import export_spec  # noqa: E402
 from runtime.bundle import load_manifest  # noqa: E402
 
 pytestmark = pytest.mark.gpu
@@ -45,6 +48,24 @@ def test_plans_take_part(exported: Exported, tmp_path: Path) -> None:
     major, minor = torch.cuda.get_device_capability()
     if 10 * major + minor != 120:
         assert any("compiled for sm_" in note for note in found.notes)
+
+
+def test_the_engines_of_an_rtx_part(exported: Exported, tmp_path: Path) -> None:
+    """Built here for the GPU at hand and run by Polygraphy's runner."""
+    major, minor = torch.cuda.get_device_capability()
+    fitting = [g for g in GPUS.values() if g.sm == 10 * major + minor and g.flavour == "tensorrt_rtx"]
+    if not fitting:
+        pytest.skip(f"TensorRT for RTX builds no engine for sm_{major}{minor}")
+    pytest.importorskip("tensorrt_rtx")
+    checkpoint = str(exported.checkpoint)
+    spec = export_spec(
+        model="wan-tiny", gpu=fitting[0].name, checkpoint=checkpoint, out=tmp_path, components="dit"
+    )  # fmt: skip
+    bundle = export_bundle(spec, SilentProgress())
+    found = compare(CompareSpec(bundle, checkpoint, steps=2, out=tmp_path / "report"), SilentProgress())
+    assert found.passed
+    assert "tensorrt" not in found.left_out
+    assert {row.level for row in found.rows if row.candidate == "tensorrt"} >= {"block", "step", "free", "frame"}
 
 
 def test_videos_are_decoded_unasked(exported: Exported, tmp_path: Path) -> None:
