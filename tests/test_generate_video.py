@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,13 @@ def test_a_prompt_becomes_an_mp4(folder: Path, tmp_path: Path) -> None:
     for part in ("text", "load", "step 1", "VAE", "encode", "total"):
         assert part in result.stdout
     assert "The VAE decodes whole: at most" in result.stderr
+    stated = result.stderr.index("Device memory at most, part by part (one at a time):")
+    assert stated < result.stderr.index("encode the prompt")  # before anything is loaded
+    for part in ("text", "DiT", "VAE decode"):
+        assert re.search(rf"^  {part} +[0-9.]+ [MG]B  ", result.stderr, re.MULTILINE)
+    for row in result.stdout.splitlines():
+        if "│" in row:  # nobody counts the CPU's memory, so that nothing is claimed of it
+            assert row.split("│")[4].strip() == "–", row
     seen = frames_of(tmp_path / "cat.mp4")
     assert seen.shape == (9, 32, 48, 3)
     assert seen.std() > 5

@@ -29,6 +29,10 @@ class Sequence:
     ``tracks`` of the same sizes need one set of caches each, and one more.
     """
 
+    _input: Memory
+    _output: Memory
+    _spare: Memory
+
     def __init__(
         self,
         runner: Runner,
@@ -45,6 +49,7 @@ class Sequence:
             raise UserError(f"The weights are not of this bundle: {problem}.", remedy="export with --vae again")
         self._file = file
         self._memories: list[Memory] = []
+        self._held: list[Memory] = []
         self._chunks = [0] * tracks
 
     @staticmethod
