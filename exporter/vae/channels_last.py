@@ -7,7 +7,7 @@ the traced one, but for the order of roundings.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -35,17 +35,23 @@ class ChannelsLast(Tape):
         self.kept[name] = self._into[name].copy_(x[:, :, -frames:])
 
     def conv3d(self, x: Tensor, weight: Tensor, bias: Tensor, **options: Any) -> Tensor:
+        out, taken = -weight.shape[0] % _LANES, -weight.shape[1] % _LANES
         count = weight.shape[0]
-        weight = F.pad(weight, (0, 0, 0, 0, 0, 0, 0, -weight.shape[1] % _LANES, 0, -count % _LANES))
-        x, bias = F.pad(x, (0, 0, 0, 0, 0, 0, 0, -x.shape[1] % _LANES)), F.pad(bias, (0, -count % _LANES))
+        if out or taken:
+            weight, bias = F.pad(weight, (0, 0, 0, 0, 0, 0, 0, taken, 0, out)), F.pad(bias, (0, out))
+        if taken:
+            x = F.pad(x, (0, 0, 0, 0, 0, 0, 0, taken))
         return F.conv3d(x, weight.contiguous(memory_format=FORMAT), bias, **options)[:, :count]
 
     def convolve(self, x: Tensor, weights: Weights, name: str) -> Tensor:
-        return self._joined(x, weights, name, lambda place: place.copy_(x))
+        return self._causal(self._joined(x, name, lambda place: place.copy_(x)), weights, name)
 
     def norm_convolve(self, x: Tensor, gamma: Tensor, weights: Weights, name: str) -> Tensor:
-        x = x.contiguous(memory_format=FORMAT)  # cuDNN's results are; the CPU's are not always
-        return self._joined(x, weights, name, lambda place: norm_silu_into(x, gamma, place))
+        return self._causal(self._joined(x, name, lambda place: norm_silu_into(x, gamma, place)), weights, name)
+
+    def convolve_time(self, x: Tensor, weights: Weights, name: str, *, stride: int) -> Tensor:
+        joined = self._joined(x, name, lambda place: place.copy_(x))
+        return self.conv3d(joined, weights[f"{name}.weight"], weights[f"{name}.bias"], stride=(stride, 1, 1))
 
     def by_frame(self, x: Tensor, weights: Weights, name: str, *, up: bool) -> Tensor:
         """In two dimensions, frames as a batch: the same memory."""
@@ -60,17 +66,22 @@ class ChannelsLast(Tape):
         y = x.permute(0, 2, 3, 4, 1).reshape(t, h, w, 2, c // 2).permute(0, 3, 1, 2, 4)
         return y.reshape(1, 2 * t, h, w, c // 2).permute(0, 4, 1, 2, 3)
 
-    def _joined(self, x: Tensor, weights: Weights, name: str, fill: Any) -> Tensor:
-        """A causal convolution of the cache and what ``fill`` puts behind it."""
+    def _joined(self, x: Tensor, name: str, fill: Callable[[Tensor], object]) -> Tensor:
+        """The cache, or zeros before the first chunk, and behind it what ``fill`` puts there; its end is kept."""
         _, c, t, h, w = x.shape
-        joined = torch.empty((1, c, t + 2, h, w), dtype=x.dtype, device=x.device, memory_format=FORMAT)
-        if self.before is None:
-            joined[:, :, :2].zero_()
+        before = None if self.before is None else self.before[name]
+        count = 2 if before is None else before.shape[2]
+        joined = torch.empty((1, c, count + t, h, w), dtype=x.dtype, device=x.device, memory_format=FORMAT)
+        if before is None:
+            joined[:, :, :count].zero_()
         else:
-            joined[:, :, :2].copy_(self.before[name])
-        fill(joined[:, :, 2:])
-        self.keep(name, joined, 2)
+            joined[:, :, :count].copy_(before)
+        fill(joined[:, :, count:])
+        self.keep(name, joined, count)
+        return joined
+
+    def _causal(self, joined: Tensor, weights: Weights, name: str) -> Tensor:
         weight, bias = weights[f"{name}.weight"], weights[f"{name}.bias"]
         if self.before is None:  # two frames of zeros: the last tap is all that counts
-            return self.conv3d(joined[:, :, 2:], weight[:, :, 2:], bias, padding=(0, 1, 1))
+            joined, weight = joined[:, :, 2:], weight[:, :, 2:]
         return self.conv3d(joined, weight, bias, padding=(0, 1, 1))

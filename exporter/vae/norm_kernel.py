@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+
+from exporter.vae.layers import norm_silu
 
 _TILE = 4096  # elements a program works on
 _TINY = tl.constexpr(1e-12)  # the floor of a norm's length, as in ``layers``
@@ -36,10 +39,9 @@ def launch(x: Tensor, gamma: Tensor, out: Tensor) -> None:
 
 
 def norm_silu_into(x: Tensor, gamma: Tensor, out: Tensor) -> None:
-    """``launch`` on a CUDA device, the plain functions elsewhere."""
+    """``launch`` on a CUDA device, the plain functions on the CPU; on meta tensors there is nothing to do."""
     if x.is_cuda:
-        launch(x, gamma.reshape(-1).contiguous(), out)
-        return
-    from exporter.vae.layers import norm_silu
-
-    out.copy_(norm_silu(x, gamma))
+        # cuDNN's results lie so already; nothing is copied.
+        launch(x.contiguous(memory_format=torch.channels_last_3d), gamma.reshape(-1).contiguous(), out)
+    elif not x.is_meta:
+        out.copy_(norm_silu(x, gamma))
