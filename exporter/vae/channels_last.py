@@ -63,8 +63,8 @@ class ChannelsLast(Tape):
 
     def unfolded(self, x: Tensor) -> Tensor:
         _, c, t, h, w = x.shape
-        y = x.permute(0, 2, 3, 4, 1).reshape(t, h, w, 2, c // 2).permute(0, 3, 1, 2, 4)
-        return y.reshape(1, 2 * t, h, w, c // 2).permute(0, 4, 1, 2, 3)
+        y = x.permute(0, 2, 3, 4, 1).reshape(t, h, w, 2, c // 2).permute(0, 3, 1, 2, 4).contiguous()
+        return y.view(1, 2 * t, h, w, c // 2).permute(0, 4, 1, 2, 3)
 
     def _joined(self, x: Tensor, name: str, fill: Callable[[Tensor], object]) -> Tensor:
         """The cache, or zeros before the first chunk, and behind it what ``fill`` puts there; its end is kept."""
