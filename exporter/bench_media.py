@@ -173,10 +173,7 @@ def bench_vae(model: ModelSpec, sizes: list[tuple[int, int, int]], watch: Stopwa
     table = {name: weight for half in halves.HALVES for name, weight in packed_weights(spec, half).items()}
     weights = random_weights(table, device)
     generator = torch.Generator(device).manual_seed(1)
-    try:
-        oracle = diffusers_vae(spec, weights, device)
-    except ImportError:
-        oracle = None
+    oracle, why = opened(partial(diffusers_vae, spec, weights, device))
     for t, h, w in sizes:
         task = f"VAE decode {spec.factor * w}x{spec.factor * h}x{1 + CHUNK * (t - 1)}"
         z = torch.randn(1, spec.latent, t, h, w, device=device, generator=generator)
@@ -185,7 +182,8 @@ def bench_vae(model: ModelSpec, sizes: list[tuple[int, int, int]], watch: Stopwa
         order: tuple[halves.Half, halves.Half] = ("decode_latent", "decode_pixels")
         ours = [run_way(spec, order, list(z.split(1, 2)), way, weights) for way in ways]
         theirs = None if oracle is None else partial(_decode, oracle, z.bfloat16())
-        compare(watch, task, list(zip((way.name for way in ways), ours, strict=True)), "diffusers", theirs)
+        named = list(zip((way.name for way in ways), ours, strict=True))
+        compare(watch, task, named, "diffusers", theirs, why)
     t, h, w = sizes[0]
     frames, pixels = 1 + CHUNK * (t - 1), (spec.factor * h, spec.factor * w)
     video = torch.zeros(1, 3, frames, *pixels, device=device)
@@ -195,7 +193,15 @@ def bench_vae(model: ModelSpec, sizes: list[tuple[int, int, int]], watch: Stopwa
     ours = [run_way(spec, order, chunks, way, weights) for way in WAYS[:2]]
     theirs = None if oracle is None else partial(_encode, oracle, video.bfloat16())
     named = list(zip((way.name for way in WAYS), ours, strict=False))
-    compare(watch, f"VAE encode {pixels[1]}x{pixels[0]}x{frames}", named, "diffusers", theirs)
+    compare(watch, f"VAE encode {pixels[1]}x{pixels[0]}x{frames}", named, "diffusers", theirs, why)
+
+
+def opened(make: Callable[[], Any]) -> tuple[Any, str]:
+    """An oracle, or None and the reason: it is not installed, or does not fit what else is."""
+    try:
+        return make(), ""
+    except Exception as error:
+        return None, f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
 
 
 def _decode(oracle: Any, latents: Tensor) -> Any:
@@ -208,11 +214,13 @@ def _encode(oracle: Any, frames: Tensor) -> Any:
         return oracle.encode(frames).latent_dist.mode()
 
 
-def compare(watch: Stopwatch, task: str, ours: list[tuple[str, Callable[[], Tensor]]], name: str, theirs: Any) -> None:
+def compare(
+    watch: Stopwatch, task: str, ours: list[tuple[str, Callable[[], Tensor]]], name: str, theirs: Any, why: str
+) -> None:
     """Rows of all, with their distance to the oracle's result and the oracle's seconds over theirs."""
     want, row = None, None
     if theirs is None:
-        watch.rows.append({"task": task, "name": name, "failed": f"{name} is not installed"})
+        watch.rows.append({"task": task, "name": name, "failed": why})
     else:
         want, row = watch(task, name, theirs), watch.rows[-1]
     for title, function in ours:

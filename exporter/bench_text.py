@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
 
-from exporter.bench_media import Stopwatch, compare, random_weights
+from exporter.bench_media import Stopwatch, compare, opened, random_weights
 from exporter.checkpoint.text_names import text_name, text_sources
 from exporter.models import ModelSpec
 from exporter.text_encoder import TEXT_ENCODERS, TextSpec, block_weights, text_block, text_norm, text_weights
@@ -33,10 +34,9 @@ def bench_text(model: ModelSpec, watch: Stopwatch) -> None:
     """transformers pads to 512 tokens, as pipelines call it, and for the sake of fairness also does not."""
     spec, device = TEXT_ENCODERS[model.text_encoder], watch.device
     table = text_weights(spec)
-    try:
-        oracle = transformers_encoder(spec, device)
-    except ImportError:
-        oracle, weights = None, random_weights(table, device)
+    oracle, why = opened(partial(transformers_encoder, spec, device))
+    if oracle is None:
+        weights = random_weights(table, device)
     else:
         state = {text_name(name): tensor for name, tensor in oracle.state_dict().items()}
         weights = {
@@ -65,4 +65,4 @@ def bench_text(model: ModelSpec, watch: Stopwatch) -> None:
     for length in (PADDED, TOKENS):
         task = f"umT5, {TOKENS} tokens" + (f" (transformers: {PADDED})" if length == PADDED else "")
         given = None if oracle is None else lambda length=length: theirs(length)
-        compare(watch, task, [("ours", ours)], "transformers", given)
+        compare(watch, task, [("ours", ours)], "transformers", given, why)
