@@ -136,7 +136,9 @@ def test_an_image_becomes_a_video(image_folder: Path, tmp_path: Path) -> None:
         (["--prompt", "a cat", "--embeds", "x.safetensors"], ["--prompt, --embeds"]),
         (["--prompt", "a cat", "--crop"], ["--image"]),
         (["--prompt", "  "], ["empty"]),
-        (["--prompt", "a cat", "--image", "cat.png"], ["encode_next"]),
+        (["--prompt", "a cat", "--image", "cat.png"], ["from text alone", "--image"]),
+        (["--prompt", "a cat", "--out", "nowhere/cat.mp4"], ["nowhere/cat.mp4 cannot be written", "no folder"]),
+        (["--prompt", "a cat", "--out", "nowhere/latents.safetensors"], ["cannot be written", "no folder"]),
         (["--prompt", "a cat", "--size", "48x40"], ["multiples of 16"]),
         (["--prompts", "nowhere.txt"], ["nowhere.txt"]),
         (["--prompt", "a cat", "--out", "cat.avi"], [".mp4", ".avi"]),
@@ -148,6 +150,7 @@ def test_mistakes_are_one_message_and_status_2(
     result = run(folder, tmp_path / "cat.mp4", *options)
     assert result.exit_code == 2, result.output
     assert "Traceback" not in result.stderr
+    assert "encode the prompt" not in result.stderr  # told before anything is loaded
     for word in words:
         assert word in result.stderr
     assert list(tmp_path.iterdir()) == []

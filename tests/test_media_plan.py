@@ -117,7 +117,7 @@ def test_the_table_shows_what_the_device_counted(folder: Path, tmp_path: Path, m
     rows = [[cell.strip() for cell in line.split("│")[1:5]] for line in result.stdout.splitlines() if "│" in line]
     seen = [(name, peak) for name, _, _, peak in rows]
     assert seen == [
-        ("text", "11.0 MB"), ("load", "22.0 MB"), ("step 1", "33.0 MB"), ("step 2", "44.0 MB"),
+        ("plan", "–"), ("text", "11.0 MB"), ("load", "22.0 MB"), ("step 1", "33.0 MB"), ("step 2", "44.0 MB"),
         ("VAE decode", "55.0 MB"), ("encode frames (behind the VAE)", "–"), ("total", "55.0 MB"),
     ]  # fmt: skip
     assert all(float(seconds) >= 0 for _, seconds, _, _ in rows)

@@ -18,7 +18,7 @@ from runtime.backend import Report
 from runtime.backends import BackendKind, backend_kind
 from runtime.bundle import Manifest, MediaComponent, load_manifest
 from runtime.checks import check_files
-from runtime.inputs import latent_shape
+from runtime.inputs import LATENT_CHANNELS, latent_shape
 from runtime.media.embeds_cache import FOLDER, EmbedsCache
 from runtime.media.image import adaptive_size, conditioning_chunks, first_frame, open_image
 from runtime.media.parts import DECODE, DIT, ENCODE, TEXT, plan_parts
@@ -28,7 +28,7 @@ from runtime.media.stages import media_stage
 from runtime.media.text import Embeds, TextEncoder
 from runtime.media.vae import Vae
 from runtime.media.vae_plan import FACTOR
-from runtime.media.video_file import sink_for
+from runtime.media.video_file import check_folder, sink_for
 from runtime.media.writer import BackgroundWriter
 from runtime.memory_plan import parse_bytes
 from runtime.numerics import Array
@@ -78,9 +78,15 @@ class VideoMaker:
 
     def check_outputs(self, outs: Sequence[Path], *, image: bool) -> None:
         """Raise UserError before anything is loaded, where an output's name or the bundle's parts will not do."""
+        if image and self.manifest.model.in_channels == LATENT_CHANNELS:
+            raise UserError(f"{self.manifest.model.name} makes video from text alone: it takes no image.",
+                            remedy="leave --image out, or use a bundle of an image-to-video model")  # fmt: skip
         videos = [out for out in outs if out.suffix != ".safetensors"]
-        for out in videos:
-            sink_for(out, (16, 16), self.manifest.model.fps)
+        for out in outs:
+            if out in videos:
+                sink_for(out, (16, 16), self.manifest.model.fps).check()
+            else:
+                check_folder(out)
         if not videos and not image:
             return
         if "vae" not in self.manifest.media_weights:
@@ -95,6 +101,7 @@ class VideoMaker:
 
     def state_plan(self, asked: Asked) -> None:
         """Say what each part will need of device memory, before anything is loaded. Raises UserError if one cannot."""
+        started = time.perf_counter()
         ok, reason = self._kind.check(self.folder, self.manifest)
         if not ok:
             raise UserError(reason)
@@ -111,6 +118,7 @@ class VideoMaker:
         wanted: dict[str, Any] = {"size": asked.size, "frames": asked.frames, "steps": asked.steps, "vram": limit}
         for line in plan_parts(self.manifest, self._kind, parts, lengths=lengths, **wanted).lines():
             self.report.note(line)
+        self.parts.append(Part("plan", time.perf_counter() - started))
 
     def embeddings(self, prompts: Sequence[str]) -> list[Embeds]:
         """bf16 bits [n, 4096] of each prompt: from the bundle's cache, or from the text encoder."""
