@@ -154,3 +154,23 @@ def test_mistakes_are_one_message_and_status_2(
     for word in words:
         assert word in result.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("out", ["cat.mp4", "frames"])
+def test_an_interruption_leaves_no_half_video(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, out: str
+) -> None:
+    """Ctrl-C while chunks are decoded and the first frames are on their way to the file."""
+    real = generate_module.Vae.decode
+
+    def interrupted(self: Any, latents: Any) -> Any:
+        for number, frames in enumerate(real(self, latents)):
+            if number == 2:
+                assert any(path.name.endswith(".partial") for path in tmp_path.iterdir())
+                raise KeyboardInterrupt
+            yield frames
+
+    monkeypatch.setattr(generate_module.Vae, "decode", interrupted)
+    result = run(folder, tmp_path / out, "--prompt", "A cat on a surfboard")
+    assert result.exit_code == 130, result.output
+    assert list(tmp_path.iterdir()) == []
