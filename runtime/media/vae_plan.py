@@ -25,6 +25,7 @@ class VaePlan:
     all tiles are in ``peak``. Otherwise every chunk of a tile before the next tile, with one tile's caches.
     """
 
+    task: Task
     tiles: tuple[Tile, ...]
     by_chunk: bool
     peak: int
@@ -38,7 +39,7 @@ class VaePlan:
         tiles = f"{len(self.tiles)} tiles of {FACTOR * first.columns.length}x{FACTOR * first.rows.length}"
         if self.by_chunk:
             return f"{tiles}, chunk by chunk"
-        return f"{tiles}, one after the other: the caches of all do not fit"
+        return f"{tiles}, one after the other" + (": the caches of all do not fit" if self.task == "decode" else "")
 
     def line(self, title: str) -> str:
         """The plan as one reads it."""
@@ -89,7 +90,7 @@ def plan_vae(
         tiles = cut(height, width, need.following.profile.max, fits)
         if tiles is not None:
             rows, columns = tiles[0].rows.length, tiles[0].columns.length
-            return VaePlan(tiles, by_chunk, need.peak(rows, columns, len(tiles), by_chunk=by_chunk))
+            return VaePlan(task, tiles, by_chunk, need.peak(rows, columns, len(tiles), by_chunk=by_chunk))
     least = need.peak(min(height, 15), min(width, 15), 1, by_chunk=False)
     raise UserError(
         f"The VAE cannot {task} {FACTOR * width}x{FACTOR * height} in {gigabytes(limit or 0)} of device memory.",
