@@ -102,6 +102,7 @@ def generate(
     maker = VideoMaker(bundle, RichProgress(), backend, vram, not no_verify)
     texts: list[str] = [prompt] if prompt is not None else _lines(prompts) if prompts is not None else [""]
     outs = _names(out, len(texts))
+    maker.check_source(image, condition=condition is not None)
     maker.check_outputs(outs, image=image is not None)
     if image is not None:
         pixels = maker.size_for(image, pixels, adaptive=image_size == _ADAPTIVE)

@@ -136,7 +136,7 @@ def test_an_image_becomes_a_video(image_folder: Path, tmp_path: Path) -> None:
         (["--prompt", "a cat", "--embeds", "x.safetensors"], ["--prompt, --embeds"]),
         (["--prompt", "a cat", "--crop"], ["--image"]),
         (["--prompt", "  "], ["empty"]),
-        (["--prompt", "a cat", "--image", "cat.png"], ["from text alone", "--image"]),
+        (["--prompt", "a cat", "--image", "cat.png"], ["from text alone", "no image"]),
         (["--prompt", "a cat", "--out", "nowhere/cat.mp4"], ["nowhere/cat.mp4 cannot be written", "no folder"]),
         (["--prompt", "a cat", "--out", "nowhere/latents.safetensors"], ["cannot be written", "no folder"]),
         (["--prompt", "a cat", "--size", "48x40"], ["multiples of 16"]),
@@ -154,6 +154,19 @@ def test_mistakes_are_one_message_and_status_2(
     for word in words:
         assert word in result.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_images_are_looked_at_before_anything_is_loaded(image_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "junk.png").write_bytes(b"junk")
+    for options, word in (
+        (["--image", tmp_path / "nowhere.png"], "There is no image at"),
+        (["--image", tmp_path / "junk.png"], "cannot be read as an image"),
+        ([], "give --image FILE"),
+    ):
+        result = run(image_folder, tmp_path / "cat.mp4", "--prompt", "a cat", *options)
+        assert result.exit_code == 2
+        assert word in result.stderr
+        assert "Device memory" not in result.stderr
 
 
 @pytest.mark.parametrize("out", ["cat.mp4", "frames"])

@@ -76,11 +76,19 @@ class VideoMaker:
         self._cache = EmbedsCache(self.folder / FOLDER, self.manifest)
         self._tokenizer: PromptTokenizer | None = None
 
+    def check_source(self, image: Path | None, *, condition: bool) -> None:
+        """Raise UserError before anything is loaded, where the model and what it is given do not fit, or the image."""
+        name, takes_none = self.manifest.model.name, self.manifest.model.in_channels == LATENT_CHANNELS
+        if takes_none and (image is not None or condition):
+            raise UserError(f"{name} makes video from text alone: it takes no image.",
+                            remedy="leave it out, or use a bundle of an image-to-video model")  # fmt: skip
+        if not takes_none and image is None and not condition:
+            raise UserError(f"{name} makes video from an image, and there is none.", remedy="give --image FILE")
+        if image is not None:
+            open_image(image)
+
     def check_outputs(self, outs: Sequence[Path], *, image: bool) -> None:
         """Raise UserError before anything is loaded, where an output's name or the bundle's parts will not do."""
-        if image and self.manifest.model.in_channels == LATENT_CHANNELS:
-            raise UserError(f"{self.manifest.model.name} makes video from text alone: it takes no image.",
-                            remedy="leave --image out, or use a bundle of an image-to-video model")  # fmt: skip
         videos = [out for out in outs if out.suffix != ".safetensors"]
         for out in outs:
             if out in videos:
