@@ -90,6 +90,7 @@ class Stopwatch:
             row["failed"] = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
             result = None
         said = row.get("failed") or f"{row['seconds']:.3f} s"
+        said += f", peak {row['peak_bytes'] / 1e9:.2f} GB" if row.get("peak_bytes") else ""
         self._report.note(f"{task}, {name}: {said}")
         return result
 
