@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from exporter import cli_kernels, cli_run
+from exporter import cli_bench_media, cli_kernels, cli_run
 from exporter.cli_compare import compare
 from exporter.command import (
     CHECKPOINT_HELP,
@@ -248,6 +248,7 @@ def merge(
 
 cli_run.register(app)
 cli_kernels.register(app, cli_run.bench_app)
+cli_bench_media.register(cli_run.bench_app)
 app.command(cls=Command)(compare)
 
 export_app = typer.Typer(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -95,16 +96,19 @@ def generate(
     if image is None and (crop or image_size == _ADAPTIVE):
         raise UserError("--crop and --image-size are about an image, and there is none.", remedy="give --image FILE")
     pixels = parse_size(size)
-    from runtime.media.generate import VideoMaker
+    from runtime.media.generate import Asked, VideoMaker
 
     started = time.perf_counter()
     maker = VideoMaker(bundle, RichProgress(), backend, vram, not no_verify)
     texts: list[str] = [prompt] if prompt is not None else _lines(prompts) if prompts is not None else [""]
     outs = _names(out, len(texts))
+    maker.check_source(image, condition=condition is not None)
     maker.check_outputs(outs, image=image is not None)
     if image is not None:
         pixels = maker.size_for(image, pixels, adaptive=image_size == _ADAPTIVE)
     maker.check_size(pixels, frames)
+    video = out.suffix != ".safetensors"
+    maker.state_plan(Asked(() if embeds is not None else texts, image is not None, video, pixels, frames, steps))
     text = [_tensor(embeds, "text_embeds")] if embeds is not None else maker.embeddings(texts)
     latent = _tensor(condition, "condition") if condition is not None else None
     if image is not None:
@@ -113,7 +117,7 @@ def generate(
     made = maker.latents(text, ode=ode, sigma_max=sigma_max, debug=debug, **asked)
     facts = {"seed": str(seed), "steps": str(steps or maker.manifest.sampler.steps), "ode": str(ode).lower()}
     _finish(maker, made, outs, facts)
-    if given != "--embeds" or out.suffix != ".safetensors":
+    if given != "--embeds" or video:
         _show(maker, time.perf_counter() - started)
 
 
@@ -175,10 +179,16 @@ def _show(maker: VideoMaker, total: float) -> None:
 
     from runtime.memory_plan import gigabytes
 
-    table = Table(title=f"{maker.manifest.model.name}", caption="memory: what was planned at most, device only")
-    for heading in ("part", "seconds", "memory"):
+    def memory(peaks: Iterable[int | None]) -> str:
+        """The largest of those known."""
+        return gigabytes(max(known)) if (known := [peak for peak in peaks if peak is not None]) else "–"
+
+    table = Table(title=maker.manifest.model.name, caption="peaks of device memory; –: not used, or not counted there")
+    for heading in ("part", "seconds", "planned", "measured"):
         table.add_column(heading, justify="left" if heading == "part" else "right")
     for part in maker.parts:
-        table.add_row(part.name, f"{part.seconds:.2f}", gigabytes(part.peak) if part.peak else "")
-    table.add_row("total", f"{total:.2f}", gigabytes(max(part.peak or 0 for part in maker.parts)))
+        table.add_row(part.name, f"{part.seconds:.2f}", memory([part.planned]), memory([part.measured]))
+    table.add_section()
+    planned, measured = ([getattr(part, name) for part in maker.parts] for name in ("planned", "measured"))
+    table.add_row("total", f"{total:.2f}", memory(planned), memory(measured))
     console().print(table)

@@ -103,8 +103,11 @@ def _area(scale: int) -> tuple[str, str]:
     return multiple("H", scale), multiple("W", scale)
 
 
-def _run_half(spec: VaeSpec, half: halves.Half, names: tuple[str, ...] | None, *args: Any) -> tuple[Tensor, ...]:
+def _run_half(
+    spec: VaeSpec, half: halves.Half, names: tuple[str, ...] | None, *args: Any, **options: Any
+) -> tuple[Tensor, ...]:
+    """``options`` are those of ``halves.run``; a trace takes none."""
     x, *before, weights = args
     taken = None if names is None else dict(zip(names, before, strict=True))
-    out, kept = halves.run(half, x, taken, weights, spec)
+    out, kept = halves.run(half, x, taken, weights, spec, **options)
     return (out, *kept.values())

@@ -24,7 +24,7 @@ from runtime.backends import BackendKind
 from runtime.bundle import Manifest
 from runtime.checks import FINE
 from runtime.layout import activation_names
-from runtime.media.runner import Runner
+from runtime.media.runner import Activations, Runner
 
 #: cuBLAS takes 32 MiB for itself on Hopper, and cuBLASLt as much again.
 CUBLAS_BYTES = 2 * 32 * 2**20
@@ -55,6 +55,7 @@ class TorchDevice:
         if self.cuda:
             # The stream that is current, not one of our own: cuBLAS keeps a workspace for every stream it ever saw.
             self.streams = {"compute": torch.cuda.current_stream(device), "copy": torch.cuda.Stream(device)}
+            torch.cuda.reset_peak_memory_stats(device)
 
     @contextmanager
     def current(self) -> Iterator[None]:
@@ -109,6 +110,14 @@ class TorchDevice:
             return None
         unused = torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
         return int(torch.cuda.mem_get_info(self.device)[0]) + int(unused)
+
+    def take_peak(self) -> int | None:
+        """By torch's allocator, of the whole process."""
+        if not self.cuda:
+            return None
+        peak = torch.cuda.max_memory_allocated(self.device)
+        torch.cuda.reset_peak_memory_stats(self.device)
+        return int(peak)
 
     def close(self) -> None:
         """Hand what torch's allocator keeps unused back to the driver."""
@@ -202,6 +211,12 @@ def _open_media(folder: Path, manifest: Manifest, report: Report) -> Runner:
     return open_runner(manifest)
 
 
+def _media_bytes(manifest: Manifest) -> Activations:
+    from exporter.torch_media import open_runner
+
+    return open_runner(manifest).activation_bytes
+
+
 TORCH = BackendKind(
     name="torch",
     check=lambda folder, manifest: FINE,
@@ -211,4 +226,5 @@ TORCH = BackendKind(
     overhead=_overhead,
     source="the peak of torch's allocations, followed through the stage on meta tensors, and the plans' workspace",
     open_media=_open_media,
+    media_bytes=_media_bytes,
 )

@@ -78,6 +78,9 @@ class Device(Protocol):
     def free_bytes(self) -> int | None:
         """Memory that can still be allocated; None where it is the host's own."""
 
+    def take_peak(self) -> int | None:
+        """Bytes in use at most since this was asked last, or since the device was opened; None where nobody counts."""
+
     def close(self) -> None:
         """Give the device up; all memory must be freed, and nothing may be current."""
 

@@ -11,7 +11,7 @@ from plugins.errors import UserError
 from runtime.backend import Backend, Report
 from runtime.bundle import Manifest
 from runtime.checks import Verdict
-from runtime.media.runner import Runner
+from runtime.media.runner import Activations, Runner
 
 GROUP = "turbotrt.backends"
 
@@ -22,7 +22,8 @@ class BackendKind:
 
     ``check`` says whether it can run this one here, before files are hashed or loaded; ``files`` are those it reads
     besides weights; ``activation_bytes`` (manifest, stage, L) needs no GPU, and ``source`` says where it comes from.
-    ``open_media`` opens what runs the text encoder and the VAE; None where the backend runs the DiT alone.
+    ``open_media`` opens what runs the text encoder and the VAE, and ``media_bytes`` gives their stages' activations
+    without a GPU; None where the backend runs the DiT alone.
     """
 
     name: str
@@ -33,6 +34,7 @@ class BackendKind:
     overhead: Callable[[Manifest], int]
     source: str
     open_media: Callable[[Path, Manifest, Report], Runner] | None = None
+    media_bytes: Callable[[Manifest], Activations] | None = None
 
 
 def backend_kind(choice: str | BackendKind) -> BackendKind:

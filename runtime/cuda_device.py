@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -50,16 +50,18 @@ def compute_capability(ordinal: int = 0) -> int | None:
 
 
 class CudaMemory:
-    """An allocation on the device; ``address`` is its device address."""
+    """An allocation on the device; ``address`` is its device address. ``count`` is told of bytes taken and given."""
 
-    def __init__(self, nbytes: int) -> None:
-        self.nbytes = nbytes
+    def __init__(self, nbytes: int, count: Callable[[int], None]) -> None:
+        self.nbytes, self._count = nbytes, count
         self.address = int(checked(driver().cuMemAlloc(nbytes)))
+        count(nbytes)
 
     def free(self) -> None:
         if self.address:
             checked(driver().cuMemFree(self.address))
             self.address = 0
+            self._count(-self.nbytes)
 
 
 class PinnedMemory:
@@ -91,6 +93,7 @@ class CudaDevice:
 
     def __init__(self, ordinal: int = 0) -> None:
         cuda = driver()
+        self._live = self._peak = 0
         checked(cuda.cuInit(0))
         self._device = checked(cuda.cuDeviceGet(ordinal))
         self._context = checked(cuda.cuDevicePrimaryCtxRetain(self._device))
@@ -124,7 +127,7 @@ class CudaDevice:
             checked(driver().cuCtxPopCurrent())
 
     def allocate(self, nbytes: int) -> CudaMemory:
-        return CudaMemory(nbytes)
+        return CudaMemory(nbytes, self._counted)
 
     def pinned(self, nbytes: int) -> PinnedMemory:
         return PinnedMemory(nbytes)
@@ -159,3 +162,12 @@ class CudaDevice:
     def free_bytes(self) -> int | None:
         free, _ = checked(driver().cuMemGetInfo())
         return int(free)
+
+    def take_peak(self) -> int | None:
+        """Of what was allocated here; the code of engines and the CUDA context are the driver's."""
+        peak, self._peak = self._peak, self._live
+        return peak
+
+    def _counted(self, nbytes: int) -> None:
+        self._live += nbytes
+        self._peak = max(self._peak, self._live)

@@ -13,7 +13,7 @@ from runtime.layout import stage_files
 from runtime.numerics import Array, from_bf16_bits, to_bf16_bits, to_tokens
 
 TEXT_DIM = 4096
-MASK_CHANNELS = 4
+LATENT_CHANNELS, MASK_CHANNELS = 16, 4
 
 
 def latent_shape(
@@ -75,7 +75,7 @@ def condition_tokens(condition: Array | None, model: ModelFacts, shape: tuple[in
     ``condition`` is the VAE's latent of [image, zeros…], fp32 [16, T, H, W]. None where the model takes none.
     Raises UserError where it is missing, of another shape, or not wanted.
     """
-    channels = model.in_channels - 16
+    channels = model.in_channels - LATENT_CHANNELS
     if channels == 0:
         if condition is not None:
             raise UserError(f"{model.name} makes video from text alone: it takes no conditioning latents.",

@@ -120,6 +120,14 @@ class MemoryPlan:
             *self._experts(),
         ]
 
+    @property
+    def how(self) -> str:
+        """Where the weights lie, in a few words."""
+        if self.streamed:
+            return f"{self.streamed} of {self.layers} layers stream"
+        both = "; both experts" if self.all_experts else "; one expert at a time" if len(self.experts) > 1 else ""
+        return f"all {self.layers} layers resident{both}"
+
     def _layers(self) -> str:
         stays = f"embed, head and {len(self.resident)} of {self.layers} layers stay"
         return f"{stays}; {self.streamed} stream through {RING} slots" if self.streamed else stays

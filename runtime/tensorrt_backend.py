@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +21,11 @@ from runtime.cuda_device import CudaDevice, compute_capability
 from runtime.engine import Engine, make_logger
 from runtime.layout import stage_files
 from runtime.media.runner import Runner
+from runtime.media.stages import Sizes, media_stage
 from runtime.media.tensorrt_runner import TensorrtRunner
 
 PACKAGES = ("tensorrt-rtx", "tensorrt")
+_UNSCALED = 1 << 20  # what of a stage's activation memory may not grow with its sizes
 
 
 class TensorrtBackend:
@@ -86,11 +90,24 @@ def planned_bytes(manifest: Manifest, stage: str, tokens: int) -> int:
     What does not grow with L is of the text's size, and added whole. Raises UserError for a bundle without engines.
     """
     entry = stage_files(manifest, stage)
-    if entry.activation_bytes is None:
+    most = _builders_figure(entry.activation_bytes)
+    text = 16 * manifest.model.text_length * manifest.model.dim
+    return min(most, -(-most * tokens // entry.profile.max) + text)
+
+
+def planned_media_bytes(manifest: Manifest, stage: str, sizes: Sizes) -> int:
+    """Activation memory of a stage of text encoder or VAE, likewise; attention's grows faster, so that this is more."""
+    entry = media_stage(manifest, stage)
+    most = _builders_figure(entry.activation_bytes)
+    share, whole = prod(sizes.values()), int(entry.profile.max ** len(sizes))
+    return min(most, -(-most * share // whole) + _UNSCALED)
+
+
+def _builders_figure(found: int | None) -> int:
+    if found is None:
         raise UserError("The bundle holds no figure for its engines' memory.", expected="a bundle with engines",
                         remedy="--backend torch plans without engines")  # fmt: skip
-    text = 16 * manifest.model.text_length * manifest.model.dim
-    return min(entry.activation_bytes, -(-entry.activation_bytes * tokens // entry.profile.max) + text)
+    return found
 
 
 def installed() -> dict[str, str]:
@@ -135,4 +152,5 @@ TENSORRT = BackendKind(
     overhead=engine_bytes,
     source="the builder's own figure for activation memory; it has not been measured on a GPU",
     open_media=_open_media,
+    media_bytes=lambda manifest: partial(planned_media_bytes, manifest),
 )

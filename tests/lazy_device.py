@@ -120,6 +120,9 @@ class LazyDevice:
     def free_bytes(self) -> int | None:
         return None
 
+    def take_peak(self) -> int | None:
+        return None
+
     def close(self) -> None:
         self.closed = True
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,13 @@ def test_a_prompt_becomes_an_mp4(folder: Path, tmp_path: Path) -> None:
     for part in ("text", "load", "step 1", "VAE", "encode", "total"):
         assert part in result.stdout
     assert "The VAE decodes whole: at most" in result.stderr
+    stated = result.stderr.index("Device memory at most, part by part (one at a time):")
+    assert stated < result.stderr.index("encode the prompt")  # before anything is loaded
+    for part in ("text", "DiT", "VAE decode"):
+        assert re.search(rf"^  {part} +[0-9.]+ [MG]B  ", result.stderr, re.MULTILINE)
+    for row in result.stdout.splitlines():
+        if "│" in row:  # nobody counts the CPU's memory, so that nothing is claimed of it
+            assert row.split("│")[4].strip() == "–", row
     seen = frames_of(tmp_path / "cat.mp4")
     assert seen.shape == (9, 32, 48, 3)
     assert seen.std() > 5
@@ -128,7 +136,9 @@ def test_an_image_becomes_a_video(image_folder: Path, tmp_path: Path) -> None:
         (["--prompt", "a cat", "--embeds", "x.safetensors"], ["--prompt, --embeds"]),
         (["--prompt", "a cat", "--crop"], ["--image"]),
         (["--prompt", "  "], ["empty"]),
-        (["--prompt", "a cat", "--image", "cat.png"], ["encode_next"]),
+        (["--prompt", "a cat", "--image", "cat.png"], ["from text alone", "no image"]),
+        (["--prompt", "a cat", "--out", "nowhere/cat.mp4"], ["nowhere/cat.mp4 cannot be written", "no folder"]),
+        (["--prompt", "a cat", "--out", "nowhere/latents.safetensors"], ["cannot be written", "no folder"]),
         (["--prompt", "a cat", "--size", "48x40"], ["multiples of 16"]),
         (["--prompts", "nowhere.txt"], ["nowhere.txt"]),
         (["--prompt", "a cat", "--out", "cat.avi"], [".mp4", ".avi"]),
@@ -140,6 +150,42 @@ def test_mistakes_are_one_message_and_status_2(
     result = run(folder, tmp_path / "cat.mp4", *options)
     assert result.exit_code == 2, result.output
     assert "Traceback" not in result.stderr
+    assert "encode the prompt" not in result.stderr  # told before anything is loaded
     for word in words:
         assert word in result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_images_are_looked_at_before_anything_is_loaded(image_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "junk.png").write_bytes(b"junk")
+    for options, word in (
+        (["--image", tmp_path / "nowhere.png"], "There is no image at"),
+        (["--image", tmp_path / "junk.png"], "cannot be read as an image"),
+        ([], "give --image FILE"),
+    ):
+        result = run(image_folder, tmp_path / "cat.mp4", "--prompt", "a cat", *options)
+        assert result.exit_code == 2
+        assert word in result.stderr
+        assert "Device memory" not in result.stderr
+
+
+@pytest.mark.parametrize("out", ["cat.mp4", "frames"])
+def test_an_interruption_leaves_no_half_video(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, out: str
+) -> None:
+    """Ctrl-C while chunks are decoded and the first frames are on their way to the file."""
+    real, begun = generate_module.Vae.decode, list[str]()
+
+    def interrupted(self: Any, latents: Any) -> Any:
+        for number, frames in enumerate(real(self, latents)):
+            if number == 2:
+                begun.extend(path.name for path in tmp_path.iterdir())
+                raise KeyboardInterrupt
+            yield frames
+
+    monkeypatch.setattr(generate_module.Vae, "decode", interrupted)
+    result = run(folder, tmp_path / out, "--prompt", "A cat on a surfboard")
+    assert result.exit_code == 130, result.output
+    assert all(name.endswith(".partial") for name in begun)
+    assert begun or out == "cat.mp4"  # H.264 looks ahead: its file begins with the first packet
     assert list(tmp_path.iterdir()) == []

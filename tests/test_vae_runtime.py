@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import replace
+from itertools import cycle
 
 import numpy as np
 import pytest
@@ -18,10 +20,11 @@ from exporter.vae import halves  # noqa: E402
 from exporter.vae.spec import VAES  # noqa: E402
 from plugins.errors import UserError  # noqa: E402
 from runtime.media import tiles as tiles_module  # noqa: E402
-from runtime.media import vae as vae_module  # noqa: E402
+from runtime.media import vae_plan as plan_module  # noqa: E402
 from runtime.media.latents import denormalized, normalized  # noqa: E402
 from runtime.media.tiles import MARGIN, Tile, cut, spans  # noqa: E402
 from runtime.media.vae import Vae, to_uint8  # noqa: E402
+from runtime.media.writer import BackgroundWriter  # noqa: E402
 from runtime.weights_file import WeightsFile  # noqa: E402
 
 I2V = replace(MODELS["wan-tiny"], in_channels=36)
@@ -71,7 +74,8 @@ def plain_decode(bundle, latents):
     for chunk in z.split(1, 2):
         x, features = halves.run("decode_latent", chunk, features, weights, SPEC)
         x, pixels = halves.run("decode_pixels", x, pixels, weights, SPEC)
-        out.append(to_uint8(x.numpy()))
+        out.append(np.empty((x.shape[2], 8 * h, 8 * w, 3), np.uint8))
+        to_uint8(x.numpy(), out[-1])
     return np.concatenate(out)
 
 
@@ -86,11 +90,12 @@ def test_whole_is_the_plain_function_and_streams(bundle, vae):
 def in_tiles(monkeypatch):
     """Make the next plans cut a picture in two along an axis; the margin is this small VAE's own reach."""
 
-    def force(height, width, rows, columns, margin=5):
+    def force(height, width, rows, columns, margin=5, by_chunk=True):
         monkeypatch.setattr(tiles_module, "MARGIN", margin)
         made = tuple(Tile(row, column) for row in spans(height, rows) for column in spans(width, columns))
         assert (made[0].rows.length, made[0].columns.length) != (height, width)
-        monkeypatch.setattr(vae_module, "cut", lambda *args: made)
+        answers = cycle([made] if by_chunk else [None, made])  # the way chunk by chunk is asked about first
+        monkeypatch.setattr(plan_module, "cut", lambda *args: next(answers))
 
     return force
 
@@ -99,15 +104,106 @@ def error(got, want):
     return np.linalg.norm(got.astype(np.float32) - want) / np.linalg.norm(want - want.mean())
 
 
-@pytest.mark.parametrize(("height", "width", "rows", "columns"), [(4, 26, 1, 2), (26, 4, 2, 1)])
-def test_tiles_are_seamless(vae, in_tiles, height, width, rows, columns):
+@pytest.mark.parametrize(
+    ("height", "width", "rows", "columns", "by_chunk"), [(4, 26, 1, 2, True), (26, 4, 2, 1, False)]
+)
+def test_tiles_are_seamless(vae, in_tiles, height, width, rows, columns, by_chunk):
     """Tiles with margins give the whole picture; without margins they do not, which this comparison sees."""
     latents = smooth_latents((2, height, width))
     whole = np.concatenate(list(vae().decode(latents))).astype(np.float32)
-    in_tiles(height, width, rows, columns)
+    in_tiles(height, width, rows, columns, by_chunk=by_chunk)
     assert error(np.concatenate(list(vae().decode(latents))), whole) < 1e-2
-    in_tiles(height, width, rows, columns, margin=0)
+    in_tiles(height, width, rows, columns, margin=0, by_chunk=by_chunk)
     assert error(np.concatenate(list(vae().decode(latents))), whole) > 2e-2
+
+
+class Told:
+    """A sink, and a runner around another, that note what happens in one list."""
+
+    def __init__(self, runner):
+        self.events, self._runner, self.device = [], runner, runner.device
+        self.got = threading.Condition()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.events.append("end")
+
+    def write(self, frames):
+        with self.got:
+            self.events.append(f"write {len(frames)}")
+            self.got.notify_all()
+
+    def wait_for(self, count):
+        """Decoding waits here until the writer's thread has had so many chunks: who comes first is not left to luck."""
+        with self.got:
+            assert self.got.wait_for(lambda: sum(e.startswith("write") for e in self.events) >= count, timeout=20)
+
+    def run(self, stage, inputs, outputs):
+        self.events.append(stage)
+        self._runner.run(stage, inputs, outputs)
+
+    def __getattr__(self, name):
+        return getattr(self._runner, name)
+
+
+@pytest.mark.parametrize("tiles", [1, 2])
+def test_frames_are_written_while_later_chunks_decode(bundle, runner, in_tiles, tiles):
+    """The file has frames of chunk 0 before chunk 1 is begun, whole and in tiles, by the writer's own thread."""
+    told = Told(runner)
+    if tiles > 1:
+        in_tiles(4, 26, 1, 2)
+    vae = Vae(told, bundle[1], WeightsFile(bundle[0] / VAE_NAME), None)
+    with BackgroundWriter(told) as writer:
+        for count, frames in enumerate(vae.decode(smooth_latents((3, 4, 26 if tiles > 1 else 6))), 1):
+            writer.write(frames)
+            told.wait_for(count)
+    first = ["decode_latent", *["decode_first"] * tiles, "write 1"]
+    later = ["decode_latent", *["decode_next"] * tiles, "write 4"]
+    assert told.events == [*first, *later, *later, "end"]
+
+
+def test_tiles_whose_caches_do_not_fit_go_one_after_the_other(vae):
+    """The budget decides, and both ways keep within it; what is done is said."""
+    by_chunk = vae().plan("decode", 16, 30)
+    assert by_chunk.by_chunk
+    assert "15 tiles of 128x128, chunk by chunk: at most" in by_chunk.line("The VAE decodes")
+    smaller = vae(by_chunk.peak - 1).plan("decode", 16, 30)
+    assert smaller.peak < by_chunk.peak
+    assert not smaller.by_chunk
+    assert "one after the other: the caches of all do not fit" in smaller.line("The VAE decodes")
+
+
+@pytest.mark.parametrize("by_chunk", [True, False])
+def test_what_is_allocated_is_what_was_planned(bundle, runner, in_tiles, by_chunk, monkeypatch):
+    """All allocations alive at once, without activations, which torch makes on its own, are within the plan."""
+    live, most = 0, 0
+    allocate = runner.device.allocate
+
+    def counted(nbytes):
+        nonlocal live, most
+        memory = allocate(nbytes)
+        live, free = live + nbytes, memory.free
+        most = max(most, live)
+
+        def freed():
+            nonlocal live
+            live -= nbytes
+            free()
+
+        memory.free = freed
+        return memory
+
+    monkeypatch.setattr(runner.device, "allocate", counted)
+    monkeypatch.setattr(runner, "activation_bytes", lambda stage, sizes: 0)
+    in_tiles(4, 26, 1, 2, by_chunk=by_chunk)
+    vae = Vae(runner, bundle[1], WeightsFile(bundle[0] / VAE_NAME), None)
+    list(vae.decode(smooth_latents((2, 4, 26))))
+    assert live == 0
+    planned = vae.plan("decode", 4, 26)
+    assert planned.by_chunk == by_chunk
+    assert 0.99 * planned.peak < most <= planned.peak
 
 
 def test_encode_tiled_is_whole(vae, in_tiles):
@@ -151,7 +247,7 @@ def test_a_budget_makes_tiles_and_a_plan_states_the_peak(vae):
 
 def test_every_latent_is_kept_once():
     for height, width in ((9, 16), (90, 160), (33, 47)):
-        tiles = cut(height, width, 24, lambda h, w: h * w <= 500)
+        tiles = cut(height, width, 24, lambda h, w, count: h * w <= 500)
         seen = np.zeros((height, width), int)
         for tile in tiles:
             seen[tile.rows.placed(1), tile.columns.placed(1)] += 1

@@ -6,13 +6,13 @@ with a finite reach, so that tiles with a margin as wide as that reach give exac
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 from torch import Tensor
 
-from exporter.vae.layers import Tape, Weights, norm_silu, pointwise, run_layer
+from exporter.vae.layers import Tape, Weights, pointwise, run_layer
 from exporter.vae.spec import (
     PIXELS,
     Layer,
@@ -99,7 +99,12 @@ def caches(spec: VaeSpec, half: Half) -> dict[str, Cache]:
 
 
 def run(
-    half: Half, x: Tensor, before: Mapping[str, Tensor] | None, weights: Weights, spec: VaeSpec
+    half: Half,
+    x: Tensor,
+    before: Mapping[str, Tensor] | None,
+    weights: Weights,
+    spec: VaeSpec,
+    make_tape: Callable[[Mapping[str, Tensor] | None], Tape] = Tape,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """One chunk of one half → its output and the caches for the next chunk.
 
@@ -110,7 +115,7 @@ def run(
     ``before`` None is the first chunk: one frame and one latent, t = 1. Features and caches have the weights' dtype.
     """
     parts = plan(spec, half)
-    tape = Tape(before)
+    tape = make_tape(before)
     x = x.to(next(weight.dtype for name, weight in weights.items() if name.endswith(".weight")))
     if parts.before is not None:
         x = pointwise(x, weights, parts.before.name)
@@ -119,8 +124,7 @@ def run(
     for layer in parts.layers:
         x = run_layer(x, weights, layer, tape)
     if parts.tail is not None:
-        x = norm_silu(x, weights[gamma_of(parts.tail)])
-        x = tape.convolve(x, weights, parts.tail.name)
+        x = tape.norm_convolve(x, weights[gamma_of(parts.tail)], weights, parts.tail.name)
     if parts.after is not None:
         x = pointwise(x, weights, parts.after.name)
     if half == "decode_pixels":

@@ -8,6 +8,7 @@ the weights' dtype; norms and softmax in fp32.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,7 +21,10 @@ _TINY = 1e-12  # the floor of a norm's length, as in the published code
 
 
 class Tape:
-    """The caches of one chunk: taken by name from the chunk before (None: this is the first), kept for the next."""
+    """The caches of one chunk, taken by name from the chunk before (None: this is the first) and kept for the next.
+
+    What moves tensors about is a method, so that another memory format can do it its own way: ``channels_last``.
+    """
 
     def __init__(self, before: Mapping[str, Tensor] | None) -> None:
         self.before = before
@@ -30,6 +34,13 @@ class Tape:
     def first(self) -> bool:
         return self.before is None
 
+    def keep(self, name: str, x: Tensor, frames: int) -> None:
+        """The last frames, as a copy: a view would keep all of x in memory."""
+        self.kept[name] = x[:, :, -frames:].clone()
+
+    def conv3d(self, x: Tensor, weight: Tensor, bias: Tensor, **options: Any) -> Tensor:
+        return F.conv3d(x, weight, bias, **options)
+
     def convolve(self, x: Tensor, weights: Weights, name: str) -> Tensor:
         """A 3×3×3 convolution, causal in time and same-sized in space."""
         weight, bias = weights[f"{name}.weight"], weights[f"{name}.bias"]
@@ -37,16 +48,32 @@ class Tape:
             self.kept[name] = torch.cat((torch.zeros_like(x), x), 2)
             return F.conv2d(x.squeeze(2), weight[:, :, 2], bias, padding=1).unsqueeze(2)
         joined = torch.cat((self.before[name], x), 2)
-        self.kept[name] = joined[:, :, -2:].clone()  # a view would keep all of it in memory
-        return F.conv3d(joined, weight, bias, padding=(0, 1, 1))
+        self.keep(name, joined, 2)
+        return self.conv3d(joined, weight, bias, padding=(0, 1, 1))
+
+    def norm_convolve(self, x: Tensor, gamma: Tensor, weights: Weights, name: str) -> Tensor:
+        """``convolve`` of silu(norm(x))."""
+        return self.convolve(norm_silu(x, gamma), weights, name)
 
     def convolve_time(self, x: Tensor, weights: Weights, name: str, *, stride: int) -> Tensor:
         """A 3×1×1 convolution that changes the number of frames; it has not run on the first frame, nor kept it."""
         if self.before is None:
             raise ValueError(f"{name}: the first frame does not pass through time convolutions")
         joined = torch.cat((self.before[name], x), 2)
-        self.kept[name] = joined[:, :, -self.before[name].shape[2] :].clone()
-        return F.conv3d(joined, weights[f"{name}.weight"], weights[f"{name}.bias"], stride=(stride, 1, 1))
+        self.keep(name, joined, self.before[name].shape[2])
+        return self.conv3d(joined, weights[f"{name}.weight"], weights[f"{name}.bias"], stride=(stride, 1, 1))
+
+    def by_frame(self, x: Tensor, weights: Weights, name: str, *, up: bool) -> Tensor:
+        """A 3×3 convolution of each frame: after nearest ×2, or of stride 2, padded right and below."""
+        weight, bias = weights[f"{name}.weight"].unsqueeze(2), weights[f"{name}.bias"]
+        if up:
+            return F.conv3d(F.interpolate(x, scale_factor=(1.0, 2.0, 2.0)), weight, bias, padding=(0, 1, 1))
+        return F.conv3d(F.pad(x, (0, 1, 0, 1)), weight, bias, stride=(1, 2, 2))
+
+    def unfolded(self, x: Tensor) -> Tensor:
+        """[1, C, 2t, h, w] of [1, 2C, t, h, w]: each frame's channels hold two frames."""
+        _, c, t, h, w = x.shape
+        return x.reshape(1, 2, c // 2, t, h, w).permute(0, 2, 3, 1, 4, 5).reshape(1, c // 2, 2 * t, h, w)
 
 
 def rms_norm(x: Tensor, gamma: Tensor) -> Tensor:
@@ -69,8 +96,8 @@ def pointwise(x: Tensor, weights: Weights, name: str) -> Tensor:
 def residual(x: Tensor, weights: Weights, layer: Residual, tape: Tape) -> Tensor:
     """x (or its shortcut) + conv(silu(norm(conv(silu(norm(x))))))."""
     name = f"{layer.name}.residual"
-    y = tape.convolve(norm_silu(x, weights[f"{name}.0.gamma"]), weights, f"{name}.2")
-    y = tape.convolve(norm_silu(y, weights[f"{name}.3.gamma"]), weights, f"{name}.6")
+    y = tape.norm_convolve(x, weights[f"{name}.0.gamma"], weights, f"{name}.2")
+    y = tape.norm_convolve(y, weights[f"{name}.3.gamma"], weights, f"{name}.6")
     return y + (pointwise(x, weights, f"{layer.name}.shortcut") if layer.c_in != layer.c_out else x)
 
 
@@ -79,17 +106,10 @@ def attention(x: Tensor, weights: Weights, layer: Attention) -> Tensor:
     _, c, t, h, w = x.shape
     y = pointwise(rms_norm(x, weights[f"{layer.name}.norm.gamma"]), weights, f"{layer.name}.to_qkv")
     q, k, v = y.squeeze(0).permute(1, 2, 3, 0).reshape(t, h * w, 3 * c).split(c, 2)
-    scores = (q * c**-0.5) @ k.transpose(1, 2)
-    y = scores.float().softmax(-1).to(v.dtype) @ v
+    # The scores are the largest tensor of the latents' half: no copy of them in fp32 before the softmax.
+    y = ((q * c**-0.5) @ k.transpose(1, 2)).softmax(-1, dtype=torch.float32).to(v.dtype) @ v
     y = y.reshape(t, h, w, c).permute(3, 0, 1, 2).unsqueeze(0)
     return x + pointwise(y, weights, f"{layer.name}.proj")
-
-
-def _by_frame(x: Tensor, weights: Weights, name: str, stride: int, padding: int) -> Tensor:
-    """A 3×3 convolution of each frame, written as a 1×3×3 one."""
-    weight = weights[f"{name}.weight"].unsqueeze(2)
-    bias = weights[f"{name}.bias"]
-    return F.conv3d(x, weight, bias, stride=(1, stride, stride), padding=(0, padding, padding))
 
 
 def upsample(x: Tensor, weights: Weights, layer: Resample, tape: Tape) -> Tensor:
@@ -98,16 +118,13 @@ def upsample(x: Tensor, weights: Weights, layer: Resample, tape: Tape) -> Tensor
     if layer.temporal and tape.first:
         tape.kept[name] = torch.zeros_like(x).expand(-1, -1, 2, -1, -1)
     elif layer.temporal:
-        y = tape.convolve_time(x, weights, name, stride=1)
-        _, c, t, h, w = x.shape
-        x = y.reshape(1, 2, c, t, h, w).permute(0, 2, 3, 1, 4, 5).reshape(1, c, 2 * t, h, w)
-    x = F.interpolate(x, scale_factor=(1.0, 2.0, 2.0), mode="nearest")
-    return _by_frame(x, weights, f"{layer.name}.resample.1", 1, 1)
+        x = tape.unfolded(tape.convolve_time(x, weights, name, stride=1))
+    return tape.by_frame(x, weights, f"{layer.name}.resample.1", up=True)
 
 
 def downsample(x: Tensor, weights: Weights, layer: Resample, tape: Tape) -> Tensor:
-    """Half the size by a convolution of stride 2, padded right and below; then half the frames, except the first."""
-    x = _by_frame(F.pad(x, (0, 1, 0, 1)), weights, f"{layer.name}.resample.1", 2, 0)
+    """Half the size by a convolution of stride 2; then half the frames, except the first."""
+    x = tape.by_frame(x, weights, f"{layer.name}.resample.1", up=False)
     name = f"{layer.name}.time_conv"
     if layer.temporal and tape.first:
         tape.kept[name] = x

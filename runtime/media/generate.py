@@ -7,8 +7,8 @@ all latents made, then all videos decoded.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,29 +20,44 @@ from runtime.backend import Report
 from runtime.backends import BackendKind, backend_kind
 from runtime.bundle import Manifest, MediaComponent, load_manifest
 from runtime.checks import check_files
-from runtime.inputs import latent_shape
+from runtime.inputs import LATENT_CHANNELS, latent_shape
 from runtime.media.embeds_cache import FOLDER, EmbedsCache
 from runtime.media.image import adaptive_size, conditioning_chunks, first_frame, open_image
+from runtime.media.parts import DECODE, DIT, ENCODE, TEXT, plan_parts
 from runtime.media.prompt import PromptTokenizer
 from runtime.media.runner import Runner
 from runtime.media.stages import media_stage
 from runtime.media.text import Embeds, TextEncoder
-from runtime.media.vae import FACTOR, Frames, Vae
-from runtime.media.video_file import sink_for
+from runtime.media.vae import Frames, Vae
+from runtime.media.vae_plan import FACTOR
+from runtime.media.video_file import check_folder, sink_for
 from runtime.media.writer import BackgroundWriter
 from runtime.memory_plan import parse_bytes
 from runtime.numerics import Array
-from runtime.pipeline import Pipeline
+from runtime.pipeline import RESERVE, Pipeline
 from runtime.weights_file import WeightsFile
 
 
 @dataclass(frozen=True)
 class Part:
-    """One row of the table at the end; ``peak`` is the planned peak of device memory in bytes, if there is a plan."""
+    """One row of the table at the end: peaks of device memory in bytes, as planned and as the device counted them."""
 
     name: str
     seconds: float
-    peak: int | None = None
+    planned: int | None = None
+    measured: int | None = None
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a generation is to make, as far as memory depends on it; ``prompts``: those to encode."""
+
+    prompts: Sequence[str]
+    image: bool
+    video: bool
+    size: tuple[int, int] | None
+    frames: int | None
+    steps: int | None
 
 
 @dataclass
@@ -60,12 +75,28 @@ class VideoMaker:
         self.manifest: Manifest = load_manifest(self.folder)
         self._kind = backend_kind(self.backend)
         self._budget = None if self.vram is None else parse_bytes(self.vram)
+        self._cache = EmbedsCache(self.folder / FOLDER, self.manifest)
+        self._tokenizer: PromptTokenizer | None = None
+
+    def check_source(self, image: Path | None, *, condition: bool) -> None:
+        """Raise UserError before anything is loaded, where the model and what it is given do not fit, or the image."""
+        name, takes_none = self.manifest.model.name, self.manifest.model.in_channels == LATENT_CHANNELS
+        if takes_none and (image is not None or condition):
+            raise UserError(f"{name} makes video from text alone: it takes no image.",
+                            remedy="leave it out, or use a bundle of an image-to-video model")  # fmt: skip
+        if not takes_none and image is None and not condition:
+            raise UserError(f"{name} makes video from an image, and there is none.", remedy="give --image FILE")
+        if image is not None:
+            open_image(image)
 
     def check_outputs(self, outs: Sequence[Path], *, image: bool) -> None:
         """Raise UserError before anything is loaded, where an output's name or the bundle's parts will not do."""
         videos = [out for out in outs if out.suffix != ".safetensors"]
-        for out in videos:
-            sink_for(out, (16, 16), self.manifest.model.fps)
+        for out in outs:
+            if out in videos:
+                sink_for(out, (16, 16), self.manifest.model.fps).check()
+            else:
+                check_folder(out)
         if not videos and not image:
             return
         if "vae" not in self.manifest.media_weights:
@@ -78,26 +109,52 @@ class VideoMaker:
         """Raise UserError before anything is loaded, where the engines cannot run a video of this size."""
         latent_shape(self.manifest, size, frames)
 
+    def state_plan(self, asked: Asked) -> None:
+        """Say what each part will need of device memory, before anything is loaded. Raises UserError if one cannot."""
+        started = time.perf_counter()
+        ok, reason = self._kind.check(self.folder, self.manifest)
+        if not ok:
+            raise UserError(reason)
+        lengths = [len(self._tokens(prompt)) for prompt in asked.prompts if self._cache.get(prompt) is None]
+        parts = ([TEXT] if lengths else []) + ([ENCODE] if asked.image else []) + [DIT]
+        parts += [DECODE] if asked.video else []
+        if parts == [DIT]:
+            return  # nothing comes before the pipeline, which states its own plan
+        limit = self._budget
+        if limit is None and self._kind.open_media is not None:
+            runner = self._kind.open_media(self.folder, self.manifest, self.report)
+            with closing(runner), runner.device.current():
+                limit = self._limit(runner)
+        wanted: dict[str, Any] = {"size": asked.size, "frames": asked.frames, "steps": asked.steps, "vram": limit}
+        for line in plan_parts(self.manifest, self._kind, parts, lengths=lengths, **wanted).lines():
+            self.report.note(line)
+        self.parts.append(Part("plan", time.perf_counter() - started))
+
     def embeddings(self, prompts: Sequence[str]) -> list[Embeds]:
         """bf16 bits [n, 4096] of each prompt: from the bundle's cache, or from the text encoder."""
         started = time.perf_counter()
+        known = {prompt: self._cache.get(prompt) for prompt in prompts}
+        missing = [prompt for prompt, found in known.items() if found is None]
+        planned, measured = None, None
+        if missing:
+            made, planned, measured = self._encode(missing)
+            for prompt, embeds in zip(missing, made, strict=True):
+                known[prompt] = embeds
+                if problem := self._cache.put(prompt, embeds):
+                    self.report.note(problem)
+        if count := len(known) - len(missing):
+            known_ones = "The prompt is known: its" if len(known) == 1 else f"{count} of {len(known)} are known: their"
+            self.report.note(f"{known_ones} embeddings come from the cache.")
+        self.parts.append(Part(TEXT, time.perf_counter() - started, planned, measured))
+        return [found for prompt in prompts if (found := known[prompt]) is not None]
+
+    def _tokens(self, prompt: str) -> list[int]:
         if self.manifest.tokenizer is None or "text" not in self.manifest.media_weights:
             raise UserError("The bundle cannot read prompts: it has no text encoder's weights or no tokenizer.",
                             remedy="export again with --text-encoder PATH_OR_HF_ID, or give --embeds")  # fmt: skip
-        cache = EmbedsCache(self.folder / FOLDER, self.manifest)
-        known = {prompt: cache.get(prompt) for prompt in prompts}
-        missing = [prompt for prompt, found in known.items() if found is None]
-        peak = None
-        if missing:
-            made, peak = self._encode(missing)
-            for prompt, embeds in zip(missing, made, strict=True):
-                known[prompt] = embeds
-                if problem := cache.put(prompt, embeds):
-                    self.report.note(problem)
-        else:
-            self.report.note("The prompt is known: its embeddings come from the cache.")
-        self.parts.append(Part("text", time.perf_counter() - started, peak))
-        return [found for prompt in prompts if (found := known[prompt]) is not None]
+        if self._tokenizer is None:
+            self._tokenizer = PromptTokenizer(self.folder / self.manifest.tokenizer)
+        return self._tokenizer(prompt)
 
     def size_for(self, image: Path, size: tuple[int, int] | None, *, adaptive: bool) -> tuple[int, int]:
         """(width, height) of the video of an image: the size asked for, or of its area at the image's aspect."""
@@ -114,7 +171,8 @@ class VideoMaker:
             plan = vae.plan("encode", h, w)
             self.report.note(plan.line("The VAE encodes"))
             latents = vae.encode(conditioning_chunks(frame, t), h, w)
-        self.parts.append(Part("image", time.perf_counter() - started, plan.peak))
+            measured = runner.device.take_peak()
+        self.parts.append(Part(ENCODE, time.perf_counter() - started, plan.peak, measured))
         return latents
 
     def latents(
@@ -132,11 +190,14 @@ class VideoMaker:
         loading: dict[str, Any] = {"vram": self.vram, "backend": self._kind, "verify": self.verify}
         loading |= {"size": size, "frames": frames, "steps": steps, "report": self.report}
         with Pipeline.load(self.folder, **loading) as pipe:
-            self.parts.append(Part("load", time.perf_counter() - started, pipe.placement.peak))
+            device = pipe.backend.device
+            seconds = time.perf_counter() - started
+            self.parts.append(Part("load", seconds, pipe.placement.weights, device.take_peak()))
             total = steps or self.manifest.sampler.steps
             for number, text in enumerate(embeds, 1):
                 title = "generate" if len(embeds) == 1 else f"generate {number} of {len(embeds)}"
-                with self.report.stage(title) as update, self._steps() as after:
+                after = self._after_step(pipe)
+                with self.report.stage(title) as update:
 
                     def on_step(step: Any, _: Array, update: Any = update, after: Any = after) -> None:
                         after(step)
@@ -149,7 +210,7 @@ class VideoMaker:
     def write(self, latents: Sequence[Array], outs: Sequence[Path]) -> None:
         """Decode latents into videos: mp4, or folders of png frames."""
         started = time.perf_counter()
-        encoding, peak = 0.0, 0
+        encoding, peak, measured = 0.0, 0, None
         with self._runner("vae") as (runner, file):
             vae = Vae(runner, self.manifest, file, self._limit(runner))
             for clean, out in zip(latents, outs, strict=True):
@@ -158,8 +219,9 @@ class VideoMaker:
                     self.report.note(plan.line("The VAE decodes"))
                 peak = max(peak, plan.peak)
                 encoding += self._write_one(vae, clean, out)
-        self.parts.append(Part("VAE", time.perf_counter() - started, peak))
-        self.parts.append(Part("encode (behind the VAE)", encoding))
+            measured = runner.device.take_peak()
+        self.parts.append(Part(DECODE, time.perf_counter() - started, peak, measured))
+        self.parts.append(Part("encode frames (behind the VAE)", encoding))
 
     def frames(self, latents: Sequence[Array]) -> Iterator[Frames]:
         """Each video's frames uint8 [n, h, w, 3], decoded as they are asked for."""
@@ -180,12 +242,14 @@ class VideoMaker:
                 update(done, total)
         return writer.seconds
 
-    def _encode(self, prompts: Sequence[str]) -> tuple[list[Embeds], int]:
-        ids = [PromptTokenizer(self.folder / str(self.manifest.tokenizer))(prompt) for prompt in prompts]
-        with self._runner("text") as (runner, file), self.report.stage("encode prompts") as update:
+    def _encode(self, prompts: Sequence[str]) -> tuple[list[Embeds], int, int | None]:
+        """Embeddings, and the peak of memory planned and measured."""
+        ids = [self._tokens(prompt) for prompt in prompts]
+        title = "encode the prompt" if len(ids) == 1 else f"encode {len(ids)} prompts"
+        with self._runner("text") as (runner, file), self.report.stage(title) as update:
             encoder = TextEncoder(runner, self.manifest, file)
             peak = encoder.nbytes([len(tokens) for tokens in ids])
-            return encoder.encode(ids, update), peak
+            return encoder.encode(ids, update), peak, runner.device.take_peak()
 
     @contextmanager
     def _runner(self, component: MediaComponent) -> Iterator[tuple[Runner, WeightsFile]]:
@@ -216,18 +280,19 @@ class VideoMaker:
             runner.close()
 
     def _limit(self, runner: Runner) -> int | None:
-        return runner.device.free_bytes() if self._budget is None else self._budget
+        free = runner.device.free_bytes()
+        return self._budget if self._budget is not None or free is None else free - RESERVE
 
-    @contextmanager
-    def _steps(self) -> Iterator[Any]:
-        """Seconds of each step, and of the switch of experts, which falls into the first step of the second."""
+    def _after_step(self, pipe: Pipeline) -> Callable[[Any], None]:
+        """Notes each step, and which of them brought in the other expert: its weights follow behind compute."""
         last, expert = time.perf_counter(), None
 
         def after(step: Any) -> None:
             nonlocal last, expert
             now = time.perf_counter()
-            switched = " (switch of experts)" if expert not in (None, step.expert) else ""
-            self.parts.append(Part(f"step {step.index + 1}{switched}", now - last))
+            switched = f", switch to {step.expert}" if expert not in (None, step.expert) else ""
+            measured = pipe.backend.device.take_peak()
+            self.parts.append(Part(f"step {step.index + 1}{switched}", now - last, pipe.placement.peak, measured))
             last, expert = now, step.expert
 
-        yield after
+        return after

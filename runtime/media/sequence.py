@@ -1,4 +1,7 @@
-"""One half of the VAE, chunk after chunk: weights and caches on the device, chunks in host memory on both sides."""
+"""One half of the VAE, chunk after chunk: weights and caches on the device, chunks in host memory on both sides.
+
+Several tracks (the tiles of a picture) may take turns: they share weights, chunks and activations, and each has caches.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from plugins.errors import UserError
-from runtime.backend import DeviceTensor, Memory, tensors
+from runtime.backend import Memory, tensors
 from runtime.bundle import MediaStage
 from runtime.layout import Layout
 from runtime.media.runner import Runner
@@ -22,11 +25,22 @@ _NUMPY = {"fp32": np.float32, "bf16": np.uint16}
 class Sequence:
     """A context. ``first`` runs the first chunk, ``following`` the others; without ``first``, caches begin as zeros.
 
-    Both take the same weights. Caches alternate between two allocations: a stage reads one and writes the other.
+    Both take the same weights. A stage reads a track's caches and writes the spare ones, which then are the track's:
+    ``tracks`` of the same sizes need one set of caches each, and one more.
     """
 
+    _input: Memory
+    _output: Memory
+    _spare: Memory
+
     def __init__(
-        self, runner: Runner, file: WeightsFile, first: MediaStage | None, following: MediaStage, sizes: Sizes
+        self,
+        runner: Runner,
+        file: WeightsFile,
+        first: MediaStage | None,
+        following: MediaStage,
+        sizes: Sizes,
+        tracks: int = 1,
     ) -> None:
         self._runner, self._device, self._sizes = runner, runner.device, sizes
         self._first, self._following = first, following
@@ -35,15 +49,14 @@ class Sequence:
             raise UserError(f"The weights are not of this bundle: {problem}.", remedy="export with --vae again")
         self._file = file
         self._memories: list[Memory] = []
-        self._chunks = 0
+        self._held: list[Memory] = []
+        self._chunks = [0] * tracks
 
     @staticmethod
-    def nbytes(runner: Runner, first: MediaStage | None, following: MediaStage, sizes: Sizes) -> int:
-        """Bytes of device memory that a sequence takes: weights, caches twice, chunks, activations."""
-        stages = [stage for stage in (first, following) if stage is not None]
+    def held(following: MediaStage, sizes: Sizes, tracks: int = 1) -> int:
+        """Bytes of device memory that a sequence holds besides activations: weights, caches, a chunk in and out."""
         chunks = input_layout(following, sizes).nbytes + output_layout(following, sizes).nbytes
-        activations = max(runner.activation_bytes(stage.name, sizes) for stage in stages)
-        return weight_slot(following).nbytes + 2 * cache_layout(following, sizes).nbytes + chunks + activations
+        return weight_slot(following).nbytes + (tracks + 1) * cache_layout(following, sizes).nbytes + chunks
 
     def __enter__(self) -> Sequence:
         try:
@@ -57,24 +70,22 @@ class Sequence:
         self._device.finish()
         self._free()
 
-    def step(self, chunk: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """The next chunk's output; bf16 tensors are bits in uint16 on both sides."""
-        stage = self._first if self._first is not None and self._chunks == 0 else self._following
+    def step(self, chunk: npt.NDArray[Any], track: int = 0) -> npt.NDArray[Any]:
+        """The output of a track's next chunk; bf16 tensors are bits in uint16 on both sides."""
+        stage = self._first if self._first is not None and self._chunks[track] == 0 else self._following
         taken, given = input_layout(stage, self._sizes), output_layout(stage, self._sizes)
         place = taken.places["chunk"]
         if chunk.shape != place.shape or chunk.dtype != _NUMPY[place.dtype]:
             raise ValueError(f"{stage.name} takes {place.dtype} {place.shape}, got {chunk.dtype} {chunk.shape}")
-        read, write = (self._cache(self._chunks + turn) for turn in (0, 1))
+        read, write = tensors(self._held[track], self._caches), tensors(self._spare, self._caches)
         inputs = {**self._weights, **tensors(self._input, taken), **({} if stage is self._first else read)}
         self._device.upload(self._input, 0, np.ascontiguousarray(chunk).reshape(-1).view(np.uint8), "compute")
         self._runner.run(stage.name, inputs, {**tensors(self._output, given), **write})
-        self._chunks += 1
+        self._held[track], self._spare = self._spare, self._held[track]
+        self._chunks[track] += 1
         out = np.empty(given.places["chunk"].shape, _NUMPY[given.places["chunk"].dtype])
         self._device.download(self._output, 0, out.reshape(-1).view(np.uint8))
         return out
-
-    def _cache(self, turn: int) -> dict[str, DeviceTensor]:
-        return tensors(self._cache_memory[turn % 2], self._caches)
 
     def _enter(self) -> None:
         stages = [stage for stage in (self._first, self._following) if stage is not None]
@@ -82,10 +93,12 @@ class Sequence:
         slot = self._allocate(self._slot.nbytes)
         load_slot(self._runner, self._file, "", self._slot, slot)
         self._weights = tensors(slot, self._slot)
-        self._cache_memory = [self._allocate(self._caches.nbytes) for _ in range(2)]
+        self._held = [self._allocate(self._caches.nbytes) for _ in self._chunks]
+        self._spare = self._allocate(self._caches.nbytes)
         if self._first is None:
             zeros = np.zeros(self._caches.nbytes, np.uint8)
-            self._device.upload(self._cache_memory[0], 0, zeros, "compute")
+            for memory in self._held:
+                self._device.upload(memory, 0, zeros, "compute")
             self._device.finish()
         self._input = self._allocate(max(input_layout(stage, self._sizes).nbytes for stage in stages))
         self._output = self._allocate(max(output_layout(stage, self._sizes).nbytes for stage in stages))

@@ -12,7 +12,7 @@ from runtime.backend import DeviceTensor, Memory, tensors
 from runtime.bundle import Manifest
 from runtime.checks import rebuild_command
 from runtime.layout import Layout, layout
-from runtime.media.runner import Runner
+from runtime.media.runner import Activations, Runner
 from runtime.media.stages import media_stage, weight_slot
 from runtime.numerics import from_bf16_bits
 from runtime.relative_position import relative_buckets
@@ -23,11 +23,28 @@ _SLOTS = 2
 _EMBEDDING = "token_embedding.weight"
 
 
+def text_bytes(manifest: Manifest, activations: Activations, lengths: Sequence[int]) -> int:
+    """Bytes of device memory for prompts of so many tokens each: two layers' weights, the prompts, activations."""
+    block, norm = media_stage(manifest, "text_block"), media_stage(manifest, "text_norm")
+    last = weight_slot(norm)
+    io = sum(_places(length, last.places["norm.weight"].shape[0]).nbytes for length in lengths)
+    running = max(activations(stage.name, {"L": max(lengths)}) for stage in (block, norm))
+    return _SLOTS * weight_slot(block).nbytes + last.nbytes + io + running
+
+
+def _places(length: int, dim: int) -> Layout:
+    """A prompt's tensors."""
+    return layout([
+        ("x0", (length, dim), "fp32"), ("x1", (length, dim), "fp32"),
+        ("buckets", (length, length), "int32"), ("embeds", (length, dim), "bf16"),
+    ])  # fmt: skip
+
+
 class TextEncoder:
     """The text encoder of one bundle. Its weights are never all on the device: two layers at a time."""
 
     def __init__(self, runner: Runner, manifest: Manifest, file: WeightsFile) -> None:
-        self._runner, self._device, self._file = runner, runner.device, file
+        self._runner, self._device, self._file, self._manifest = runner, runner.device, file, manifest
         self._block, self._norm = media_stage(manifest, "text_block"), media_stage(manifest, "text_norm")
         self._slot, self._last = weight_slot(self._block), weight_slot(self._norm)
         self.layers = len({name.split(".")[1] for name in file.tensors if name.startswith("blocks.")})
@@ -41,10 +58,7 @@ class TextEncoder:
 
     def nbytes(self, lengths: Sequence[int]) -> int:
         """Bytes of device memory for prompts of these lengths."""
-        longest = {"L": max(lengths)}
-        activations = max(self._runner.activation_bytes(stage.name, longest) for stage in (self._block, self._norm))
-        io = sum(self._places(length).nbytes for length in lengths)
-        return _SLOTS * self._slot.nbytes + self._last.nbytes + io + activations
+        return text_bytes(self._manifest, self._runner.activation_bytes, lengths)
 
     def encode(
         self, prompts: Sequence[Sequence[int]], update: Callable[[int, int], None] = lambda done, total: None
@@ -58,7 +72,8 @@ class TextEncoder:
             return memories[-1]
 
         try:
-            places = [self._places(len(ids)) for ids in prompts]
+            dim = self._last.places["norm.weight"].shape[0]
+            places = [_places(len(ids), dim) for ids in prompts]
             works = [allocate(where.nbytes) for where in places]
             slots = [allocate(self._slot.nbytes) for _ in range(_SLOTS)]
             last = allocate(self._last.nbytes)
@@ -121,13 +136,6 @@ class TextEncoder:
                 raise UserError("The text encoder gave NaN or infinity.", remedy="check its weights")
             found.append(out)
         return found
-
-    def _places(self, length: int) -> Layout:
-        dim = self._last.places["norm.weight"].shape[0]
-        return layout([
-            ("x0", (length, dim), "fp32"), ("x1", (length, dim), "fp32"),
-            ("buckets", (length, length), "int32"), ("embeds", (length, dim), "bf16"),
-        ])  # fmt: skip
 
     def _rows(self, ids: Sequence[int]) -> npt.NDArray[np.float32]:
         vocabulary = self._file.tensors[_EMBEDDING].shape[0]

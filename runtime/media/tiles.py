@@ -54,16 +54,16 @@ def spans(length: int, count: int) -> tuple[Span, ...]:
     return tuple(span for span in made if span.start < span.end)
 
 
-def cut(height: int, width: int, largest: int, fits: Callable[[int, int], bool]) -> tuple[Tile, ...] | None:
-    """The fewest tiles whose sides are at most ``largest`` and whose computed (height, width) fits; None if none does.
+def cut(height: int, width: int, largest: int, fits: Callable[[int, int, int], bool]) -> tuple[Tile, ...] | None:
+    """The fewest tiles whose sides are at most ``largest`` and that fit by their computed height, width and number.
 
-    The longer side is cut first.
+    None if no tiles do. The longer side is cut first.
     """
     rows = columns = 1
     while True:
         across, along = spans(height, rows), spans(width, columns)
         h, w = across[0].length, along[0].length
-        if h <= largest and w <= largest and fits(h, w):
+        if h <= largest and w <= largest and fits(h, w, len(across) * len(along)):
             return tuple(Tile(row, column) for row in across for column in along)
         if min(h, w) <= 2 * MARGIN + 1 and max(h, w) <= 2 * MARGIN + 2:
             return None

@@ -22,6 +22,9 @@ _QUALITY = "18"  # x264's constant rate factor: visually lossless
 class FrameSink(Protocol):
     """A context that takes frames uint8 [t, h, w, 3] in order; the result appears whole or not at all."""
 
+    def check(self) -> None:
+        """Raise UserError where it cannot be written here; long before there is anything to write."""
+
     def __enter__(self) -> FrameSink: ...
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None: ...
@@ -36,15 +39,19 @@ class Mp4:
         self._path, self._size, self._fps = path, size, fps
         self._temporary = path.parent / f".{path.name}.{uuid.uuid4().hex}.partial"
 
-    def __enter__(self) -> Mp4:
+    def check(self) -> None:
+        check_folder(self._path)
         try:
             import av
         except ImportError as error:
             remedy = "pip install 'turbotrt[video]', or write png frames or latents"
             raise UserError("Videos need PyAV, which is not installed.", remedy=remedy) from error
-        self._av = av
+        self._av: Any = av
+
+    def __enter__(self) -> Mp4:
+        self.check()
         try:
-            self._container = av.open(str(self._temporary), "w", format="mp4", options={"movflags": "faststart"})
+            self._container = self._av.open(str(self._temporary), "w", format="mp4", options={"movflags": "faststart"})
         except OSError as error:
             raise UserError(f"{self._path} cannot be written.", got=str(error)) from error
         stream: Any = self._container.add_stream("libx264", rate=Fraction(self._fps), options={"crf": _QUALITY})
@@ -80,9 +87,18 @@ class PngFolder:
         self._temporary = path.parent / f".{path.name}.{uuid.uuid4().hex}.partial"
         self._count = 0
 
-    def __enter__(self) -> PngFolder:
+    def check(self) -> None:
+        check_folder(self._path)
         if self._path.exists() and (not self._path.is_dir() or any(self._path.iterdir())):
             raise UserError(f"{self._path} exists already.", expected="a new or empty folder for the frames")
+        try:
+            from PIL import Image
+        except ImportError as error:
+            raise UserError("png frames need Pillow.", remedy="pip install 'turbotrt[video]'") from error
+        self._image: Any = Image
+
+    def __enter__(self) -> PngFolder:
+        self.check()
         try:
             self._temporary.mkdir(parents=True)
         except OSError as error:
@@ -90,12 +106,8 @@ class PngFolder:
         return self
 
     def write(self, frames: Frames) -> None:
-        try:
-            from PIL import Image
-        except ImportError as error:
-            raise UserError("png frames need Pillow.", remedy="pip install 'turbotrt[video]'") from error
         for frame in frames:
-            Image.fromarray(frame).save(self._temporary / f"{self._count:05d}.png")
+            self._image.fromarray(frame).save(self._temporary / f"{self._count:05d}.png")
             self._count += 1
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
@@ -103,6 +115,15 @@ class PngFolder:
             self._temporary.replace(self._path)  # over an empty folder this works too
         else:
             shutil.rmtree(self._temporary, ignore_errors=True)
+
+
+def check_folder(path: Path) -> None:
+    """Raise UserError where no file can be made beside this one."""
+    folder = path.parent
+    if not folder.is_dir():
+        raise UserError(f"{path} cannot be written.", expected="a folder that exists", got=f"no folder {folder}")
+    if not os.access(folder, os.W_OK):
+        raise UserError(f"{path} cannot be written.", got=f"no permission to write in {folder}")
 
 
 def sink_for(path: Path, size: tuple[int, int], fps: int) -> FrameSink:

@@ -1,0 +1,59 @@
+"""``turbotrt bench media``: how long text encoder and VAE take, beside what others take."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from exporter.command import Command, JsonOption, ModelOption, console
+from exporter.progress import RichProgress
+from plugins.errors import UserError
+
+
+def bench_media(
+    model: ModelOption,
+    repeats: Annotated[int, typer.Option(min=1, help="Runs timed, after one that is not; the best counts.")] = 3,
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the figures there too, as JSON.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Time text encoder and VAE with random weights, beside transformers and diffusers where they are installed.
+
+    On the GPU at hand, at 480p and at the model's size; wan-tiny runs on the CPU too. Peaks are torch's.
+
+    Example: turbotrt bench media --model wan2.2-i2v-a14b-720p --out media.json
+    """
+    import torch
+
+    from exporter import bench_media as bench
+    from exporter.models import model_named
+
+    spec = model_named(model)
+    cuda = torch.cuda.is_available()
+    if not cuda and spec.name != "wan-tiny":
+        raise UserError(f"{spec.name}'s text encoder and VAE are timed on a GPU.", expected="a CUDA device",
+                        got="none", remedy="run it there, or --model wan-tiny here")  # fmt: skip
+    t = (spec.frames - 1) // 4 + 1
+    pixels = dict.fromkeys([(832, 480), spec.size] if spec.name != "wan-tiny" else [spec.size])
+    sizes = [(t, height // 8, width // 8) for width, height in pixels]
+    found = bench.bench_media(spec, sizes, torch.device("cuda" if cuda else "cpu"), repeats, RichProgress())
+    if out is not None:
+        out.write_text(json.dumps(found, indent=2), encoding="utf-8")
+    if as_json:
+        typer.echo(json.dumps(found, indent=2))
+        return
+    from rich.table import Table
+
+    table = Table(title=f"{found['model']} on {found['device']}, torch {found['torch']}, random weights")
+    for heading in ("task", "", "seconds", "peak GB", "times faster", "distance"):
+        table.add_column(heading, justify="left" if heading in ("task", "") else "right")
+    for row in bench.lines(found):
+        table.add_row(*row)
+    console().print(table)
+
+
+def register(bench_app: typer.Typer) -> None:
+    """Add the command to the ``bench`` group."""
+    bench_app.command("media", cls=Command)(bench_media)

@@ -1,0 +1,88 @@
+"""What each part of a generation needs of device memory, from the bundle alone, before anything is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from runtime.backends import BackendKind
+from runtime.bundle import Manifest
+from runtime.inputs import latent_shape
+from runtime.media.text import text_bytes
+from runtime.media.vae_plan import plan_vae
+from runtime.memory_plan import MemoryPlan, gigabytes
+from runtime.pipeline import plan_bundle
+
+DIT, TEXT, ENCODE, DECODE = "DiT", "text", "VAE encode", "VAE decode"
+LONGEST = 512  # tokens of a prompt
+
+
+@dataclass(frozen=True)
+class PartPlan:
+    """One part: ``peak`` in bytes of device memory at most, besides the CUDA context; ``how`` it keeps to that."""
+
+    name: str
+    peak: int
+    how: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All parts of a generation in their order; they run one after the other, so that the largest counts."""
+
+    parts: tuple[PartPlan, ...]
+    dit: MemoryPlan
+
+    @property
+    def peak(self) -> int:
+        """Bytes of the largest part."""
+        return max(part.peak for part in self.parts)
+
+    def lines(self) -> list[str]:
+        """The plan as one reads it."""
+        width = max(len(part.name) for part in self.parts)
+        figures = [gigabytes(part.peak) for part in self.parts]
+        column = max(len(figure) for figure in figures)
+        rows = zip(self.parts, figures, strict=True)
+        listed = [f"  {part.name:<{width}}  {figure:>{column}}  {part.how}" for part, figure in rows]
+        return [f"Device memory at most, part by part (one at a time): {gigabytes(self.peak)}", *listed]
+
+
+def bundle_parts(manifest: Manifest, kind: BackendKind) -> tuple[str, ...]:
+    """The parts that a bundle's stages make up, as far as the backend runs them."""
+    stages = {entry.name for entry in manifest.media} if kind.media_bytes is not None else set()
+    named = {TEXT: "text_block", ENCODE: "encode_next", DIT: "", DECODE: "decode_next"}
+    return tuple(part for part, stage in named.items() if part == DIT or stage in stages)
+
+
+def plan_parts(
+    manifest: Manifest,
+    kind: BackendKind,
+    parts: Sequence[str],
+    *,
+    lengths: Sequence[int] = (LONGEST,),
+    vram: int | None = None,
+    size: tuple[int, int] | None = None,
+    frames: int | None = None,
+    steps: int | None = None,
+) -> Plan:
+    """The plan of these parts, and of the DiT whether among them or not; ``lengths``: tokens of each prompt.
+
+    ``vram`` in bytes; None means no limit. Raises UserError where a part cannot keep to it.
+    """
+    dit = plan_bundle(manifest, kind, vram=vram, size=size, frames=frames, steps=steps)
+    activations = kind.media_bytes(manifest) if kind.media_bytes is not None and set(parts) != {DIT} else None
+    _, height, width = latent_shape(manifest, size, frames)
+    made = []
+    for name in parts:
+        if name == DIT:
+            made.append(PartPlan(DIT, dit.peak, dit.how))
+        elif activations is None:
+            continue
+        elif name == TEXT:
+            peak, tokens = text_bytes(manifest, activations, lengths), ", ".join(str(length) for length in lengths)
+            made.append(PartPlan(TEXT, peak, f"{tokens} tokens, two layers' weights at a time"))
+        else:
+            plan = plan_vae(manifest, activations, "encode" if name == ENCODE else "decode", height, width, vram)
+            made.append(PartPlan(name, plan.peak, plan.how))
+    return Plan(tuple(made), dit)

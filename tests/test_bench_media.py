@@ -1,0 +1,77 @@
+"""turbotrt bench media on the CPU: what it times is the same function everywhere, and failures cost one row."""
+
+from __future__ import annotations
+
+import builtins
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("diffusers")
+pytest.importorskip("transformers")
+
+from typer.testing import CliRunner  # noqa: E402
+
+from exporter import bench_media as bench  # noqa: E402
+from exporter.cli import app  # noqa: E402
+from exporter.models import MODELS  # noqa: E402
+from exporter.progress import SilentProgress  # noqa: E402
+
+TINY = MODELS["wan-tiny"]
+
+
+def measured() -> dict[str, Any]:
+    return bench.bench_media(TINY, [(2, 4, 6)], torch.device("cpu"), 1, SilentProgress())
+
+
+def test_every_way_is_timed_and_gives_what_the_oracle_gives() -> None:
+    found = measured()
+    tasks = {row["task"] for row in found["rows"]}
+    assert {"VAE decode 48x32x5", "VAE encode 48x32x5", "umT5, 60 tokens"} <= tasks
+    for row in found["rows"]:
+        assert row["seconds"] > 0, row
+        assert row["peak_bytes"] is None
+        if row["name"] not in ("diffusers", "transformers"):
+            assert row["distance"] < 4e-2, row  # bf16, roundings in another order
+            theirs = next(r for r in found["rows"] if r["task"] == row["task"] and "speedup" not in r)
+            assert row["speedup"] == theirs["seconds"] / row["seconds"]
+    shown = list(bench.lines(found))
+    assert len(shown) == len(found["rows"])
+    assert all(cells[3] == "–" for cells in shown)
+
+
+def test_without_oracles_ours_is_timed_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = builtins.__import__
+
+    def without(name: str, *args: Any, **options: Any) -> Any:
+        if name in ("diffusers", "transformers"):
+            raise ImportError(name)
+        return real(name, *args, **options)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    rows = measured()["rows"]
+    assert {row["failed"] for row in rows if "failed" in row} == {
+        "ImportError: diffusers", "ImportError: transformers",
+    }  # fmt: skip
+    assert all("speedup" not in row for row in rows)
+    assert sum("seconds" in row for row in rows) >= 6
+
+
+def test_a_way_that_fails_costs_its_own_figures_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*args: Any) -> Any:
+        raise RuntimeError("out of luck\nand more")
+
+    broken = bench.Way("broken", tape=fail)
+    monkeypatch.setattr(bench, "WAYS", (bench.WAYS[0], broken))
+    rows = {(row["task"], row["name"]): row for row in measured()["rows"]}
+    assert rows["VAE decode 48x32x5", "broken"]["failed"] == "RuntimeError: out of luck"
+    assert "seconds" in rows["VAE decode 48x32x5", bench.OURS]
+    assert "seconds" in rows["umT5, 60 tokens", "ours"]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="with a GPU it runs")
+def test_a_full_model_needs_a_gpu() -> None:
+    result = CliRunner().invoke(app, ["bench", "media", "--model", "wan2.1-1.3b-480p"])
+    assert result.exit_code == 2
+    assert "a CUDA device" in result.stderr
