@@ -80,8 +80,9 @@ def plan_parts(
         elif activations is None:
             continue
         elif name == TEXT:
-            peak, tokens = text_bytes(manifest, activations, lengths), ", ".join(str(length) for length in lengths)
-            made.append(PartPlan(TEXT, peak, f"{tokens} tokens, two layers' weights at a time"))
+            peak, longest = text_bytes(manifest, activations, lengths), f"{max(lengths)} tokens"
+            what = longest if len(lengths) == 1 else f"{len(lengths)} prompts of at most {longest}"
+            made.append(PartPlan(TEXT, peak, f"{what}, two layers' weights at a time"))
         else:
             plan = plan_vae(manifest, activations, "encode" if name == ENCODE else "decode", height, width, vram)
             made.append(PartPlan(name, plan.peak, plan.how))
