@@ -159,6 +159,34 @@ def _features(x, z, LAYOUT: gl.constexpr):
 
 
 @gluon.jit
+def _add_linear_branch(
+    acc, total, q, v_scale, z, bias, proj, proj_full, proj_empty, first, head, tiles, L,
+    D: gl.constexpr, O_LAYOUT: gl.constexpr, B_LAYOUT: gl.constexpr,
+):  # fmt: skip
+    """acc/total·v_scale + φ(q)·KV_proj / (1e-5 + φ(q)·z) + bias of the group's 64 queries, once kv_proj is there."""
+    columns = gl.arange(0, 128, gl.SliceLayout(0, O_LAYOUT))
+    inverse = gl.convert_layout(1.0 / total, gl.SliceLayout(1, O_LAYOUT))[:, None]
+    acc = acc * inverse * gl.load(v_scale + head * 128 + columns)[None, :] + gl.load(bias + columns)[None, :]
+    F_LAYOUT: gl.constexpr = gl.DotOperandLayout(0, B_LAYOUT, 2)
+    phi = _features(_load_queries(q, first, head, L, D, F_LAYOUT), z + head * 128, F_LAYOUT)
+    mbarrier.wait(proj_full, tiles & 1)
+    acc = warpgroup_mma(phi, proj, gl.convert_layout(acc, B_LAYOUT, assert_trivial=True), is_async=True)
+    acc = warpgroup_mma_wait(0, deps=[acc])
+    mbarrier.arrive(proj_empty, count=1)
+    return acc
+
+
+@gluon.jit
+def _larger_maximum(mine, maxima, met, tiles, GROUP: gl.constexpr, ROW: gl.constexpr):
+    """The largest of both groups' row maxima. Slots alternate: the slow group still reads when the fast one writes."""
+    slot = (tiles & 1) * 2
+    maxima.index(slot + GROUP).store(mine)
+    mbarrier.arrive(met, count=1)
+    mbarrier.wait(met, tiles & 1)
+    return gl.maximum(gl.max(gl.maximum(mine, maxima.index(slot + 1 - GROUP).load(ROW)), 0), 1e-8)
+
+
+@gluon.jit
 def _consume(
     GROUP: gl.constexpr, q, o, o_scale, v_scale, lut, z, bias, k_ring, v_ring, scale_ring, proj, maxima,
     full, empty, proj_full, proj_empty, turn, met, L, nq, nk, kept, H: gl.constexpr, QUANTIZE: gl.constexpr,
@@ -213,29 +241,16 @@ def _consume(
         step += 1
         turns += pairs + 1
 
-        columns = gl.arange(0, 128, gl.SliceLayout(0, O_LAYOUT))
-        inverse = gl.convert_layout(1.0 / total, gl.SliceLayout(1, O_LAYOUT))[:, None]
-        acc = acc * inverse * gl.load(v_scale + head * 128 + columns)[None, :] + gl.load(bias + columns)[None, :]
-        F_LAYOUT: gl.constexpr = gl.DotOperandLayout(0, B_LAYOUT, 2)
-        phi = _features(_load_queries(q, first, head, L, D, F_LAYOUT), z + head * 128, F_LAYOUT)
-        mbarrier.wait(proj_full, tiles & 1)
-        acc = warpgroup_mma(phi, proj, gl.convert_layout(acc, B_LAYOUT, assert_trivial=True), is_async=True)
-        acc = warpgroup_mma_wait(0, deps=[acc])
-        mbarrier.arrive(proj_empty, count=1)
-
+        acc = _add_linear_branch(
+            acc, total, q, v_scale, z, bias, proj, proj_full, proj_empty, first, head, tiles, L, D, O_LAYOUT, B_LAYOUT
+        )
         rows = first + gl.arange(0, 64, ROW)
         real = (rows < L)[:, None]
         columns = head * 128 + gl.arange(0, 128, gl.SliceLayout(0, B_LAYOUT))
         offsets = rows.to(gl.int64)[:, None] * D + columns[None, :]
         if QUANTIZE:
             acc = gl.where(real, acc, 0.0)
-            mine = gl.max(gl.abs(acc), 1)
-            # Both groups need the larger maximum. Slots alternate: the slow group still reads when the fast one writes.
-            slot = (tiles & 1) * 2
-            maxima.index(slot + GROUP).store(mine)
-            mbarrier.arrive(met, count=1)
-            mbarrier.wait(met, tiles & 1)
-            amax = gl.maximum(gl.max(gl.maximum(mine, maxima.index(slot + 1 - GROUP).load(ROW)), 0), 1e-8)
+            amax = _larger_maximum(gl.max(gl.abs(acc), 1), maxima, met, tiles, GROUP, ROW)
             y = gl.minimum(gl.maximum(acc * (128.0 / amax), -128.0), 127.0)
             gl.store(o + offsets, (y + MAGIC).to(gl.int32, bitcast=True).to(gl.int8), mask=real)
             gl.store(o_scale + tile % nq * H + head, amax / 128.0)
