@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -84,28 +85,29 @@ def _monitor(trt: Any) -> Any:
     return PipeMonitor()
 
 
-def _parse(trt: Any, builder: Any, logger: Any, request: BuildRequest) -> Any:
+def parse(trt: Any, builder: Any, logger: Any, onnx: str) -> tuple[Any, Any]:
+    """The strongly typed network of a graph's file, and the parser that keeps its constants. Raises RuntimeError."""
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, logger)
-    if not parser.parse_from_file(request.onnx):
+    if not parser.parse_from_file(onnx):
         raise RuntimeError("\n".join(str(parser.get_error(i)) for i in range(parser.num_errors)))
-    return network
+    return network, parser
 
 
-def _config(trt: Any, builder: Any, network: Any, request: BuildRequest) -> Any:
+def builder_config(trt: Any, builder: Any, network: Any, gpu: str, profile: Sequence[int]) -> Any:
+    """For a GPU by its name, and (min, opt, max) of each of the network's symbols."""
     from exporter.flavour import target
     from exporter.gpus import gpu_named
 
     config = builder.create_builder_config()
     config.clear_flag(trt.BuilderFlag.TF32)  # on by default: the fp32 head and time MLP would run in TF32
-    config.progress_monitor = _monitor(trt)
-    target(trt, config, gpu_named(request.gpu))
-    profile = builder.create_optimization_profile()
+    target(trt, config, gpu_named(gpu))
+    shapes = builder.create_optimization_profile()
     for index in range(network.num_inputs):
         tensor = network.get_input(index)
         if -1 in tuple(tensor.shape):
-            profile.set_shape(tensor.name, *(_shape(tensor, size) for size in request.profile))
-    config.add_optimization_profile(profile)
+            shapes.set_shape(tensor.name, *(_shape(tensor, size) for size in profile))
+    config.add_optimization_profile(shapes)
     return config
 
 
@@ -130,11 +132,13 @@ def build(request: BuildRequest) -> BuildResult:
     logger = _logger(trt, request.log)
     register(trt, OPS)
     builder = trt.Builder(logger)
-    network = _parse(trt, builder, logger, request)
+    network, _parser = parse(trt, builder, logger, request.onnx)
     layers = [network.get_layer(index) for index in range(network.num_layers)]
     ours = [layer.name for layer in layers if layer.type == trt.LayerType.PLUGIN_V3]
     others = [f"{layer.type.name} {layer.name}" for layer in layers if layer.type != trt.LayerType.PLUGIN_V3]
-    engine = builder.build_serialized_network(network, _config(trt, builder, network, request))
+    config = builder_config(trt, builder, network, request.gpu, request.profile)
+    config.progress_monitor = _monitor(trt)
+    engine = builder.build_serialized_network(network, config)
     if engine is None:
         raise RuntimeError("\n".join(logger.errors) or "TensorRT built no engine and gave no reason")
     with Path(request.engine).open("wb") as file:

@@ -41,9 +41,14 @@ if __name__ == "__main__":  # python polygraphy_scripts.py STAGE FILE.json: inpu
 """
 
 
+def stage_names(manifest: Manifest) -> list[str]:
+    """Every stage, the text encoder's and the VAE's too."""
+    return [*(stage.name for stage in manifest.stages), *(stage.name for stage in manifest.media)]
+
+
 def script_text(manifest: Manifest) -> str:
     """polygraphy_scripts.py: ``<stage>_network``, ``<stage>_config`` and ``<stage>_inputs`` for every stage."""
-    stages = "".join(_SCRIPT_STAGE.format(name=stage.name) for stage in manifest.stages)
+    stages = "".join(_SCRIPT_STAGE.format(name=name) for name in stage_names(manifest))
     return _SCRIPT_HEAD + stages + _SCRIPT_END
 
 
@@ -124,7 +129,7 @@ def readme_text(manifest: Manifest) -> str:
         "",
     ]
     where = "any machine" if manifest.gpu.flavour == "tensorrt_rtx" else f"a machine with a {manifest.gpu.name}"
-    names = [stage.name for stage in manifest.stages]
+    names = stage_names(manifest)
     sections = {
         "Once in each shell:": setup_lines(manifest.gpu.flavour),
         "Inputs, made up, with the bundle's weights (any machine):": input_lines(names),

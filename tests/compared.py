@@ -15,6 +15,7 @@ from exporter.compare.run import compare
 from exporter.compare.spec import CompareSpec, Comparison
 from exporter.progress import SilentProgress
 
+ROOT = Path(__file__).resolve().parent.parent
 Tensors = dict[str, Any]
 
 
@@ -36,3 +37,18 @@ def polygraphy(*arguments: str) -> str:
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | path)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     return done.stdout
+
+
+def typed(lines: list[str], folder: Path, tmp_path: Path, status: int = 0) -> str:
+    """What the lines print, typed one after another in the bundle's folder; the last one ends with the status."""
+    environment = os.environ | {
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "PYTHONPATH": str(ROOT),
+        "TMPDIR": str(tmp_path),
+    }
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", "export LD_LIBRARY_PATH=${LD_LIBRARY_PATH:-}\n" + "\n".join(lines)],
+        cwd=folder, env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == status, done.stdout[-3000:] + done.stderr[-3000:]
+    return done.stdout + done.stderr

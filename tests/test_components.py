@@ -15,9 +15,12 @@ for _module in ("triton", "onnx", "onnx_graphsurgeon", "tensorrt_rtx", "diffuser
 import av  # noqa: E402
 import msgspec  # noqa: E402
 from checkpoints import canonical_state_dict, save_safetensors  # noqa: E402
+from compared import typed  # noqa: E402
 from media_bundle import write_tokenizer  # noqa: E402
+from polygraphy.json import load_json  # noqa: E402
 from typer.testing import CliRunner  # noqa: E402
 
+from exporter import polygraphy_files as files  # noqa: E402
 from exporter.checkpoint.component import ComponentCheckpoint, pack_component  # noqa: E402
 from exporter.checkpoint.formats import component_format  # noqa: E402
 from exporter.checkpoint.text_names import text_name  # noqa: E402
@@ -143,6 +146,27 @@ def test_engines_of_all_components_are_real(bundle: tuple[Path, SilentProgress])
     assert dims["cache.decoder.head.2"] == (1, VAE.base, 2, "8*H", "8*W")
     (frames, *_) = manifest.media[-1].outputs
     assert (frames.name, frames.dtype, frames.dims) == ("chunk_out", "fp32", (1, 3, 4, "8*H", "8*W"))
+
+
+def test_polygraphys_lines_are_for_all_components(bundle: tuple[Path, SilentProgress], tmp_path: Path) -> None:
+    """Inputs with the bundle's own weights for every stage, and engines of one stage of each component."""
+    folder, _ = bundle
+    manifest = load_manifest(folder)
+    names = [stage.name for stage in manifest.media]
+    readme = (folder / "README.txt").read_text()
+    wanted = [line for group in (files.input_lines, files.build_lines, files.run_lines) for line in group(names)]
+    assert all(f"  {line}\n" in readme for line in wanted)
+    lines = [*files.input_lines(names), *files.build_lines(["text_block", "decode_first"])]
+    typed([*files.setup_lines("tensorrt_rtx"), *lines], folder, tmp_path)
+    assert len(list(tmp_path.glob("*/*.engine"))) == 2
+    for stage in manifest.media:
+        (path,) = tmp_path.glob(f"*/{stage.name}_inputs.json")
+        (feed,) = load_json(str(path))
+        assert {info.name for info in stage.inputs} == set(feed)
+    weights = WeightsFile(folder / manifest.media_weights["text"])
+    (feed,) = load_json(str(next(tmp_path.glob("*/text_block_inputs.json"))))
+    got = feed["attn.o.weight"].contiguous().view(torch.uint8).numpy()
+    assert got.tobytes() == weights.read("blocks.0.attn.o.weight").tobytes()
 
 
 def test_the_exported_bundle_makes_a_video(

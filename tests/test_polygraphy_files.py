@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,28 +9,12 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("polygraphy")
 
+from compared import typed
 from conftest import Exported
 
 from exporter import polygraphy_files as files
 from exporter.components import DIT_STAGES as STAGES
 from runtime.bundle import load_manifest
-
-ROOT = Path(__file__).resolve().parent.parent
-
-
-def typed(lines: list[str], folder: Path, tmp_path: Path, status: int = 0) -> str:
-    """What the lines print, typed one after another in the bundle's folder; the last one ends with the status."""
-    environment = os.environ | {
-        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-        "PYTHONPATH": str(ROOT),
-        "TMPDIR": str(tmp_path),
-    }
-    done = subprocess.run(
-        ["bash", "-euo", "pipefail", "-c", "export LD_LIBRARY_PATH=${LD_LIBRARY_PATH:-}\n" + "\n".join(lines)],
-        cwd=folder, env=environment, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == status, done.stdout[-3000:] + done.stderr[-3000:]
-    return done.stdout + done.stderr
 
 
 def test_the_readme_has_every_line(exported: Exported) -> None:
