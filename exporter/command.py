@@ -67,7 +67,9 @@ def _errors() -> Iterator[None]:
         if error.errno not in _DISK:
             raise
         where = f"{error.filename} cannot be written." if error.filename else "A file cannot be written."
-        typer.echo(str(UserError(where, got=error.strerror, remedy="free some space or choose another folder")), err=True)
+        typer.echo(
+            str(UserError(where, got=error.strerror, remedy="free some space or choose another folder")), err=True
+        )
         raise typer.Exit(2) from error
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in EXPORT_EXTRA:

@@ -21,7 +21,7 @@ def staging_folder(folder: Path) -> Iterator[Path]:
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"{folder.parent} cannot be a folder for bundles.", expected="a folder, or a name for a new one",
+        raise UserError(f"{folder.parent} cannot be a folder for bundles.", expected="a folder, there or new",
                         got=error.strerror, remedy="choose another --out") from error  # fmt: skip
     staging, retired, scratch = (_beside(folder, suffix) for suffix in ("partial", "previous", "scratch"))
     with _turn(folder):
