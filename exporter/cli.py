@@ -134,10 +134,10 @@ def _closing_lines(spec: ExportSpec, folder: Path) -> list[str]:
     packed += ["--linear", spec.linear]
     return [
         *lines,
+        *_media_lines(spec, folder),
         f"{folder}: {what}. It has no weights yet; add them with one of",
         f"  turbotrt pack --checkpoint PATH_OR_HF_ID {shlex.join(packed)}",
         f"  turbotrt export --checkpoint PATH_OR_HF_ID {shlex.join(options)}",
-        *_media_lines(spec, folder),
     ]
 
 
