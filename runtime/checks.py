@@ -52,14 +52,13 @@ def mismatch(problem: str, built_for: str, found: str, remedy: str) -> Verdict:
     return False, str(UserError(problem, expected=built_for, got=found, remedy=remedy))
 
 
-def check_weights(manifest: Manifest, experts: Sequence[str]) -> Verdict:
+def check_weights(folder: Path, manifest: Manifest, experts: Sequence[str]) -> Verdict:
     """Whether the bundle has the weights of these experts."""
     missing = [expert for expert in experts if expert not in manifest.weights]
     if not missing:
         return FINE
-    command = f"turbotrt pack --checkpoint PATH_OR_HF_ID --model {manifest.model.name} --out BUNDLE/weights.safetensors"
     return mismatch("The bundle has no weights yet.", f"weights of {', '.join(experts)}",
-                    ", ".join(manifest.weights) or "none", command)  # fmt: skip
+                    ", ".join(manifest.weights) or "none", pack_command(folder, manifest))  # fmt: skip
 
 
 def check_engines(manifest: Manifest, versions: dict[str, str]) -> Verdict:

@@ -184,9 +184,10 @@ def test_a_failing_build_leaves_the_old_bundle(
 
 def test_a_checkpoint_that_is_no_file_is_told_before_any_work(tmp_path: Path) -> None:
     report = SilentProgress()
-    for named in ({"checkpoint": "no/such/file.pth"}, {"vae": "no/such/vae.pth"}, {"text_encoder": "no/such/t5.pth"}):
-        with pytest.raises(UserError, match="There is no checkpoint at no/such/"):
-            export_bundle(export_spec(model="wan-tiny", gpu="rtx5090", out=tmp_path, **named), report)  # type: ignore[arg-type]
+    options: dict[str, Any] = {"model": "wan-tiny", "gpu": "rtx5090", "out": tmp_path}
+    for option in ("checkpoint", "vae", "text_encoder"):
+        with pytest.raises(UserError, match=r"There is no checkpoint at .*nowhere\.pth"):
+            export_bundle(export_spec(**options, **{option: str(tmp_path / "nowhere.pth")}), report)
     assert (report.titles, report.notes, list(tmp_path.iterdir())) == ([], [], [])
 
 

@@ -21,6 +21,8 @@ def parse_hub_id(text: str) -> tuple[str, str | None] | None:
     match = _HUB_ID.fullmatch(text)
     if match is None or ".." in text.split(":")[-1].split("/"):
         return None
+    if match["file"] is None and text.endswith((".safetensors", ".pth", ".pt")):
+        return None  # a file in a folder, mistyped: no repository is named so
     return match["repo"], match["file"]
 
 
