@@ -5,6 +5,7 @@ from __future__ import annotations
 from importlib.util import find_spec
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -50,7 +51,7 @@ def gpu_row(gpu: GpuSpec) -> dict[str, Any]:
 def needs(gpu: GpuSpec) -> str:
     """Where engines for this GPU can be built, seen from this machine; finding a package does not import it."""
     if gpu.flavour == "tensorrt":
-        return "--onnx-only here; engines need the tensorrt extra on that GPU"
+        return "on that GPU, with the tensorrt extra; --onnx-only here"
     return "builds here" if find_spec("tensorrt_rtx") else "pip install tensorrt-rtx, then builds here"
 
 
@@ -61,24 +62,31 @@ def catalogue() -> dict[str, list[dict[str, Any]]]:
 
 def show_catalogue(console: Console) -> None:
     """The two tables."""
-    models = Table(title="Models (--model)", caption="VRAM: an estimate at max L, one expert resident")
-    for heading in ("model", "size", "L", "max L", "steps", "INT8 weights", "VRAM"):
+    models = _table("Models (--model)", "INT8: the weights; VRAM: an estimate at max L, one expert resident")
+    for heading in ("model", "size", "L", "max L", "steps", "INT8", "VRAM"):
         models.add_column(heading, justify="left" if heading in ("model", "size") else "right", no_wrap=True)
     for model in MODELS.values():
         row = model_row(model)
         count = f"{len(model.experts)} × " if len(model.experts) > 1 else ""
         models.add_row(
             model.name, row["size"], f"{row['tokens']:,}", f"{row['max_tokens']:,}", str(model.steps),
-            count + gigabytes(row["weights_bytes"]), "~" + gigabytes(row["vram_estimate_bytes"]),
+            count + gigabytes(row["weights_bytes"]), gigabytes(row["vram_estimate_bytes"]),
         )  # fmt: skip
     console.print(models)
-    gpus = Table(title="GPUs (--gpu)")
-    for heading in ("gpu", "product", "SM", "flavour", "VRAM"):
-        gpus.add_column(heading, justify="right" if heading in ("SM", "VRAM") else "left", no_wrap=True)
-    gpus.add_column("engines")
+    gpus = _table("GPUs (--gpu)", "on that GPU: with the tensorrt extra; --onnx-only makes the rest anywhere")
+    for heading in ("gpu", "product", "SM", "flavour", "VRAM", "engines"):
+        whole = heading not in ("product", "engines")  # what a command line takes is never cut or broken
+        gpus.add_column(heading, justify="right" if heading in ("SM", "VRAM") else "left", no_wrap=whole)
     for gpu in GPUS.values():
-        gpus.add_row(gpu.name, gpu.product, str(gpu.sm), gpu.flavour, f"{gpu.vram_gib} GiB", needs(gpu))
+        gpus.add_row(
+            gpu.name, gpu.product, str(gpu.sm), gpu.flavour, f"{gpu.vram_gib} GiB", needs(gpu).partition(",")[0]
+        )
     console.print(gpus)
+
+
+def _table(title: str, caption: str | None = None) -> Table:
+    """Without outer edges: the rows of both tables fit a terminal of 80 columns."""
+    return Table(title=title, caption=caption, box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
 
 
 def gigabytes(count: int) -> str:

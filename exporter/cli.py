@@ -33,6 +33,7 @@ from exporter.polygraphy_files import closing_lines as polygraphy_lines
 from exporter.progress import RichProgress
 from exporter.spec import ExportSpec, export_spec, parse_linear
 from plugins.errors import UserError
+from runtime.memory_plan import gigabytes
 
 if TYPE_CHECKING:
     from exporter.packing import PackedWeights
@@ -123,7 +124,7 @@ def _closing_lines(spec: ExportSpec, folder: Path) -> list[str]:
     lines = polygraphy_lines(folder, spec.flavour)
     weights = folder / "weights.safetensors"
     if spec.checkpoint is not None or all(path.is_file() for path in weight_paths(weights, spec.model).values()):
-        return [*lines, f"{folder}: {what}, weights."]
+        return [*lines, *_media_lines(spec, folder), f"{folder}: {what}, weights."]
     options = ["--model", spec.model.name, "--gpu", spec.gpu.name, "--out", str(spec.out)]
     options += ["--attention", spec.attention, "--linear", spec.linear]
     options += ["--topk", f"{spec.topk_milli / 1000:g}"] if spec.attention != "sage" else []
@@ -133,10 +134,19 @@ def _closing_lines(spec: ExportSpec, folder: Path) -> list[str]:
     packed += ["--linear", spec.linear]
     return [
         *lines,
+        *_media_lines(spec, folder),
         f"{folder}: {what}. It has no weights yet; add them with one of",
         f"  turbotrt pack --checkpoint PATH_OR_HF_ID {shlex.join(packed)}",
         f"  turbotrt export --checkpoint PATH_OR_HF_ID {shlex.join(options)}",
     ]
+
+
+def _media_lines(spec: ExportSpec, folder: Path) -> list[str]:
+    """Which weights of text encoder and VAE are missing, and the options that add them."""
+    names = {"text": "--text-encoder", "vae": "--vae"}
+    parts = [part for part in spec.components if part in names and not (folder / f"{part}.safetensors").is_file()]
+    given = " ".join(f"{names[part]} PATH_OR_HF_ID" for part in parts)
+    return [f"Prompts and videos need the weights that export's {given} adds."] if parts else []
 
 
 @app.command("list", cls=Command)
@@ -220,7 +230,7 @@ def pack(
         add_to_bundle(out.parent, manifest, packed, RichProgress())
         typer.echo(f"{out.parent / 'manifest.json'}: lists the weights.")
     for path in packed.files.values():
-        typer.echo(f"{path}: {path.stat().st_size / 1e9:.2f} GB")
+        typer.echo(f"{path}: {gigabytes(path.stat().st_size)}")
 
 
 @app.command(cls=Command)
@@ -243,7 +253,7 @@ def merge(
     out.parent.mkdir(parents=True, exist_ok=True)
     with RichProgress().stage(f"merge {out.name}") as update:
         merge_checkpoints(resolve(base), resolve(sla), resolve(rcm), out, weight=weight, progress=update)
-    typer.echo(f"{out}: {out.stat().st_size / 1e9:.2f} GB")
+    typer.echo(f"{out}: {gigabytes(out.stat().st_size)}")
 
 
 cli_run.register(app)

@@ -29,12 +29,15 @@ def bench_media(
 
     from exporter import bench_media as bench
     from exporter.models import model_named
+    from runtime.media.video_file import check_folder
 
     spec = model_named(model)
     cuda = torch.cuda.is_available()
     if not cuda and spec.name != "wan-tiny":
         raise UserError(f"{spec.name}'s text encoder and VAE are timed on a GPU.", expected="a CUDA device",
                         got="none", remedy="run it there, or --model wan-tiny here")  # fmt: skip
+    if out is not None:
+        check_folder(out)
     t = (spec.frames - 1) // 4 + 1
     pixels = dict.fromkeys([(832, 480), spec.size] if spec.name != "wan-tiny" else [spec.size])
     sizes = [(t, height // 8, width // 8) for width, height in pixels]

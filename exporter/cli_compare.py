@@ -101,7 +101,7 @@ def compare(
     from exporter.compare.tables import show
     from exporter.polygraphy_files import recorded_lines
 
-    shares = tuple(parse_topk(text) for text in top_k.split(",")) if top_k else ()
+    shares = tuple(parse_topk(text, "--top-k") for text in top_k.split(",")) if top_k else ()
     spec = CompareSpec(
         bundle, checkpoint, _runners(against), steps=steps, size=parse_size(size), frames=frames, seed=seed, ode=ode,
         embeds=embeds, condition=condition, block_step=at_step - 1, same_blocks=same_blocks, video=video, sweep=shares,

@@ -96,6 +96,7 @@ def generate(
     if image is None and (crop or image_size == _ADAPTIVE):
         raise UserError("--crop and --image-size are about an image, and there is none.", remedy="give --image FILE")
     pixels = parse_size(size)
+    from runtime.inputs import text_bits
     from runtime.media.generate import Asked, VideoMaker
 
     started = time.perf_counter()
@@ -107,9 +108,12 @@ def generate(
     if image is not None:
         pixels = maker.size_for(image, pixels, adaptive=image_size == _ADAPTIVE)
     maker.check_size(pixels, frames)
+    maker.check_run(steps, sigma_max, seed)
     video = out.suffix != ".safetensors"
     maker.state_plan(Asked(() if embeds is not None else texts, image is not None, video, pixels, frames, steps))
     text = [_tensor(embeds, "text_embeds")] if embeds is not None else maker.embeddings(texts)
+    if embeds is not None:
+        text_bits(text[0], maker.manifest.model)  # refused before gigabytes of weights are read
     latent = _tensor(condition, "condition") if condition is not None else None
     if image is not None:
         latent = maker.condition(image, pixels or maker.manifest.model.size, frames, crop=crop)
@@ -130,13 +134,17 @@ def _exactly_one(options: dict[str, object]) -> str:
     return given[0]
 
 
+def _reason(error: OSError | UnicodeDecodeError) -> str:
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)
+
+
 def _lines(path: Path) -> list[str]:
     """The prompts of a file; empty lines are none."""
     try:
         lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
-            f"{path} cannot be read as prompts.", expected="a text file in UTF-8", got=str(error)
+            f"{path} cannot be read as prompts.", expected="a text file in UTF-8", got=_reason(error)
         ) from error
     found = [line for line in lines if line]
     if not found:

@@ -13,6 +13,8 @@ from typing import Any
 
 import msgspec
 
+from exporter.checkpoint.experts import check_checkpoint
+from exporter.checkpoint.hub import is_local
 from exporter.components import component_stages
 from exporter.engines import build_stage, engine_key, kept_engine
 from exporter.flavour import check_buildable
@@ -50,6 +52,7 @@ def export_bundle(spec: ExportSpec, report: Progress) -> Path:
         check_buildable(spec.gpu)
     if spec.one_file:
         check_memory(spec)
+    _check_sources(spec)
     options = BlockOptions(spec.attention, spec.topk_milli, spec.linear)
     stages = [
         stage
@@ -70,6 +73,15 @@ def export_bundle(spec: ExportSpec, report: Progress) -> Path:
     if spec.one_file:
         add_one_file(spec, dit, manifest, report)
     return spec.bundle_dir
+
+
+def _check_sources(spec: ExportSpec) -> None:
+    """Raise UserError for checkpoints that are not there, before the minutes that everything else takes."""
+    if spec.checkpoint is not None:
+        check_checkpoint(spec.checkpoint, spec.model)
+    for named in (spec.text_encoder, spec.tokenizer, spec.vae):
+        if named is not None:
+            is_local(named)
 
 
 def _write(

@@ -15,6 +15,7 @@ from exporter.catalogue import gigabytes
 from exporter.progress import Progress
 from plugins.plan import Plan, decode
 from runtime.bundle import MANIFEST_NAME, Manifest, MediaStage, StageFiles, load_manifest, verify_file
+from runtime.checks import pack_command, rebuild_command
 
 
 @dataclass(frozen=True)
@@ -104,9 +105,25 @@ def show_inspection(console: Console, found: Inspection) -> None:
     for name, info in sorted(found.manifest.files.items()):
         files.add_row(name, gigabytes(info.bytes), found.states[name])
     console.print(files)
-    if found.unlisted:
-        console.print(f"not in the manifest: {', '.join(found.unlisted)}")
-    console.print("\n".join(["PROBLEMS", *found.problems]) if found.problems else "All files are as the manifest says.")
+    logs = [name for name in found.unlisted if name.endswith(".log")]
+    if logs:
+        console.print(f"TensorRT's logs, which are not hashed: {', '.join(logs)}")
+    if others := [name for name in found.unlisted if name not in logs]:
+        console.print(f"not in the manifest: {', '.join(others)}")
+    console.print(
+        "\n".join(["PROBLEMS", *found.problems, "remedy: " + _remedy(found)])
+        if found.problems
+        else "All files are as the manifest says."
+    )
+
+
+def _remedy(found: Inspection) -> str:
+    """What makes the bundle whole: packing for weights, the export again for the rest."""
+    weights = found.manifest.weights.values()
+    damaged = [name for name, state in found.states.items() if state != "ok"]
+    if damaged and all(name in weights for name in damaged):
+        return pack_command(found.folder, found.manifest)
+    return rebuild_command(found.manifest, found.folder)
 
 
 def _table(title: str, *headings: str) -> Table:
@@ -141,17 +158,19 @@ def _show_facts(console: Console, manifest: Manifest, folder: Path) -> None:
 
 
 def _show_stages(console: Console, manifest: Manifest) -> None:
-    stages = _table("Stages", "stage", "engine", "onnx", "min/opt/max>", "activations>", "inputs", "outputs")
+    stages = _table("Stages", "stage", "engine", "min/opt/max>", "activations>", "inputs", "outputs")
     made: tuple[StageFiles | MediaStage, ...] = (*manifest.stages, *manifest.media)
     for stage in made:
         profile = stage.profile
         activation = "" if stage.activation_bytes is None else gigabytes(stage.activation_bytes)
         # A block has some thirty inputs, nearly all weights, and the VAE as many caches: --json lists them.
-        outputs = ", ".join(f"{t.name} {t.dtype}[{','.join(map(str, t.dims))}]" for t in stage.outputs[:4])
-        outputs += f" … {len(stage.outputs)} in all" if len(stage.outputs) > 4 else ""
-        first = ", ".join(t.name for t in stage.inputs[:4]) + (" …" if len(stage.inputs) > 4 else "")
+        own = [t for t in stage.outputs if "." not in t.name]
+        outputs = ", ".join(f"{t.name} {t.dtype}[{','.join(map(str, t.dims))}]" for t in own)
+        outputs += f" … {len(stage.outputs)} in all" if len(stage.outputs) > len(own) else ""
+        given = [t.name for t in stage.inputs if "." not in t.name][:4]
+        first = ", ".join(given) + (" …" if len(stage.inputs) > len(given) else "")
         stages.add_row(
-            stage.name, stage.engine or "—", stage.onnx, f"{profile.min}/{profile.opt}/{profile.max}", activation,
+            stage.name, stage.engine or "—", f"{profile.min}/{profile.opt}/{profile.max}", activation,
             f"{len(stage.inputs)}: {first}", outputs,
         )  # fmt: skip
     console.print(stages)

@@ -83,13 +83,13 @@ def _one_of(option: str, value: str, known: tuple[str, ...]) -> None:
         raise UserError(f"{option} {value!r} is not known.", expected=", ".join(known), got=value)
 
 
-def parse_topk(text: str) -> int:
+def parse_topk(text: str, option: str = "--topk") -> int:
     """Thousandths in a decimal string, exactly: "0.1" → 100. Never through a float, whose product would round."""
     match = re.fullmatch(r"(0|1)?(?:\.([0-9]{1,3}))?", text.strip())
     milli = int(match[1] or 0) * 1000 + int((match[2] or "0").ljust(3, "0")) if match else 0
     if not 1 <= milli <= 1000:
         raise UserError(
-            f"--topk {text!r} cannot be used.",
+            f"{option} {text!r} cannot be used.",
             expected="a decimal from 0.001 to 1 with at most three digits after the point, such as 0.1",
             got=text,
         )

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from plugins.errors import UserError
+
 
 @contextmanager
 def staging_folder(folder: Path) -> Iterator[Path]:
@@ -16,7 +18,11 @@ def staging_folder(folder: Path) -> Iterator[Path]:
 
     Exports into one --out take turns here. What a killed export left behind is put right by the next one.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder.parent} cannot be a folder for bundles.", expected="a folder, there or new",
+                        got=error.strerror, remedy="choose another --out") from error  # fmt: skip
     staging, retired, scratch = (_beside(folder, suffix) for suffix in ("partial", "previous", "scratch"))
     with _turn(folder):
         _restore(folder, staging, retired)

@@ -19,10 +19,11 @@ FINE: Verdict = (True, "")
 PLUGIN_TOOL = "turbotrt-plugin"  # the manifest's name, under tools, for the version of our plugins
 
 
-def rebuild_command(manifest: Manifest) -> str:
-    """The export that makes this bundle again."""
+def rebuild_command(manifest: Manifest, folder: Path | None = None) -> str:
+    """The export that makes this bundle again, in the folder where it is."""
     sampler = manifest.sampler
     words = ["turbotrt", "export", "--model", manifest.model.name, "--gpu", manifest.gpu.name]
+    words += ["--out", str(folder.parent)] if folder is not None and folder.parent.name != "engines" else []
     words += ["--attention", sampler.attention, "--linear", sampler.linear]
     words += ["--topk", f"{sampler.topk_milli / 1000:g}"] if sampler.attention != "sage" else []
     components = ["dit", *dict.fromkeys(stage.component for stage in manifest.media)]
@@ -31,19 +32,33 @@ def rebuild_command(manifest: Manifest) -> str:
     return shlex.join(words)
 
 
+def pack_command(folder: Path, manifest: Manifest) -> str:
+    """The command that packs the DiT's weights into this bundle; PATH_OR_HF_ID is the caller's to replace."""
+    words = ["--model", manifest.model.name, "--out", str(folder / "weights.safetensors")]
+    return f"turbotrt pack --checkpoint PATH_OR_HF_ID {shlex.join(words)}"
+
+
+def _mending(folder: Path, manifest: Manifest, name: str) -> str:
+    """The command that makes this file again: an export without a checkpoint would not bring weights back."""
+    if name in manifest.weights.values():
+        return pack_command(folder, manifest)
+    options = {"text": " --text-encoder PATH_OR_HF_ID", "vae": " --vae PATH_OR_HF_ID"}
+    needed = [options[part] for part, file in manifest.media_weights.items() if file == name]
+    return rebuild_command(manifest, folder) + "".join(needed)
+
+
 def mismatch(problem: str, built_for: str, found: str, remedy: str) -> Verdict:
     """A verdict that says what was built for what."""
     return False, str(UserError(problem, expected=built_for, got=found, remedy=remedy))
 
 
-def check_weights(manifest: Manifest, experts: Sequence[str]) -> Verdict:
+def check_weights(folder: Path, manifest: Manifest, experts: Sequence[str]) -> Verdict:
     """Whether the bundle has the weights of these experts."""
     missing = [expert for expert in experts if expert not in manifest.weights]
     if not missing:
         return FINE
-    command = f"turbotrt pack --checkpoint PATH_OR_HF_ID --model {manifest.model.name} --out BUNDLE/weights.safetensors"
     return mismatch("The bundle has no weights yet.", f"weights of {', '.join(experts)}",
-                    ", ".join(manifest.weights) or "none", command)  # fmt: skip
+                    ", ".join(manifest.weights) or "none", pack_command(folder, manifest))  # fmt: skip
 
 
 def check_engines(manifest: Manifest, versions: dict[str, str]) -> Verdict:
@@ -84,7 +99,7 @@ def check_plugins(folder: Path, manifest: Manifest) -> Verdict:
         if head[:4] != MAGIC or int.from_bytes(head[4:], "little") != FORMAT_VERSION:
             found = int.from_bytes(head[4:], "little") if head[:4] == MAGIC else "no launch plan"
             return mismatch(f"{name} is not a launch plan that this turbotrt runs.", f"format {FORMAT_VERSION}",
-                            str(found), rebuild_command(manifest))  # fmt: skip
+                            str(found), rebuild_command(manifest, folder))  # fmt: skip
     return FINE
 
 
@@ -97,13 +112,14 @@ def check_files(folder: Path, manifest: Manifest, names: Iterable[str], *, verif
         if size != info.bytes:
             found = "missing" if size is None else f"{size} bytes"
             return mismatch(f"{name} is not the file of the manifest.", f"{info.bytes} bytes", found,
-                            rebuild_command(manifest))  # fmt: skip
+                            _mending(folder, manifest, name))  # fmt: skip
     if not verify or not wanted:
         return FINE
-    problems = [problem for problem in _hashes(folder, manifest, wanted, report) if problem]
-    if problems:
-        return mismatch("A file is damaged: " + "; ".join(problems) + ".", "the sha256 of the manifest", "another",
-                        f"{rebuild_command(manifest)}, or --no-verify at your own risk")  # fmt: skip
+    found_wrong = {name: p for name, p in zip(wanted, _hashes(folder, manifest, wanted, report), strict=True) if p}
+    if found_wrong:
+        return mismatch("A file is damaged: " + "; ".join(found_wrong.values()) + ".", "the sha256 of the manifest",
+                        "another", f"{_mending(folder, manifest, next(iter(found_wrong)))}, or --no-verify at your own "
+                        "risk")  # fmt: skip
     return FINE
 
 

@@ -37,8 +37,10 @@ def parse_bytes(text: str | int) -> int:
 
 
 def gigabytes(count: int) -> str:
-    """Bytes in GB of 10⁹, or MB, as one reads them."""
-    return f"{count / 1e9:.2f} GB" if count >= 10**9 else f"{count / 1e6:.1f} MB"
+    """Bytes in GB of 10⁹, MB or B, as one reads them."""
+    if count >= 10**9:
+        return f"{count / 1e9:.2f} GB"
+    return f"{count / 1e6:.1f} MB" if count >= 10**5 else f"{count:,} B"
 
 
 @dataclass(frozen=True)

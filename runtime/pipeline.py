@@ -78,7 +78,7 @@ class Pipeline:
         planned = _experts(plan_steps(manifest, steps))
         budget = None if vram is None else parse_bytes(vram)
         kind = backend_kind(backend)
-        _require(check_weights(manifest, planned))
+        _require(check_weights(folder, manifest, planned))
         _require(kind.check(folder, manifest))
         files = [*kind.files(manifest), *(manifest.weights[expert] for expert in planned)]
         _require(check_files(folder, manifest, files, verify=verify, report=report))
@@ -197,7 +197,7 @@ class Pipeline:
 
     def _check_files(self, experts: tuple[str, ...]) -> None:
         """What ``load`` does for the experts it loads, for those that a call asks for later."""
-        _require(check_weights(self.manifest, experts))
+        _require(check_weights(self.folder, self.manifest, experts))
         later = [self.manifest.weights[expert] for expert in experts if expert not in self._checked]
         _require(check_files(self.folder, self.manifest, later, verify=self._verify, report=self._report))
         self._checked += tuple(expert for expert in experts if expert not in self._checked)

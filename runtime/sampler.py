@@ -78,13 +78,18 @@ def plan_steps(
     )  # fmt: skip
 
 
+def check_seed(seed: int) -> None:
+    """Raises UserError on a negative seed."""
+    if seed < 0:
+        raise UserError("A seed cannot be negative.", expected="an integer of 0 or more", got=str(seed))
+
+
 class Noise:
     """Draws by seed, one ahead of need in a thread of its own: numpy's normals would else stand between steps."""
 
     def __init__(self, seed: int, shape: tuple[int, int, int], draws: int) -> None:
         """``shape`` is (T, H, W) of the latents. Raises UserError on a negative seed."""
-        if seed < 0:
-            raise UserError("A seed cannot be negative.", expected="an integer of 0 or more", got=str(seed))
+        check_seed(seed)
         self._random = np.random.Generator(np.random.Philox(seed))
         self._shape = (16, *shape)
         self._left = draws

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
@@ -48,8 +49,10 @@ class WeightsFile:
         try:
             self._file = os.open(path, os.O_RDONLY)
         except OSError as error:
-            raise UserError(f"{path} cannot be read.", got=error.strerror) from error
+            raise UserError(f"{path} cannot be read.", expected="a safetensors file", got=error.strerror) from error
         try:
+            if not stat.S_ISREG(os.fstat(self._file).st_mode):
+                raise UserError(f"{path} cannot be read.", expected="a safetensors file", got="a folder or a device")
             self.size = os.fstat(self._file).st_size
             self.tensors: Mapping[str, Stored] = MappingProxyType(self._read_header())
         except BaseException:

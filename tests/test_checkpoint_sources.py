@@ -89,6 +89,7 @@ def test_one_expert_takes_one_checkpoint(tmp_path: Path) -> None:
         ("../a", None),
         ("org/repo:../../x.pth", None),
         ("org/repo/../x.pth", None),
+        ("folder/mistyped.safetensors", None),
         ("name", None),
         ("", None),
     ],

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import json
 import shlex
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,9 +18,11 @@ from typing import Any
 import msgspec
 import pytest
 from bundle_factory import TINY, make_bundle, plan_bytes
+from rich.console import Console
 from typer.main import get_command
 from typer.testing import CliRunner, Result
 
+from exporter.catalogue import show_catalogue
 from exporter.cli import app, export_app
 from exporter.gpus import GPUS
 from exporter.models import MODELS
@@ -71,11 +76,26 @@ print([name for name in {HEAVY!r} if name in sys.modules], file=sys.stderr)
 def test_list_names_every_model_and_gpu() -> None:
     text = run("list").output
     for name in (*MODELS, *GPUS):
-        assert f" {name} " in text
+        assert name in text.split()
     rows = json.loads(run("list", "--json").stdout)
     assert {row["name"]: row["tokens"] for row in rows["models"]} == {m.name: m.tokens() for m in MODELS.values()}
     assert {row["name"]: row["sm"] for row in rows["gpus"]} == {gpu.name: gpu.sm for gpu in GPUS.values()}
     assert all("--onnx-only" in row["needs"] for row in rows["gpus"] if row["flavour"] == "tensorrt")
+
+
+def test_list_is_whole_in_a_terminal_of_80_columns() -> None:
+    narrow = Console(width=80, file=io.StringIO())
+    show_catalogue(narrow)
+    text = narrow.file.getvalue()  # type: ignore[attr-defined]
+    assert "…" not in text
+    assert {*MODELS, *GPUS} <= set(text.split())
+
+
+def test_help_flows_with_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Typer keeps the docstring's line ends in all but the first paragraph, which a wider terminal would show."""
+    monkeypatch.setenv("COLUMNS", "200")
+    lines = [line.strip() for line in run("plan", "--help").output.splitlines()]
+    assert any(line.startswith("Needs neither") and line.endswith("the largest part counts.") for line in lines)
 
 
 def test_gpu_table_holds_together() -> None:
@@ -148,6 +168,7 @@ def test_user_errors_are_one_message_and_status_2(
     ("error", "status", "message"),
     [
         (KeyboardInterrupt(), 130, "interrupted; nothing half-written was kept\n"),
+        (OSError(errno.ENOSPC, "No space left on device", "x.plan"), 2, "x.plan cannot be written.\n"),
         (UserError("No.", expected="yes"), 2, "No.\n  expected: yes\n"),
         (ModuleNotFoundError("no", name="onnxscript.rewriter"), 2, "turbotrt[export]"),
     ],
@@ -162,6 +183,25 @@ def test_what_ends_an_export_decides_the_status(
     result = run(*TINY_EXPORT)
     assert result.exit_code == status
     assert message in result.stderr
+
+
+def test_an_interruption_that_a_library_swallows_is_one_still(
+    exported: list[ExportSpec], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torch.onnx catches KeyboardInterrupt and fails in its own way."""
+
+    def export_bundle(spec: ExportSpec, report: object) -> Path:
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt:
+            raise RuntimeError("the graph could not be exported") from None
+        return spec.bundle_dir
+
+    before = signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr(sys.modules["exporter.export"], "export_bundle", export_bundle)
+    result = run(*TINY_EXPORT)
+    assert (result.exit_code, result.stderr) == (130, "interrupted; nothing half-written was kept\n")
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_a_bug_is_not_taken_for_a_missing_extra(exported: list[ExportSpec], monkeypatch: pytest.MonkeyPatch) -> None:

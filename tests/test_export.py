@@ -182,16 +182,26 @@ def test_a_failing_build_leaves_the_old_bundle(
     assert [path.name for path in copy.iterdir()] == ["wan-tiny-rtx5090"]
 
 
-def test_a_missing_checkpoint_keeps_the_engines(tmp_path: Path, copy: Path) -> None:
+def test_a_checkpoint_that_is_no_file_is_told_before_any_work(tmp_path: Path) -> None:
+    report = SilentProgress()
+    options: dict[str, Any] = {"model": "wan-tiny", "gpu": "rtx5090", "out": tmp_path}
+    for option in ("checkpoint", "vae", "text_encoder"):
+        with pytest.raises(UserError, match=r"There is no checkpoint at .*nowhere\.pth"):
+            export_bundle(export_spec(**options, **{option: str(tmp_path / "nowhere.pth")}), report)
+    assert (report.titles, report.notes, list(tmp_path.iterdir())) == ([], [], [])
+
+
+def test_a_bad_checkpoint_keeps_the_engines(tmp_path: Path, copy: Path) -> None:
     """And an engine that was damaged is built anew, its neighbours kept."""
     folder = copy / "wan-tiny-rtx5090"
     with (folder / "head.engine").open("r+b") as file:
         file.write(b"damaged")
+    (tmp_path / "junk.safetensors").write_bytes(b"")
     report = SilentProgress()
     spec = export_spec(
-        model="wan-tiny", gpu="rtx5090", out=copy, checkpoint=str(tmp_path / "nowhere.safetensors"), components="dit"
+        model="wan-tiny", gpu="rtx5090", out=copy, checkpoint=str(tmp_path / "junk.safetensors"), components="dit"
     )
-    with pytest.raises(UserError, match=r"nowhere\.safetensors"):
+    with pytest.raises(UserError, match=r"junk\.safetensors is not a whole"):
         export_bundle(spec, report)
     assert report.notes == [note for note in KEPT if note != "head.engine: unchanged, kept"]
     manifest = load_manifest(folder)

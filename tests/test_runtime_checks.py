@@ -59,7 +59,7 @@ def test_a_whole_bundle_passes(exported: Exported) -> None:
     assert check_engines(manifest, installed()) == (True, "")
     assert check_plugins(exported.folder, manifest) == (True, "")
     assert check_gpu(manifest, 120) == (True, "")
-    assert check_weights(manifest, ["model"]) == (True, "")
+    assert check_weights(exported.folder, manifest, ["model"]) == (True, "")
     report = SilentProgress()
     assert check_files(exported.folder, manifest, manifest.files, verify=True, report=report) == (True, "")
     total = sum(info.bytes for info in manifest.files.values())
@@ -96,6 +96,19 @@ def test_the_rebuild_command_is_one_that_the_command_line_takes(exported: Export
         assert context.params["model"] == "wan-tiny"
         assert context.params["attention"] == attention
         assert context.params["topk"] == (None if attention == "sage" else "0.125")
+
+
+def test_damaged_weights_are_mended_by_packing(bundle: Path) -> None:
+    """An export without a checkpoint would build engines and bring no weights back."""
+    manifest = load_manifest(bundle)
+    name = next(iter(manifest.weights.values()))
+    (bundle / name).unlink()
+    ok, reason = check_files(bundle, manifest, [name], verify=False, report=SilentProgress())
+    words = shlex.split(reason.partition("remedy:")[2])
+    assert (ok, words[:2]) == (False, ["turbotrt", "pack"])
+    command: Any = get_command(app)
+    context = command.commands["pack"].make_context("pack", words[2:])
+    assert (context.params["out"], context.params["model"]) == (bundle / "weights.safetensors", "wan-tiny")
 
 
 @pytest.mark.parametrize(("capability", "found"), [(None, "no CUDA GPU"), (89, "compute capability 8.9")])

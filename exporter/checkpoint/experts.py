@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from exporter.checkpoint.hub import resolve
+from exporter.checkpoint.hub import is_local, resolve
 from exporter.checkpoint.reader import weight_files
 from exporter.models import ModelSpec
 from plugins.errors import UserError
@@ -37,11 +37,14 @@ def _pair_in(folder: Path) -> tuple[Path, Path]:
     )
 
 
-def expert_paths(checkpoint: str, model: ModelSpec) -> dict[str, Path]:
-    """Expert → file or folder for a ``--checkpoint`` value: a path or Hugging Face id, or "HIGH,LOW" for two experts.
+def check_checkpoint(checkpoint: str, model: ModelSpec) -> None:
+    """Raise UserError for what can be told of a ``--checkpoint`` value without a download or a look into a file."""
+    if all([is_local(part) for part in _parts(checkpoint, model)]):
+        expert_paths(checkpoint, model)
 
-    Raises UserError if the value does not give every expert its own checkpoint.
-    """
+
+def _parts(checkpoint: str, model: ModelSpec) -> list[str]:
+    """The paths or ids of a ``--checkpoint`` value. Raises UserError if they are too many or too few."""
     whole = Path(checkpoint).expanduser().exists()  # a path may hold a comma
     parts = [checkpoint] if whole else [part.strip() for part in checkpoint.split(",")]
     count = len(model.experts)
@@ -51,7 +54,16 @@ def expert_paths(checkpoint: str, model: ModelSpec) -> dict[str, Path]:
             expected=f"{count} for {model.name} ({', '.join(model.experts)})",
             got=checkpoint,
         )
-    paths = [resolve(part) for part in parts]
+    return parts
+
+
+def expert_paths(checkpoint: str, model: ModelSpec) -> dict[str, Path]:
+    """Expert → file or folder for a ``--checkpoint`` value: a path or Hugging Face id, or "HIGH,LOW" for two experts.
+
+    Raises UserError if the value does not give every expert its own checkpoint.
+    """
+    count = len(model.experts)
+    paths = [resolve(part) for part in _parts(checkpoint, model)]
     if count == 1:
         return {model.experts[0]: paths[0]}
     if len(paths) == 1:

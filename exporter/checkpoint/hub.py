@@ -21,23 +21,29 @@ def parse_hub_id(text: str) -> tuple[str, str | None] | None:
     match = _HUB_ID.fullmatch(text)
     if match is None or ".." in text.split(":")[-1].split("/"):
         return None
+    if match["file"] is None and text.endswith((".safetensors", ".pth", ".pt")):
+        return None  # a file in a folder, mistyped: no repository is named so
     return match["repo"], match["file"]
 
 
-def resolve(checkpoint: str) -> Path:
-    """The local file or folder that a path or a Hugging Face id means. Raises UserError."""
-    path = Path(checkpoint).expanduser()
-    if path.exists():
-        return path
-    parsed = parse_hub_id(checkpoint)
-    if parsed is None:
+def is_local(checkpoint: str) -> bool:
+    """Whether this is a path on this machine; if not, it has the form of a Hugging Face id. Raises UserError."""
+    if Path(checkpoint).expanduser().exists():
+        return True
+    if parse_hub_id(checkpoint) is None:
         raise UserError(
             f"There is no checkpoint at {checkpoint}.",
             expected="a file or folder, or a Hugging Face id: org/repo, org/repo:file",
             got="no such file or folder, and no such form of id",
             remedy="check the path",
         )
-    return _download(*parsed)
+    return False
+
+
+def resolve(checkpoint: str) -> Path:
+    """The local file or folder that a path or a Hugging Face id means. Raises UserError."""
+    parsed = None if is_local(checkpoint) else parse_hub_id(checkpoint)
+    return Path(checkpoint).expanduser() if parsed is None else _download(*parsed)
 
 
 def resolve_file(text: str, name: str) -> Path:

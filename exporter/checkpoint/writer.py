@@ -17,6 +17,7 @@ import torch
 
 from exporter.checkpoint.source import DTYPE_NAMES, TORCH_DTYPES, TensorMeta
 from plugins.errors import UserError
+from runtime.memory_plan import gigabytes
 
 _HEADER_DTYPES: Mapping[str, str] = {"int8": "I8", "bf16": "BF16", "fp16": "F16", "fp32": "F32"}
 
@@ -108,8 +109,8 @@ class SafetensorsWriter:
         if free < need:
             raise UserError(
                 f"There is no room for {self._out}.",
-                expected=f"{need / 1e9:.2f} GB free",
-                got=f"{free / 1e9:.2f} GB",
+                expected=f"{gigabytes(need)} free",
+                got=gigabytes(free),
                 remedy="free some space or choose another folder",
             )
 

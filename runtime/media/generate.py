@@ -35,6 +35,7 @@ from runtime.media.writer import BackgroundWriter
 from runtime.memory_plan import parse_bytes
 from runtime.numerics import Array
 from runtime.pipeline import RESERVE, Pipeline
+from runtime.sampler import check_seed, plan_steps
 from runtime.weights_file import WeightsFile
 
 
@@ -108,6 +109,11 @@ class VideoMaker:
     def check_size(self, size: tuple[int, int] | None, frames: int | None) -> None:
         """Raise UserError before anything is loaded, where the engines cannot run a video of this size."""
         latent_shape(self.manifest, size, frames)
+
+    def check_run(self, steps: int | None, sigma_max: float | None, seed: int) -> None:
+        """Raise UserError before anything is loaded, where no run has such numbers."""
+        plan_steps(self.manifest, steps, sigma_max)
+        check_seed(seed)
 
     def state_plan(self, asked: Asked) -> None:
         """Say what each part will need of device memory, before anything is loaded. Raises UserError if one cannot."""

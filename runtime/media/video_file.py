@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
+import tempfile
 import uuid
 from fractions import Fraction
 from pathlib import Path
@@ -121,9 +123,17 @@ def check_folder(path: Path) -> None:
     """Raise UserError where no file can be made beside this one."""
     folder = path.parent
     if not folder.is_dir():
-        raise UserError(f"{path} cannot be written.", expected="a folder that exists", got=f"no folder {folder}")
-    if not os.access(folder, os.W_OK):
-        raise UserError(f"{path} cannot be written.", got=f"no permission to write in {folder}")
+        raise UserError(f"{path} cannot be written.", expected="a folder that exists", got=f"no folder {folder}",
+                        remedy=f"mkdir -p {shlex.quote(str(folder))}")  # fmt: skip
+    try:
+        with tempfile.TemporaryFile(
+            dir=folder
+        ):  # permissions alone do not tell: root, read-only and special file systems
+            pass
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be written.", expected="a folder that takes files", got=error.strerror
+        ) from error
 
 
 def sink_for(path: Path, size: tuple[int, int], fps: int) -> FrameSink:
