@@ -37,8 +37,8 @@ pytestmark = pytest.mark.gpu
 
 MODEL = replace(MODELS["wan2.1-14b-720p"], in_channels=36)
 LATENTS = {"480p": (21, 60, 104), "720p": (21, 90, 160)}
-#: Between two orders of bf16 rounding through some 40 convolutions of random weights: 1.7e-2 on the CPU, as bytes 1.9e-2.
-#: cuDNN may take another kernel for a tile than for the whole picture.
+#: Between two orders of bf16 rounding through some 40 convolutions of random weights: 1.7e-2 on the CPU, 1.9e-2 as
+#: bytes. cuDNN may take another kernel for a tile than for the whole picture.
 BF16_BOUND = 3e-2
 REPEATS = 3
 
