@@ -151,7 +151,7 @@ def test_all_layers_against_transformers(figures: dict[str, Any]) -> None:
     buckets = torch.from_numpy(relative_buckets(TOKENS)).cuda()
     found: dict[str, Any] = figures.setdefault(f"umT5-xxl, {TOKENS} tokens, weights resident", {})
     for linear, weights in (("bf16", packed), ("int8", quantized(packed, TEXT))):
-        resident = {n: w for n, w in weights.items() if n != "token_embedding.weight"}
+        resident = {n: w.cuda() for n, w in weights.items() if n != "token_embedding.weight"}
         layers = [layer(resident, index) for index in range(TEXT.layers)]
 
         def run(linear: Any = linear, layers: Any = layers, resident: Any = resident) -> Any:
