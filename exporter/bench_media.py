@@ -131,6 +131,9 @@ def run_way(
     spec: VaeSpec, order: tuple[halves.Half, halves.Half], chunks: list[Tensor], way: Way, weights: Weights
 ) -> Callable[[], Tensor]:
     """The loop over weights as this way wants them."""
+    if way.compiled:
+        # torch.compile keeps eight variants of a function and runs what comes after them uncompiled: a size takes six.
+        torch.compiler.reset()
     own = {
         name: w.to(w.dtype if name.endswith(".gamma") else way.dtype).contiguous(
             memory_format=way.layout if w.dim() == 5 else torch.contiguous_format

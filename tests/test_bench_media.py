@@ -75,3 +75,20 @@ def test_a_full_model_needs_a_gpu() -> None:
     result = CliRunner().invoke(app, ["bench", "media", "--model", "wan2.1-1.3b-480p"])
     assert result.exit_code == 2
     assert "a CUDA device" in result.stderr
+
+
+def test_compiled_variants_of_one_size_are_dropped_before_the_next() -> None:
+    """torch.compile runs what it has no room for uncompiled, without a word in the figures."""
+    from torch._dynamo.eval_frame import _debug_get_cache_entry_list as variants
+
+    spec = bench.VAES[TINY.vae]
+    table = bench.packed_weights(spec, "encode_latent")
+    weights = bench.random_weights(table, torch.device("cpu"))
+    compiled = torch.compile(bench.halves.run, backend="eager", dynamic=False)
+    features = torch.zeros(1, spec.top, 1, 2, 3, dtype=torch.bfloat16)
+    with torch.no_grad():
+        compiled("encode_latent", features, None, weights, spec)
+    assert variants(bench.halves.run.__code__)
+    way = bench.Way("compiled", tape=bench.Tape, compiled=True)
+    bench.run_way(spec, ("encode_pixels", "encode_latent"), [features], way, weights)
+    assert not variants(bench.halves.run.__code__)

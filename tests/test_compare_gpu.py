@@ -12,6 +12,7 @@ pytest.importorskip("triton")
 pytest.importorskip("polygraphy")
 pytest.importorskip("matplotlib")
 
+from checkpoints import canonical_state_dict, save_safetensors  # noqa: E402
 from conftest import Exported  # noqa: E402
 from media_bundle import add_media  # noqa: E402
 
@@ -19,11 +20,26 @@ from exporter.compare.run import compare  # noqa: E402
 from exporter.compare.spec import CompareSpec  # noqa: E402
 from exporter.export import export_bundle  # noqa: E402
 from exporter.gpus import GPUS  # noqa: E402
+from exporter.models import model_named  # noqa: E402
 from exporter.progress import SilentProgress  # noqa: E402
 from exporter.spec import export_spec  # noqa: E402
 from runtime.bundle import load_manifest  # noqa: E402
 
 pytestmark = pytest.mark.gpu
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    """wan-tiny's graphs, plans and weights for the RTX 5090, without engines: no machine with a GPU need have
+    TensorRT for RTX.
+    """
+    pytest.importorskip("onnx_graphsurgeon")
+    folder = tmp_path_factory.mktemp("graphs")
+    checkpoint = save_safetensors(folder / "checkpoint.safetensors", canonical_state_dict(model_named("wan-tiny")))
+    spec = export_spec(
+        model="wan-tiny", gpu="rtx5090", checkpoint=str(checkpoint), out=folder, components="dit", onnx_only=True
+    )
+    return Exported(export_bundle(spec, SilentProgress()), checkpoint, [], [])
 
 
 def test_plans_take_part(exported: Exported, tmp_path: Path) -> None:

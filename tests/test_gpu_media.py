@@ -22,7 +22,8 @@ torch = pytest.importorskip("torch")
 
 from media_bundle import media_stages, random_tensors, vae_table  # noqa: E402
 
-from exporter.bench_media import OURS, Stopwatch, bench_vae  # noqa: E402
+from exporter import bench_media  # noqa: E402
+from exporter.bench_media import OURS, WAYS, Stopwatch, bench_vae  # noqa: E402
 from exporter.bench_text import bench_text  # noqa: E402
 from exporter.models import MODELS  # noqa: E402
 from exporter.progress import SilentProgress  # noqa: E402
@@ -36,7 +37,9 @@ pytestmark = pytest.mark.gpu
 
 MODEL = replace(MODELS["wan2.1-14b-720p"], in_channels=36)
 LATENTS = {"480p": (21, 60, 104), "720p": (21, 90, 160)}
-BF16_BOUND = 3e-2  # between two orders of bf16 rounding through some 40 convolutions of random weights
+#: Between two orders of bf16 rounding through some 40 convolutions of random weights: 1.7e-2 on the CPU, 1.9e-2 as
+#: bytes. cuDNN may take another kernel for a tile than for the whole picture.
+BF16_BOUND = 3e-2
 REPEATS = 3
 
 
@@ -81,8 +84,11 @@ def vae_weights() -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("size", LATENTS)
-def test_vae_against_diffusers(size: str, figures: dict[str, Any]) -> None:
-    """81 frames decoded, and [image, zeros…] encoded, on the device from end to end, in every way that bench knows."""
+def test_vae_against_diffusers(size: str, figures: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """81 frames decoded, and [image, zeros…] encoded, on the device from end to end, in every way that bench knows but
+    torch.compile, which takes minutes.
+    """
+    monkeypatch.setattr(bench_media, "WAYS", tuple(way for way in WAYS if not way.compiled))
     watch = Stopwatch(torch.device("cuda"), REPEATS, SilentProgress())
     bench_vae(MODEL, [LATENTS[size]], watch)
     figures[f"VAE {size}"] = watch.rows
@@ -127,9 +133,13 @@ def test_the_runtime_decodes_whole_and_in_tiles(size: str, vae_file: Path, figur
         frames[name] = np.concatenate(list(vae.decode(latents))).astype(np.float32)
         assert frames[name].shape == (81, 8 * shape[1], 8 * shape[2], 3)
     assert found["six tenths of the memory"]["tiles"] > found["whole"]["tiles"]
-    error = np.linalg.norm(frames["whole"] - frames["six tenths of the memory"])
-    found["tiles against whole"] = float(error / np.linalg.norm(frames["whole"] - frames["whole"].mean()))
-    assert found["tiles against whole"] < 1e-2
+    square = (frames["whole"] - frames["six tenths of the memory"]) ** 2
+    error, contrast = square.mean((0, 3)), frames["whole"].var()
+    worst = max(error.mean(axis).max() for axis in (0, 1))  # a seam shows in its row or column
+    found["tiles against whole"] = float((error.mean() / contrast) ** 0.5)
+    found["worst row or column"] = float((worst / contrast) ** 0.5)
+    assert found["tiles against whole"] < BF16_BOUND
+    assert found["worst row or column"] < 2 * BF16_BOUND
 
 
 def test_text_encoder_against_transformers(figures: dict[str, Any]) -> None:

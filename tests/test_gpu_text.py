@@ -141,13 +141,13 @@ def test_all_layers_against_transformers(figures: dict[str, Any]) -> None:
         model = transformers.UMT5EncoderModel(config).eval()
     x = torch.randn(TOKENS, TEXT.dim, device="cuda", generator=torch.Generator("cuda").manual_seed(2))
     want = model(inputs_embeds=x[None]).last_hidden_state[0].cpu()
-    state = {text_name(name): tensor.cpu() for name, tensor in model.state_dict().items()}
-    del model
-    torch.cuda.empty_cache()
-    packed = {
+    state = {text_name(name): tensor for name, tensor in model.state_dict().items()}
+    packed = {  # on the device: a CPU takes minutes to quantize so much
         name: torch.cat([state[source] for source in text_sources(name)]).to(torch_dtype(spec.dtype))
         for name, spec in text_weights(TEXT).items()
     }
+    del model, state
+    torch.cuda.empty_cache()
     buckets = torch.from_numpy(relative_buckets(TOKENS)).cuda()
     found: dict[str, Any] = figures.setdefault(f"umT5-xxl, {TOKENS} tokens, weights resident", {})
     for linear, weights in (("bf16", packed), ("int8", quantized(packed, TEXT))):
