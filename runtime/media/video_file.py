@@ -126,9 +126,8 @@ def check_folder(path: Path) -> None:
         raise UserError(f"{path} cannot be written.", expected="a folder that exists", got=f"no folder {folder}",
                         remedy=f"mkdir -p {shlex.quote(str(folder))}")  # fmt: skip
     try:
-        with tempfile.TemporaryFile(
-            dir=folder
-        ):  # permissions alone do not tell: root, read-only and special file systems
+        # Permissions alone do not tell: root, read-only and special file systems.
+        with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
         raise UserError(
