@@ -347,6 +347,10 @@ def test_pack_into_a_bundle_lists_the_weights(tmp_path: Path, checkpoints: dict[
     assert verify_files(tmp_path, manifest) == []
     assert manifest.stages == before.stages
     assert run("inspect", tmp_path).exit_code == 0
+    other = tmp_path / "other.safetensors"
+    assert run("pack", "--checkpoint", checkpoints["sla"], "--model", "wan-tiny", "--out", other).exit_code == 0
+    out.unlink()  # no more the bundle's, which is whole without it
+    assert run("inspect", tmp_path).exit_code == 0
 
 
 def test_pack_alone_needs_consent_to_miss_proj_l(tmp_path: Path, checkpoints: dict[str, Path]) -> None:
