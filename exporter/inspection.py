@@ -16,6 +16,7 @@ from exporter.progress import Progress
 from plugins.plan import Plan, decode
 from runtime.bundle import MANIFEST_NAME, Manifest, MediaStage, StageFiles, load_manifest, verify_file
 from runtime.checks import pack_command, rebuild_command
+from runtime.media.embeds_cache import FOLDER
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,7 @@ def show_inspection(console: Console, found: Inspection) -> None:
     logs = [name for name in found.unlisted if name.endswith(".log")]
     if logs:
         console.print(f"TensorRT's logs, which are not hashed: {', '.join(logs)}")
-    if others := [name for name in found.unlisted if name not in logs]:
+    if others := [name for name in found.unlisted if name not in (*logs, FOLDER)]:
         console.print(f"not in the manifest: {', '.join(others)}")
     console.print(
         "\n".join(["PROBLEMS", *found.problems, "remedy: " + _remedy(found)])

@@ -153,6 +153,8 @@ def add_to_bundle(folder: Path, manifest: Manifest, packed: PackedWeights, progr
         if (old := files.get(path.name)) is None or old.sha256 != info.sha256:
             stages = tuple(stage for stage in stages if stage.expert != expert)
         files[path.name] = info
+    for name in set(manifest.weights.values()) - set(packed.entries):  # stays on disk, and is the bundle's no more
+        files.pop(name, None)
     for stage in set(manifest.stages) - set(stages):
         progress.note(f"{stage.engine}: removed, it holds the old weights")
         for name in filter(None, (stage.engine, stage.onnx)):

@@ -23,7 +23,7 @@ def rebuild_command(manifest: Manifest, folder: Path | None = None) -> str:
     """The export that makes this bundle again, in the folder where it is."""
     sampler = manifest.sampler
     words = ["turbotrt", "export", "--model", manifest.model.name, "--gpu", manifest.gpu.name]
-    words += ["--out", str(folder.parent)] if folder is not None and folder.parent.name != "engines" else []
+    words += ["--out", str(folder.parent)] if folder is not None and folder.parent != Path("engines") else []
     words += ["--attention", sampler.attention, "--linear", sampler.linear]
     words += ["--topk", f"{sampler.topk_milli / 1000:g}"] if sampler.attention != "sage" else []
     components = ["dit", *dict.fromkeys(stage.component for stage in manifest.media)]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import io
 import json
 import shlex
 import signal
@@ -18,11 +17,9 @@ from typing import Any
 import msgspec
 import pytest
 from bundle_factory import TINY, make_bundle, plan_bytes
-from rich.console import Console
 from typer.main import get_command
 from typer.testing import CliRunner, Result
 
-from exporter.catalogue import show_catalogue
 from exporter.cli import app, export_app
 from exporter.gpus import GPUS
 from exporter.models import MODELS
@@ -81,21 +78,6 @@ def test_list_names_every_model_and_gpu() -> None:
     assert {row["name"]: row["tokens"] for row in rows["models"]} == {m.name: m.tokens() for m in MODELS.values()}
     assert {row["name"]: row["sm"] for row in rows["gpus"]} == {gpu.name: gpu.sm for gpu in GPUS.values()}
     assert all("--onnx-only" in row["needs"] for row in rows["gpus"] if row["flavour"] == "tensorrt")
-
-
-def test_list_is_whole_in_a_terminal_of_80_columns() -> None:
-    narrow = Console(width=80, file=io.StringIO())
-    show_catalogue(narrow)
-    text = narrow.file.getvalue()  # type: ignore[attr-defined]
-    assert "…" not in text
-    assert {*MODELS, *GPUS} <= set(text.split())
-
-
-def test_help_flows_with_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Typer keeps the docstring's line ends in all but the first paragraph, which a wider terminal would show."""
-    monkeypatch.setenv("COLUMNS", "200")
-    lines = [line.strip() for line in run("plan", "--help").output.splitlines()]
-    assert any(line.startswith("Needs neither") and line.endswith("the largest part counts.") for line in lines)
 
 
 def test_gpu_table_holds_together() -> None:
@@ -346,6 +328,10 @@ def test_pack_into_a_bundle_lists_the_weights(tmp_path: Path, checkpoints: dict[
     assert manifest.has_proj_l is True
     assert verify_files(tmp_path, manifest) == []
     assert manifest.stages == before.stages
+    assert run("inspect", tmp_path).exit_code == 0
+    other = tmp_path / "other.safetensors"
+    assert run("pack", "--checkpoint", checkpoints["sla"], "--model", "wan-tiny", "--out", other).exit_code == 0
+    out.unlink()  # no more the bundle's, which is whole without it
     assert run("inspect", tmp_path).exit_code == 0
 
 
