@@ -33,6 +33,9 @@ def parse_bytes(text: str | int) -> int:
     if count <= 0:
         raise UserError("This amount of memory cannot be read.", expected="a size such as 12GB, 11.5GiB or 12000000000",
                         got=str(text))  # fmt: skip
+    if isinstance(text, str) and text.strip().isdigit() and count < 10**6:
+        raise UserError("This amount of memory is in bytes, and too few.", expected="a unit", got=text,
+                        remedy=f"write {text.strip()}GB")  # fmt: skip
     return count
 
 

@@ -27,3 +27,10 @@ def test_help_flows_with_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "200")
     lines = [line.strip() for line in CliRunner().invoke(app, ["plan", "--help"]).output.splitlines()]
     assert any(line.startswith("Needs neither") and line.endswith("the largest part counts.") for line in lines)
+
+
+def test_version() -> None:
+    from importlib.metadata import version
+
+    result = CliRunner().invoke(app, ["--version"])
+    assert (result.exit_code, result.output) == (0, f"turbotrt {version('turbotrt')}\n")

@@ -110,6 +110,7 @@ def test_a_batch_makes_one_video_for_each_prompt(folder: Path, tmp_path: Path) -
     (tmp_path / "prompts.txt").write_text("a dog\n\na tree\n", encoding="utf-8")
     result = run(folder, tmp_path / "out.mp4", "--prompts", tmp_path / "prompts.txt")
     assert result.exit_code == 0, result.output
+    assert all(f"video {number}, step 1" in result.stdout for number in (1, 2))
     first, second = frames_of(tmp_path / "out-1.mp4"), frames_of(tmp_path / "out-2.mp4")
     assert first.shape == second.shape == (9, 32, 48, 3)
     assert not np.array_equal(first, second)

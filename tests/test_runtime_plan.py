@@ -91,13 +91,13 @@ def test_streamed_layers_lie_evenly(layers: int) -> None:
 
 @pytest.mark.parametrize(
     ("text", "count"),
-    [("12GB", 12 * 10**9), ("11.5 GiB", int(11.5 * 2**30)), ("12000", 12000), ("100mb", 10**8), (7, 7)],
+    [("12GB", 12 * 10**9), ("11.5 GiB", int(11.5 * 2**30)), ("12000000", 12_000_000), ("100mb", 10**8), (7, 7)],
 )
 def test_sizes_are_read(text: str | int, count: int) -> None:
     assert parse_bytes(text) == count
 
 
-@pytest.mark.parametrize("text", ["", "12 parsecs", "-1GB", "GB", "0", "1e9", 0, -5])
+@pytest.mark.parametrize("text", ["", "12 parsecs", "-1GB", "GB", "0", "1e9", 0, -5, "12"])
 def test_other_sizes_are_refused(text: str | int) -> None:
     with pytest.raises(UserError, match="12GB"):
         parse_bytes(text)

@@ -202,7 +202,7 @@ class VideoMaker:
             total = steps or self.manifest.sampler.steps
             for number, text in enumerate(embeds, 1):
                 title = "generate" if len(embeds) == 1 else f"generate {number} of {len(embeds)}"
-                after = self._after_step(pipe)
+                after = self._after_step(pipe, "" if len(embeds) == 1 else f"video {number}, ")
                 with self.report.stage(title) as update:
 
                     def on_step(step: Any, _: Array, update: Any = update, after: Any = after) -> None:
@@ -289,7 +289,7 @@ class VideoMaker:
         free = runner.device.free_bytes()
         return self._budget if self._budget is not None or free is None else free - RESERVE
 
-    def _after_step(self, pipe: Pipeline) -> Callable[[Any], None]:
+    def _after_step(self, pipe: Pipeline, of: str) -> Callable[[Any], None]:
         """Notes each step, and which of them brought in the other expert: its weights follow behind compute."""
         last, expert = time.perf_counter(), None
 
@@ -298,7 +298,7 @@ class VideoMaker:
             now = time.perf_counter()
             switched = f", switch to {step.expert}" if expert not in (None, step.expert) else ""
             measured = pipe.backend.device.take_peak()
-            self.parts.append(Part(f"step {step.index + 1}{switched}", now - last, pipe.placement.peak, measured))
+            self.parts.append(Part(f"{of}step {step.index + 1}{switched}", now - last, pipe.placement.peak, measured))
             last, expert = now, step.expert
 
         return after
