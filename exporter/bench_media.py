@@ -42,8 +42,12 @@ class Way:
     compiled: bool = False
     cudnn_benchmark: bool = False
 
+    @property
+    def needs_cuda(self) -> bool:
+        """A CPU is slow at fp16 and compiles for minutes."""
+        return self.compiled or self.dtype == torch.float16
 
-#: What a CPU is slow at, or compiles for minutes, is tried on CUDA only.
+
 WAYS = (
     Way(OURS),
     Way("ours, cudnn.benchmark", cudnn_benchmark=True),
@@ -181,8 +185,7 @@ def bench_vae(model: ModelSpec, sizes: list[tuple[int, int, int]], watch: Stopwa
     for t, h, w in sizes:
         task = f"VAE decode {spec.factor * w}x{spec.factor * h}x{1 + CHUNK * (t - 1)}"
         z = torch.randn(1, spec.latent, t, h, w, device=device, generator=generator)
-        slow = [way for way in WAYS if way.compiled or way.dtype == torch.float16]
-        ways = [way for way in WAYS if device.type == "cuda" or way not in slow]
+        ways = [way for way in WAYS if device.type == "cuda" or not way.needs_cuda]
         order: tuple[halves.Half, halves.Half] = ("decode_latent", "decode_pixels")
         ours = [run_way(spec, order, list(z.split(1, 2)), way, weights) for way in ways]
         theirs = None if oracle is None else partial(_decode, oracle, z.bfloat16())

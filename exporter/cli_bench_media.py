@@ -38,9 +38,8 @@ def bench_media(
                         got="none", remedy="run it there, or --model wan-tiny here")  # fmt: skip
     if out is not None:
         check_folder(out)
-    t = (spec.frames - 1) // 4 + 1
     pixels = dict.fromkeys([(832, 480), spec.size] if spec.name != "wan-tiny" else [spec.size])
-    sizes = [(t, height // 8, width // 8) for width, height in pixels]
+    sizes = [spec.latent_shape(size) for size in pixels]
     found = bench.bench_media(spec, sizes, torch.device("cuda" if cuda else "cpu"), repeats, RichProgress())
     if out is not None:
         out.write_text(json.dumps(found, indent=2), encoding="utf-8")

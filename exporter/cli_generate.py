@@ -89,12 +89,7 @@ def generate(
         raise UserError("Distilled models take no negative prompt: they were trained to need no guidance.",
                         remedy="drop --negative, and say in the prompt what the video shall show")  # fmt: skip
     given = _exactly_one({"--prompt": prompt, "--prompts": prompts, "--embeds": embeds})
-    if image is not None and condition is not None:
-        raise UserError("--image and --condition say the same twice.", remedy="give one of them")
-    if image_size not in (_FIXED, _ADAPTIVE):
-        raise UserError(f"--image-size {image_size!r} is not known.", expected=f"{_FIXED}, {_ADAPTIVE}", got=image_size)
-    if image is None and (crop or image_size == _ADAPTIVE):
-        raise UserError("--crop and --image-size are about an image, and there is none.", remedy="give --image FILE")
+    _check_image_options(image, condition, image_size, crop=crop)
     pixels = parse_size(size)
     from runtime.inputs import text_bits
     from runtime.media.generate import Asked, VideoMaker
@@ -123,6 +118,16 @@ def generate(
     _finish(maker, made, outs, facts)
     if given != "--embeds" or video:
         _show(maker, time.perf_counter() - started)
+
+
+def _check_image_options(image: Path | None, condition: Path | None, image_size: str, *, crop: bool) -> None:
+    """Raise UserError for options about the image that do not go together."""
+    if image is not None and condition is not None:
+        raise UserError("--image and --condition say the same twice.", remedy="give one of them")
+    if image_size not in (_FIXED, _ADAPTIVE):
+        raise UserError(f"--image-size {image_size!r} is not known.", expected=f"{_FIXED}, {_ADAPTIVE}", got=image_size)
+    if image is None and (crop or image_size == _ADAPTIVE):
+        raise UserError("--crop and --image-size are about an image, and there is none.", remedy="give --image FILE")
 
 
 def _exactly_one(options: dict[str, object]) -> str:

@@ -6,7 +6,6 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from plugins.onnx_schema import DOMAIN, PLAN_ATTRIBUTE
 from plugins.tensorrt_plugin import PLUGIN_VERSION
 from runtime.bundle import Manifest, Profile, TensorInfo, verify_file
 from runtime.checks import PLUGIN_TOOL
+from runtime.versions import installed_versions
 
 _TOOLS = ("turbotrt", "torch", "triton", "onnx", "onnxscript", "onnx-graphsurgeon", "tensorrt-rtx", "tensorrt")
 _ROOT = Path(__file__).resolve().parent.parent
@@ -54,13 +54,7 @@ def onnx_name(stage: str) -> str:
 
 def tools() -> dict[str, str]:
     """Versions of what made the files; a package that is not installed is left out."""
-    found = {PLUGIN_TOOL: PLUGIN_VERSION}
-    for name in _TOOLS:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
+    return {PLUGIN_TOOL: PLUGIN_VERSION, **installed_versions(_TOOLS)}
 
 
 @cache

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 from plugins.errors import UserError
+from runtime.video_shape import latents_of, tokens_of
 
 HEAD_DIM = 128
 TEXT_LENGTH = 512
@@ -56,22 +57,11 @@ class ModelSpec:
 
     def latent_shape(self, size: tuple[int, int] | None = None, frames: int | None = None) -> tuple[int, int, int]:
         """Latent (T, H, W) for a size in pixels (width, height) and a number of frames 4n+1."""
-        width, height = size or self.size
-        frames = frames or self.frames
-        if frames < 1 or frames % 4 != 1:
-            raise UserError(
-                "This number of frames cannot be encoded.", expected="4n+1 frames (1, 5, … 81)", got=str(frames)
-            )
-        if width < 16 or height < 16 or width % 16 or height % 16:
-            raise UserError(
-                "This size cannot be patchified.", expected="multiples of 16 pixels", got=f"{width}x{height}"
-            )
-        return (frames - 1) // 4 + 1, height // 8, width // 8
+        return latents_of(size or self.size, frames or self.frames)
 
     def tokens(self, size: tuple[int, int] | None = None, frames: int | None = None) -> int:
         """Number of tokens L for a size in pixels and a number of frames."""
-        t, h, w = self.latent_shape(size, frames)
-        return t * (h // 2) * (w // 2)
+        return tokens_of(self.latent_shape(size, frames))
 
 
 _WAN_1_3B = ModelSpec(

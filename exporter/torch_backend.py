@@ -18,7 +18,7 @@ from exporter.gpus import gpu_named
 from exporter.stages import BlockOptions
 from exporter.torch_memory import UNSPLIT, stage_bytes
 from exporter.trace import stage_function
-from plugins.torch_op import torch_dtype
+from plugins.torch_op import device_sm, torch_dtype
 from runtime.backend import Bytes, DeviceTensor, Queue, Report
 from runtime.backends import BackendKind
 from runtime.bundle import Manifest
@@ -147,7 +147,7 @@ class TorchBackend:
 
     def activation_bytes(self, stage: str, tokens: int) -> int:
         if (stage, tokens) not in self._peaks:
-            sm = sm_of(self.device.device) if self.device.cuda else None
+            sm = device_sm(self.device.device) if self.device.cuda else None
             found = stage_bytes(self._manifest, stage, tokens, options_of(self._manifest), sm)
             self._peaks[stage, tokens] = found
         return self._peaks[stage, tokens]
@@ -183,12 +183,6 @@ def options_of(manifest: Manifest) -> BlockOptions:
     return BlockOptions(facts.attention, facts.topk_milli, facts.linear)
 
 
-def sm_of(device: torch.device) -> int:
-    """A CUDA device's compute capability as 10·major + minor."""
-    major, minor = torch.cuda.get_device_capability(device)
-    return int(10 * major + minor)
-
-
 def _overhead(manifest: Manifest) -> int:
     """cuBLAS, and for each slot of weights and for the run's tensors what the allocator would not split off a block."""
     return CUBLAS_BYTES + (len(manifest.model.experts) * (manifest.model.layers + 2) + 2) * UNSPLIT
@@ -196,7 +190,7 @@ def _overhead(manifest: Manifest) -> int:
 
 def _planned_bytes(manifest: Manifest, stage: str, tokens: int) -> int:
     """For a plan before anything is loaded: on the GPU here, or on the bundle's where there is none."""
-    sm = sm_of(torch.device("cuda", torch.cuda.current_device())) if torch.cuda.is_available() else None
+    sm = device_sm() if torch.cuda.is_available() else None
     return stage_bytes(manifest, stage, tokens, options_of(manifest), sm or gpu_named(manifest.gpu.name).cubin_sm)
 
 

@@ -13,10 +13,10 @@ from exporter.components import component_stages
 from exporter.models import ModelSpec, model_named
 from exporter.stage_spec import StageSpec
 from exporter.stages import BlockOptions
-from exporter.torch_backend import TorchDevice, _view, sm_of
+from exporter.torch_backend import TorchDevice, _view
 from exporter.torch_memory import PeakBytes
 from exporter.vae.channels_last import ChannelsLast
-from plugins.torch_op import torch_dtype
+from plugins.torch_op import device_sm, torch_dtype
 from runtime.backend import Device, DeviceTensor
 from runtime.bundle import Manifest
 from runtime.dims import shape_of
@@ -36,7 +36,7 @@ class TorchRunner:
             for stage in component_stages(model, component, BlockOptions(), manifest.text_linear)
         }
         self.channels_last = device.type == "cuda"
-        self._sm = sm_of(device) if device.type == "cuda" else None
+        self._sm = device_sm(device) if device.type == "cuda" else None
         self._peaks: dict[tuple[str, tuple[tuple[str, int], ...]], int] = {}
 
     def activation_bytes(self, stage: str, sizes: Sizes) -> int:

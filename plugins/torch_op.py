@@ -26,6 +26,12 @@ def torch_dtype(name: str) -> torch.dtype:
     return getattr(torch, DTYPES[name].torch)
 
 
+def device_sm(device: torch.device | None = None) -> int:
+    """Compute capability of a CUDA device, the current one if not given, as 90 for 9.0."""
+    major, minor = torch.cuda.get_device_capability(device)
+    return 10 * int(major) + int(minor)
+
+
 def reference(op: Op) -> Callable[..., Any]:
     """The op's fp32 oracle."""
     module = importlib.import_module(f"plugins.{op.folder}.reference")
@@ -92,9 +98,8 @@ def _implementation(op: Op) -> Callable[..., Any]:
         attributes = {a.name: value for a, value in zip(op.attributes, args[len(op.inputs) :], strict=True)}
         _check(op, inputs)
         if inputs[0].is_cuda:
-            major, minor = torch.cuda.get_device_capability(inputs[0].device)
             symbols = op.bind([tuple(tensor.shape) for tensor in inputs])
-            outputs = tuple(run_plan(plan_bytes(op, symbols, attributes, major * 10 + minor), inputs))
+            outputs = tuple(run_plan(plan_bytes(op, symbols, attributes, device_sm(inputs[0].device)), inputs))
             return outputs if len(outputs) > 1 else outputs[0]
         return reference(op)(*inputs, **attributes)
 

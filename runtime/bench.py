@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from runtime.inputs import TEXT_DIM, latent_shape, tokens_of
+from runtime.inputs import TEXT_DIM, latent_shape
 from runtime.pipeline import Pipeline
 from runtime.run import UnitTime
+from runtime.video_shape import tokens_of
 
 
 def bench(

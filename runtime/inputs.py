@@ -11,6 +11,7 @@ from plugins.errors import UserError
 from runtime.bundle import Manifest, ModelFacts
 from runtime.layout import stage_files
 from runtime.numerics import Array, from_bf16_bits, to_bf16_bits, to_tokens
+from runtime.video_shape import latents_of, tokens_of
 
 TEXT_DIM = 4096
 LATENT_CHANNELS, MASK_CHANNELS = 16, 4
@@ -25,12 +26,7 @@ def latent_shape(
     """
     width, height = size or manifest.model.size
     frames = manifest.model.frames if frames is None else frames
-    if frames < 1 or frames % 4 != 1:
-        raise UserError("This number of frames cannot be encoded.", expected="4n+1 frames (1, 5, … 81)",
-                        got=str(frames))  # fmt: skip
-    if width < 16 or height < 16 or width % 16 or height % 16:
-        raise UserError("This size cannot be patchified.", expected="multiples of 16 pixels", got=f"{width}x{height}")
-    shape = (frames - 1) // 4 + 1, height // 8, width // 8
+    shape = latents_of((width, height), frames)
     profile = stage_files(manifest, "block").profile
     if not profile.min <= tokens_of(shape) <= profile.max:
         raise UserError(
@@ -40,11 +36,6 @@ def latent_shape(
             remedy="fewer pixels or frames, or a bundle of a larger model",
         )
     return shape
-
-
-def tokens_of(shape: tuple[int, int, int]) -> int:
-    """L of latents (T, H, W)."""
-    return shape[0] * (shape[1] // 2) * (shape[2] // 2)
 
 
 def text_bits(embeds: npt.NDArray[Any], model: ModelFacts) -> npt.NDArray[np.uint16]:

@@ -20,13 +20,14 @@ from runtime.backend import Backend, Report, Silent
 from runtime.backends import BackendKind, backend_kind
 from runtime.bundle import Manifest, load_manifest
 from runtime.checks import Verdict, check_files, check_weights
-from runtime.inputs import condition_tokens, latent_shape, text_bits, tokens_of
+from runtime.inputs import condition_tokens, latent_shape, text_bits
 from runtime.layout import run_layout
 from runtime.memory_plan import MemoryPlan, Sizes, parse_bytes, plan_memory
 from runtime.numerics import Array, to_latents
 from runtime.run import Run, UnitTime
 from runtime.sampler import NonFiniteError, Step, plan_steps, sample
 from runtime.storage import STAGES, Storage, layouts
+from runtime.video_shape import tokens_of
 
 #: Called after each step with the step and its latents, fp32 [16, T, H, W].
 OnStep = Callable[[Step, Array], None]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 from collections.abc import Mapping
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from runtime.layout import stage_files
 from runtime.media.runner import Runner
 from runtime.media.stages import Sizes, media_stage
 from runtime.media.tensorrt_runner import TensorrtRunner
+from runtime.versions import installed_versions
 
 PACKAGES = ("tensorrt-rtx", "tensorrt")
 _UNSCALED = 1 << 20  # what of a stage's activation memory may not grow with its sizes
@@ -112,13 +112,7 @@ def _builders_figure(found: int | None) -> int:
 
 def installed() -> dict[str, str]:
     """The TensorRT packages here and their versions."""
-    found = {}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
+    return installed_versions(PACKAGES)
 
 
 def _check(folder: Path, manifest: Manifest) -> Verdict:

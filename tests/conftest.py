@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -47,3 +50,26 @@ def no_gpu() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.cuda, "is_available", lambda: False)
         yield
+
+
+@pytest.fixture
+def cuda() -> Iterator[None]:
+    """A CUDA device, or the test is skipped; torch's generators at 0, none of its memory held for nothing."""
+    torch = pytest.importorskip("torch")
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    torch.manual_seed(0)
+    torch.cuda.empty_cache()
+    yield
+    torch.cuda.empty_cache()
+
+
+@pytest.fixture(scope="session")
+def figures() -> Iterator[dict[str, Any]]:
+    """What tests measure: printed at the end, and written as JSON where TURBOTRT_FIGURES says."""
+    found: dict[str, Any] = {}
+    yield found
+    text = json.dumps(found, indent=2)
+    print("\n" + text)  # noqa: T201
+    if path := os.environ.get("TURBOTRT_FIGURES"):
+        Path(path).write_text(text)

@@ -262,7 +262,7 @@ def test_compiled_plans_within_their_bounds(options: BlockOptions, checkpoint: t
     from exporter.compare.machines import BlockInput, embedded, moved
     from exporter.compare.ops import labelled
     from exporter.compare.plan_ops import PlanOps
-    from exporter.compare.roster import device_sm
+    from plugins.torch_op import device_sm
 
     device = torch.device("cuda")
     weights = CheckpointWeights({"model": open_checkpoint(checkpoint[1], TINY)}, TINY, options.linear)

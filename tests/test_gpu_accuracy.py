@@ -8,7 +8,6 @@ that on the CPU), so 2e-2 leaves attention's INT8 and FP8 and bf16 as much again
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -26,7 +25,7 @@ from exporter.synthetic import block_inputs  # noqa: E402
 from plugins import torch_op  # noqa: E402
 from plugins.op import Op  # noqa: E402
 
-pytestmark = pytest.mark.gpu
+pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("cuda")]
 
 BLOCK_TOLERANCE = 2e-2
 SMALL, LARGE = MODELS["wan2.1-1.3b-480p"], MODELS["wan2.1-14b-720p"]
@@ -35,15 +34,6 @@ SHORT = (2, 60, 70)  # latent T, H, W: 2,100 tokens, no multiple of a block
 #: selection; the others round the same fp32 values, to bf16 or to INT8 with a few off by one.
 ATTENTION_TOLERANCE, OP_TOLERANCE = 5e-2, 3e-3
 OUTLIER = 100.0
-
-
-@pytest.fixture(autouse=True)
-def _cuda() -> Iterator[None]:
-    if not torch.cuda.is_available():
-        pytest.skip("no CUDA device")
-    torch.manual_seed(0)
-    yield
-    torch.cuda.empty_cache()
 
 
 def tell(capsys: pytest.CaptureFixture[str], title: str, errors: list[BlockError]) -> None:

@@ -6,10 +6,8 @@ pytest -m gpu -s tests/test_gpu_media.py. Where diffusers or transformers are no
 
 from __future__ import annotations
 
-import json
-import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -33,7 +31,7 @@ from exporter.vae.norm_kernel import launch  # noqa: E402
 from runtime.media.vae import Vae, to_uint8  # noqa: E402
 from runtime.weights_file import WeightsFile  # noqa: E402
 
-pytestmark = pytest.mark.gpu
+pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("cuda")]
 
 MODEL = replace(MODELS["wan2.1-14b-720p"], in_channels=36)
 LATENTS = {"480p": (21, 60, 104), "720p": (21, 90, 160)}
@@ -41,25 +39,6 @@ LATENTS = {"480p": (21, 60, 104), "720p": (21, 90, 160)}
 #: bytes. cuDNN may take another kernel for a tile than for the whole picture.
 BF16_BOUND = 3e-2
 REPEATS = 3
-
-
-@pytest.fixture(scope="session")
-def figures() -> Iterator[dict[str, Any]]:
-    found: dict[str, Any] = {}
-    yield found
-    text = json.dumps(found, indent=2)
-    print("\n" + text)  # noqa: T201
-    if path := os.environ.get("TURBOTRT_FIGURES"):
-        Path(path).write_text(text)
-
-
-@pytest.fixture(autouse=True)
-def _cuda() -> Iterator[None]:
-    if not torch.cuda.is_available():
-        pytest.skip("no CUDA device")
-    torch.cuda.empty_cache()
-    yield
-    torch.cuda.empty_cache()
 
 
 def timed(function: Callable[[], Any]) -> dict[str, float]:

@@ -19,7 +19,7 @@ from plugins.block_int8_gemm.reference import product  # noqa: E402
 from plugins.block_int8_quantize.reference import reference as quantize  # noqa: E402
 from plugins.registry import OPS  # noqa: E402
 
-pytestmark = pytest.mark.gpu
+pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("cuda")]
 
 LENGTHS = (40, 200, 1000, 32760)
 D, F = 1536, 8960
@@ -34,15 +34,6 @@ OFF_BY_ONE = 0.005  # the share of int8 elements that may differ, by 1
 ATTENTION_TOLERANCE = {"int8": 5e-2, "bf16": 1e-2}
 #: SageSLA's selection is not shared with the reference: a near tie swaps a whole key block, in bf16 too.
 SPARSE_TOLERANCE = 5e-2
-
-
-@pytest.fixture(autouse=True)
-def _cuda() -> Iterator[None]:
-    if not torch.cuda.is_available():
-        pytest.skip("no CUDA device")
-    torch.manual_seed(0)
-    yield
-    torch.cuda.empty_cache()
 
 
 def random(*shape: int) -> torch.Tensor:

@@ -6,8 +6,6 @@ Figures are printed as one JSON at the end, and written to the file that TURBOTR
 
 from __future__ import annotations
 
-import json
-import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,6 +29,7 @@ from exporter.progress import SilentProgress  # noqa: E402
 from exporter.torch_backend import CUBLAS_BYTES, TORCH  # noqa: E402
 from plugins.expr import evaluate  # noqa: E402
 from plugins.plan import shape_of  # noqa: E402
+from plugins.torch_op import device_sm  # noqa: E402
 from runtime import Pipeline  # noqa: E402
 from runtime.inputs import text_bits  # noqa: E402
 from runtime.numerics import to_tokens  # noqa: E402
@@ -46,16 +45,6 @@ STEP_BOUND = 2e-2
 STREAM_BUDGET = "10GB"
 
 
-@pytest.fixture(scope="session")
-def figures() -> Iterator[dict[str, Any]]:
-    found: dict[str, Any] = {}
-    yield found
-    text = json.dumps(found, indent=2)
-    print("\n" + text)  # noqa: T201
-    if path := os.environ.get("TURBOTRT_FIGURES"):
-        Path(path).write_text(text)
-
-
 @pytest.fixture(scope="module", autouse=True)
 def _cuda(figures: dict[str, Any]) -> None:
     if not torch.cuda.is_available():
@@ -64,22 +53,17 @@ def _cuda(figures: dict[str, Any]) -> None:
     figures["torch"] = torch.__version__
 
 
-def sm() -> int:
-    major, minor = torch.cuda.get_device_capability()
-    return int(10 * major + minor)
-
-
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("small")
-    make_random_bundle(folder, SMALL, gpu=("h200", sm()), hashed=False)
+    make_random_bundle(folder, SMALL, gpu=("h200", device_sm()), hashed=False)
     return folder
 
 
 @pytest.fixture(scope="module")
 def large(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("large")
-    make_random_bundle(folder, LARGE, gpu=("h200", sm()), hashed=False)
+    make_random_bundle(folder, LARGE, gpu=("h200", device_sm()), hashed=False)
     yield folder
     for file in folder.iterdir():
         file.unlink()
@@ -352,9 +336,9 @@ def test_the_driver_device_under_engines_that_stand_in(tmp_path: Path, figures: 
     from runtime.cuda_device import CudaDevice, compute_capability
     from runtime.tensorrt_backend import TENSORRT, TensorrtBackend
 
-    assert compute_capability() == sm()
+    assert compute_capability() == device_sm()
     model = replace(MODELS["wan-tiny"], name="tiny-6", layers=6)
-    add_engines(tmp_path, make_random_bundle(tmp_path, model, gpu=("h200", sm())))
+    add_engines(tmp_path, make_random_bundle(tmp_path, model, gpu=("h200", device_sm())))
     with loaded(tmp_path) as pipe:
         want = pipe(TEXT, seed=3)
 

@@ -10,7 +10,7 @@ pytest.importorskip("triton")
 from plugins import torch_op  # noqa: E402
 from plugins.registry import OPS  # noqa: E402
 
-pytestmark = pytest.mark.gpu
+pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("cuda")]
 
 HEADS, HEAD_DIM = 12, 128
 #: Relative L2 from exact attention, which either side may miss by as much (INT8 scores; ours has P·V in FP8 too).

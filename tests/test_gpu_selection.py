@@ -12,16 +12,16 @@ from plugins.expr import evaluate  # noqa: E402
 from plugins.plan import shape_of  # noqa: E402
 from plugins.registry import OPS  # noqa: E402
 from plugins.sage_sla.reference import kept_blocks, reference, selection_scores  # noqa: E402
-from plugins.torch_op import executor  # noqa: E402
+from plugins.torch_op import device_sm, executor  # noqa: E402
 
-pytestmark = pytest.mark.gpu
+pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("cuda")]
 
 SELECTION_TOLERANCE = 1e-3  # of a row's score range: what semantics.md calls an equal selection
 
 
 def run_with_table(inputs: list[torch.Tensor], precision: str) -> tuple[torch.Tensor, torch.Tensor]:
     """The op's output and the kept blocks [H, nq, K] it left in its workspace, which starts poisoned."""
-    op, sm = OPS["SageSLA"], 10 * torch.cuda.get_device_capability()[0] + torch.cuda.get_device_capability()[1]
+    op, sm = OPS["SageSLA"], device_sm()
     shapes = [tuple(tensor.shape) for tensor in inputs]
     loaded = executor(plan_bytes(op, op.bind(shapes), {"precision": precision}, sm), torch.cuda.current_device())
     symbols = loaded.plan.bind(shapes)

@@ -5,9 +5,8 @@ Figures are printed as one JSON at the end. Run alone: pytest -m gpu -s tests/te
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -31,7 +30,7 @@ from runtime.media.text import TextEncoder  # noqa: E402
 from runtime.relative_position import relative_buckets  # noqa: E402
 from runtime.weights_file import WeightsFile  # noqa: E402
 
-pytestmark = pytest.mark.gpu
+pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("cuda")]
 
 MODEL = MODELS["wan2.1-14b-720p"]
 TEXT = replace(TEXT_ENCODERS[MODEL.text_encoder], vocabulary=1000)  # only the rows looked up matter
@@ -46,22 +45,6 @@ BLOCK_TOLERANCE = 3e-2
 BF16_BOUND, INT8_BOUND = 3e-2, 0.18
 #: What torch's allocator may hold besides what the plan counts: cuBLAS's workspaces and rounding.
 SLACK_BYTES = 96 * 2**20
-
-
-@pytest.fixture(scope="module")
-def figures() -> Iterator[dict[str, Any]]:
-    found: dict[str, Any] = {}
-    yield found
-    print("\n" + json.dumps(found, indent=2))  # noqa: T201
-
-
-@pytest.fixture(autouse=True)
-def _cuda() -> Iterator[None]:
-    if not torch.cuda.is_available():
-        pytest.skip("no CUDA device")
-    torch.cuda.empty_cache()
-    yield
-    torch.cuda.empty_cache()
 
 
 def relative(got: Any, want: Any) -> float:

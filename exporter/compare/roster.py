@@ -21,6 +21,7 @@ from exporter.compare.weights import BundleWeights, CheckpointWeights, FloatWeig
 from exporter.models import ModelSpec, model_named
 from exporter.stages import BlockOptions
 from plugins.errors import UserError
+from plugins.torch_op import device_sm
 from runtime.bundle import Manifest, load_manifest
 from runtime.layout import OUTPUTS, stage_files
 
@@ -156,12 +157,6 @@ def _unable(name: str, spec: CompareSpec, manifest: Manifest, checkpoint: bool) 
         if device_sm() != manifest.gpu.sm:
             return f"needs a GPU of sm_{manifest.gpu.sm}, and this one is sm_{device_sm()}"
     return None
-
-
-def device_sm() -> int:
-    """Compute capability of the current CUDA device, as 90 for 9.0."""
-    major, minor = torch.cuda.get_device_capability()
-    return int(major) * 10 + int(minor)
 
 
 def _from_bundle(name: str, roster: Roster, spec: CompareSpec, options: BlockOptions) -> Machine:

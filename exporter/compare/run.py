@@ -5,7 +5,6 @@ from __future__ import annotations
 import platform
 from collections.abc import Mapping
 from dataclasses import asdict
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from exporter.compare.video import VIDEO, why_no_video
 from exporter.progress import Progress
 from plugins.errors import UserError
 from plugins.torch_op import torch_dtype
+from runtime.versions import installed_versions
 
 _TOOLS = ("turbotrt", "torch", "triton", "onnx", "polygraphy", "tensorrt-rtx", "tensorrt", "numpy")
 INPUTS, OUTPUTS = "block_inputs.json", "block_outputs.json"
@@ -120,18 +120,8 @@ def facts(spec: CompareSpec, roster: Roster) -> dict[str, str]:
         "text": "random" if spec.embeds is None else str(spec.embeds),
         "run on": torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU ({platform.machine()})",
         "made by": ", ".join(f"{name} {number}" for name, number in manifest.tools.items()),
-        "compared by": ", ".join(f"{name} {number}" for name, number in _versions().items()),
+        "compared by": ", ".join(f"{name} {number}" for name, number in installed_versions(_TOOLS).items()),
     }
-    return found
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for name in _TOOLS:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
     return found
 
 

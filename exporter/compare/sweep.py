@@ -15,7 +15,7 @@ from torch import Tensor
 from exporter.compare.machines import BlockInput, Machine, embedded, run_free
 from exporter.compare.metrics import distance, frame_distance
 from exporter.compare.plan_ops import PlanOps
-from exporter.compare.roster import Roster, device_sm
+from exporter.compare.roster import Roster
 from exporter.compare.scene import frames
 from exporter.compare.spec import CompareSpec, Sweep, SweepPoint
 from exporter.compare.torch_machines import PlainMachine, StageMachine
@@ -23,6 +23,7 @@ from exporter.estimate import step_ms
 from exporter.gpus import GPUS
 from exporter.progress import Progress
 from plugins.errors import UserError
+from plugins.torch_op import device_sm
 from runtime.bundle import Manifest
 
 FULL = 1000
