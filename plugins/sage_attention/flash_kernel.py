@@ -178,6 +178,21 @@ def add_linear_branch(acc, q, kv_proj, z, bias, q_block, head, L, D: tl.constexp
 
 
 @triton.jit
+def store_output(o, o_scale, acc, q_block, head, L, D: tl.constexpr, QUANTIZE: tl.constexpr):
+    """The rows of acc [128,128] that are of the L, to o: bf16, or with QUANTIZE int8 and the tile's scale."""
+    rows = tl.arange(0, BLOCK_Q)
+    real = (q_block * BLOCK_Q + rows < L)[:, None]
+    o += (q_block * BLOCK_Q).to(tl.int64) * D + head * HEAD
+    offsets = rows[:, None] * D + tl.arange(0, HEAD)[None, :]
+    if QUANTIZE:
+        y, scale = quantize_tile(tl.where(real, acc, 0.0))
+        tl.store(o + offsets, y, mask=real)
+        tl.store(o_scale + q_block * (D // HEAD) + head, scale)
+    else:
+        tl.store(o + offsets, acc.to(tl.bfloat16), mask=real)
+
+
+@triton.jit
 def flash_attention(
     q, k, v, o, o_scale, k_scale, v_scale, lut, kv_proj, z, bias, L, S, kept, D: tl.constexpr, E: tl.constexpr,
     PV: tl.constexpr, SUMS: tl.constexpr, P_SHIFT: tl.constexpr, BLOCKS: tl.constexpr,
@@ -194,7 +209,6 @@ def flash_attention(
     """
     q_block, head = tl.program_id(0), tl.program_id(1)
     nk = tl.cdiv(S, BLOCK_K)
-    c = tl.arange(0, HEAD)
     queries = load_rows(q, q_block, head, L, BLOCK_Q, D, 0)
     q_scale = SCORE_SCALE
     if PV != "bf16":
@@ -228,16 +242,7 @@ def flash_attention(
         )  # fmt: skip
     acc = acc * (1.0 / total)[:, None]
     if PV != "bf16":
-        acc = acc * tl.load(v_scale + head * HEAD + c)[None, :]
+        acc = acc * tl.load(v_scale + head * HEAD + tl.arange(0, HEAD))[None, :]
     if SPARSE:
         acc = add_linear_branch(acc, q, kv_proj, z, bias, q_block, head, L, D)
-    rows = tl.arange(0, BLOCK_Q)
-    real = (q_block * BLOCK_Q + rows < L)[:, None]
-    o += (q_block * BLOCK_Q).to(tl.int64) * D + head * HEAD
-    offsets = rows[:, None] * D + c[None, :]
-    if QUANTIZE:
-        y, scale = quantize_tile(tl.where(real, acc, 0.0))
-        tl.store(o + offsets, y, mask=real)
-        tl.store(o_scale + q_block * (D // HEAD) + head, scale)
-    else:
-        tl.store(o + offsets, acc.to(tl.bfloat16), mask=real)
+    store_output(o, o_scale, acc, q_block, head, L, D, QUANTIZE)

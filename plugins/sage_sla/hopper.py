@@ -187,6 +187,29 @@ def _larger_maximum(mine, maxima, met, tiles, GROUP: gl.constexpr, ROW: gl.const
 
 
 @gluon.jit
+def _store_tile(
+    o, o_scale, acc, maxima, met, first, tile, tiles, L, nq,
+    GROUP: gl.constexpr, H: gl.constexpr, B_LAYOUT: gl.constexpr, QUANTIZE: gl.constexpr,
+):  # fmt: skip
+    """The group's 64 rows to o: bf16, or with QUANTIZE int8 under the scale of both groups' 128."""
+    ROW: gl.constexpr = gl.SliceLayout(1, B_LAYOUT)
+    D: gl.constexpr = H * 128
+    head = tile // nq
+    rows = first + gl.arange(0, 64, ROW)
+    real = (rows < L)[:, None]
+    columns = head * 128 + gl.arange(0, 128, gl.SliceLayout(0, B_LAYOUT))
+    offsets = rows.to(gl.int64)[:, None] * D + columns[None, :]
+    if QUANTIZE:
+        acc = gl.where(real, acc, 0.0)
+        amax = _larger_maximum(gl.max(gl.abs(acc), 1), maxima, met, tiles, GROUP, ROW)
+        y = gl.minimum(gl.maximum(acc * (128.0 / amax), -128.0), 127.0)
+        gl.store(o + offsets, (y + MAGIC).to(gl.int32, bitcast=True).to(gl.int8), mask=real)
+        gl.store(o_scale + tile % nq * H + head, amax / 128.0)
+    else:
+        gl.store(o + offsets, acc.to(gl.bfloat16), mask=real)
+
+
+@gluon.jit
 def _consume(
     GROUP: gl.constexpr, q, o, o_scale, v_scale, lut, z, bias, k_ring, v_ring, scale_ring, proj, maxima,
     full, empty, proj_full, proj_empty, turn, met, L, nq, nk, kept, H: gl.constexpr, QUANTIZE: gl.constexpr,
@@ -197,7 +220,6 @@ def _consume(
     S_LAYOUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, 64, 32])
     O_LAYOUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, 128, 32])
     B_LAYOUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, 128, 16])
-    ROW: gl.constexpr = gl.SliceLayout(1, B_LAYOUT)
     pairs = (kept + 1) // 2
     step = 0
     turns = 0
@@ -244,18 +266,7 @@ def _consume(
         acc = _add_linear_branch(
             acc, total, q, v_scale, z, bias, proj, proj_full, proj_empty, first, head, tiles, L, D, O_LAYOUT, B_LAYOUT
         )
-        rows = first + gl.arange(0, 64, ROW)
-        real = (rows < L)[:, None]
-        columns = head * 128 + gl.arange(0, 128, gl.SliceLayout(0, B_LAYOUT))
-        offsets = rows.to(gl.int64)[:, None] * D + columns[None, :]
-        if QUANTIZE:
-            acc = gl.where(real, acc, 0.0)
-            amax = _larger_maximum(gl.max(gl.abs(acc), 1), maxima, met, tiles, GROUP, ROW)
-            y = gl.minimum(gl.maximum(acc * (128.0 / amax), -128.0), 127.0)
-            gl.store(o + offsets, (y + MAGIC).to(gl.int32, bitcast=True).to(gl.int8), mask=real)
-            gl.store(o_scale + tile % nq * H + head, amax / 128.0)
-        else:
-            gl.store(o + offsets, acc.to(gl.bfloat16), mask=real)
+        _store_tile(o, o_scale, acc, maxima, met, first, tile, tiles, L, nq, GROUP, H, B_LAYOUT, QUANTIZE)
         tiles += 1
 
 
