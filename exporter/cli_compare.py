@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from exporter.cli_run import BundleOption, FramesOption, SizeOption, StepsOption, parse_size
+from exporter.cli_run import BundleOption, FramesOption, OdeOption, SizeOption, StepsOption, parse_size
 from exporter.command import CHECKPOINT_HELP, JsonOption, console
 from exporter.progress import RichProgress
 from exporter.spec import parse_topk
@@ -71,7 +71,7 @@ def compare(
     steps: StepsOption = None,
     size: SizeOption = None,
     frames: FramesOption = None,
-    ode: Annotated[bool, typer.Option("--ode", help="Deterministic updates: no fresh noise at each step.")] = False,
+    ode: OdeOption = False,
     seed: Annotated[int, typer.Option(help="Of the noise, and of what else is made up.")] = 0,
     embeds: EmbedsOption = None,
     condition: ConditionOption = None,

@@ -14,6 +14,7 @@ from exporter.cli_run import (
     BundleOption,
     FramesOption,
     NoVerifyOption,
+    OdeOption,
     SizeOption,
     StepsOption,
     VramOption,
@@ -63,7 +64,7 @@ def generate(
     steps: StepsOption = None,
     size: SizeOption = None,
     frames: FramesOption = None,
-    ode: Annotated[bool, typer.Option("--ode", help="Deterministic updates: no fresh noise at each step.")] = False,
+    ode: OdeOption = False,
     sigma_max: Annotated[
         float | None, typer.Option(metavar="NUMBER", help="Where time starts. [dim]\\[default: the model's][/]")
     ] = None,

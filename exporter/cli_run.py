@@ -32,6 +32,7 @@ SizeOption = Annotated[
 ]
 FramesOption = Annotated[int | None, typer.Option("--frames", help="4n+1. [dim]\\[default: the model's][/]")]
 StepsOption = Annotated[int | None, typer.Option("--steps", help="1 to 4. [dim]\\[default: the model's][/]")]
+OdeOption = Annotated[bool, typer.Option("--ode", help="Deterministic updates: no fresh noise at each step.")]
 NoVerifyOption = Annotated[bool, typer.Option("--no-verify", help="Do not compare the files with their sha256.")]
 
 

@@ -48,7 +48,7 @@ def _quantize_band(band: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def block_dequantize(quantized: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    """(int8 [N,K], fp32 [⌈N/128⌉,⌈K/128⌉]) → fp32 [N,K]. Raises UserError if the shapes do not belong together."""
+    """(int8 or unrounded fp32 [N,K], fp32 [⌈N/128⌉,⌈K/128⌉]) → fp32 [N,K]. UserError if the shapes do not fit."""
     n, k = _check(quantized)
     expected = (ceil_div(n, BLOCK), ceil_div(k, BLOCK))
     if tuple(scale.shape) != expected:

@@ -19,7 +19,7 @@ from random_bundle import facts  # noqa: E402
 from exporter.checkpoint import open_checkpoint  # noqa: E402
 from exporter.compare.machines import forward  # noqa: E402
 from exporter.compare.metrics import distance, frame_distance, ssim  # noqa: E402
-from exporter.compare.ops import Intercept, Recorder, Replay, by_reference, call_label, dequantized, unrounded  # noqa: E402
+from exporter.compare.ops import Intercept, Recorder, Replay, by_reference, call_label, unrounded  # noqa: E402
 from exporter.compare.plain_model import PlainAttention  # noqa: E402
 from exporter.compare.scene import Scene, frames, scene  # noqa: E402
 from exporter.compare.spec import CompareSpec, Row  # noqa: E402
@@ -27,6 +27,7 @@ from exporter.compare.thresholds import DEFAULT_OP, OP_BOUNDS, STAGE_BOUNDS, op_
 from exporter.compare.torch_machines import PlainMachine, StageMachine, UnroundedMachine  # noqa: E402
 from exporter.compare.weights import CheckpointWeights, FloatWeights  # noqa: E402
 from exporter.models import MODELS, ModelSpec  # noqa: E402
+from exporter.quantize import block_dequantize  # noqa: E402
 from exporter.spec import ATTENTIONS, LINEARS  # noqa: E402
 from exporter.stages import BlockOptions  # noqa: E402
 from plugins.registry import OPS  # noqa: E402
@@ -176,8 +177,8 @@ def test_a_quant_checkpoint_is_its_own_float(tmp_path: Path, checkpoint: tuple[d
     again = CheckpointWeights({"model": plain}, TINY, "int8")("model", "block", 1)
     assert all(torch.equal(packed[name], again[name]) for name in again)
     floats = FloatWeights({"model": quant}, TINY, "int8")("model", "block", 1)
-    stored = dequantized(packed["ffn.0.int8_weight"], packed["ffn.0.scale"])
-    assert torch.equal(dequantized(floats["ffn.0.int8_weight"], floats["ffn.0.scale"]), stored)
+    stored = block_dequantize(packed["ffn.0.int8_weight"], packed["ffn.0.scale"])
+    assert torch.equal(block_dequantize(floats["ffn.0.int8_weight"], floats["ffn.0.scale"]), stored)
 
 
 # Ops seen from outside.
@@ -217,10 +218,10 @@ def test_unrounded_quantization_changes_nothing() -> None:
         call("BlockInt8Quantize", x)
     ((_, (values, scale)),) = recorder.calls.values()
     assert values.dtype == torch.float32
-    torch.testing.assert_close(dequantized(values, scale), x, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(block_dequantize(values, scale), x, rtol=1e-6, atol=1e-6)
     rounded, scale = by_reference(recorder.calls["BlockInt8Quantize(x)"][0])
     assert rounded.dtype == torch.int8
-    assert 1e-3 < distance(dequantized(rounded, scale), x).relative_l2 < 2e-2
+    assert 1e-3 < distance(block_dequantize(rounded, scale), x).relative_l2 < 2e-2
 
 
 # Scenes.

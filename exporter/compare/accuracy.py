@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any
 
 from exporter.compare.metrics import distance, frame_distance
+from exporter.compare.spec import within
 
 TENSOR_METRICS = ("relative_l2", "cosine", "max_abs", "snr_db")
 FRAME_METRICS = ("psnr_db", "ssim")
@@ -20,16 +20,13 @@ def _classes() -> tuple[type, type, type]:
     from polygraphy.comparator import BaseCompareFunc, CompareResult, Threshold
 
     class Bound(Threshold):  # type: ignore[misc]
-        """The first metric is at most ``bound``, or at least if ``higher``; no bound passes whatever is a number."""
+        """``within`` of the first metric."""
 
         def __init__(self, metric: str, bound: float | None, higher: bool) -> None:
             self.metric, self.bound, self.higher = metric, bound, higher
 
         def passed(self, metric_values: Mapping[str, float]) -> bool:
-            value = metric_values[self.metric]
-            if self.bound is None:
-                return not math.isnan(value)
-            return value >= self.bound if self.higher else value <= self.bound
+            return within(metric_values[self.metric], self.bound, higher=self.higher)
 
     class Result(CompareResult):  # type: ignore[misc]
         """The metrics of one output."""

@@ -16,12 +16,12 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakIdKeyDictionary
 
+from exporter.quantize import block_dequantize
 from plugins.op import AttrValue, Op
 from plugins.registry import OPS
 from plugins.torch_op import NAMESPACE, reference
 
 SCALE = "_scale"  # an INT8 tensor "y" and its block scales "y_scale" are one value
-BLOCK = 128
 _NARROW = frozenset((torch.int8, torch.bfloat16, torch.float16, torch.float8_e4m3fn))
 
 
@@ -117,17 +117,11 @@ def unrounded(call: Call) -> Outputs:
         return by_reference(call)
 
 
-def dequantized(quantized: Tensor, scale: Tensor) -> Tensor:
-    """fp32 [M, K] of int8 (or unrounded fp32) [M, K] and fp32 [⌈M/128⌉, ⌈K/128⌉]."""
-    m, k = quantized.shape
-    return quantized.float() * scale.repeat_interleave(BLOCK, 0)[:m].repeat_interleave(BLOCK, 1)[:, :k]
-
-
 def values(op: Op, outputs: Outputs) -> dict[str, Tensor]:
     """The op's outputs as numbers: a tensor and its scales become one, under the tensor's name."""
     named = dict(zip((out.name for out in op.outputs), outputs, strict=True))
     return {
-        name: dequantized(tensor, named[name + SCALE]) if name + SCALE in named else tensor
+        name: block_dequantize(tensor, named[name + SCALE]) if name + SCALE in named else tensor
         for name, tensor in named.items()
         if not (name.endswith(SCALE) and name.removesuffix(SCALE) in named)
     }

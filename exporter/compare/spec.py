@@ -56,6 +56,13 @@ class CompareSpec:
     out: Path = Path("report")
 
 
+def within(value: float, bound: float | None, *, higher: bool) -> bool:
+    """Whether a metric is at most its bound, at least if ``higher``; without a bound whatever is a number is."""
+    if bound is None:
+        return not math.isnan(value)
+    return value >= bound if higher else value <= bound
+
+
 @dataclass(frozen=True)
 class Row:
     """One measured distance. ``place`` is the op, block, step or frame; ``bound`` is on the first of ``metrics``."""
@@ -75,9 +82,7 @@ class Row:
 
     @property
     def passed(self) -> bool:
-        if self.bound is None:
-            return not math.isnan(self.value)
-        return self.value >= self.bound if self.higher_is_better else self.value <= self.bound
+        return within(self.value, self.bound, higher=self.higher_is_better)
 
     @property
     def badness(self) -> float:
