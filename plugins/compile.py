@@ -134,13 +134,18 @@ def binary_tool(name: str) -> Path:
     return Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name
 
 
-def resource_usage(cubin: bytes) -> tuple[int, int]:
-    """Registers a thread and stack bytes a thread (spills and local arrays) of the one kernel in a cubin."""
+def inspected(cubin: bytes, tool: str, option: str) -> str:
+    """What one of those tools prints of a cubin."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        command = [str(binary_tool("cuobjdump")), "--dump-resource-usage", file.name]
-        text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        command = [str(binary_tool(tool)), option, file.name]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def resource_usage(cubin: bytes) -> tuple[int, int]:
+    """Registers a thread and stack bytes a thread (spills and local arrays) of the one kernel in a cubin."""
+    text = inspected(cubin, "cuobjdump", "--dump-resource-usage")
     match = re.search(r"REG:(\d+) STACK:(\d+)", text)
     if match is None:
         raise ValueError(f"cuobjdump printed no resource usage:\n{text}")

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from plugins.compile import binary_tool
+from plugins.compile import inspected
 from plugins.control_flow import Instruction, loops, parse
 from plugins.plan import KernelImage
 
@@ -22,12 +20,11 @@ LOCAL = frozenset({"LDL", "STL"})
 
 @dataclass(frozen=True)
 class SmLimits:
-    """What one streaming multiprocessor holds at once; shared memory in KiB, ``block_shared`` for one block."""
+    """What one streaming multiprocessor holds at once; shared memory in KiB. One block's: plan_builder.SHARED_LIMIT."""
 
     warps: int
     blocks: int
     shared: int
-    block_shared: int
 
 
 REGISTERS = 65536  # 32-bit registers of an SM, of every one below
@@ -35,12 +32,12 @@ _RESERVED_SHARED = 1024  # bytes the driver takes of each block
 #: CUDA C++ Programming Guide, "Technical Specifications per Compute Capability".
 SM_LIMITS: Mapping[int, SmLimits] = MappingProxyType(
     {
-        80: SmLimits(64, 32, 164, 163),
-        86: SmLimits(48, 16, 100, 99),
-        89: SmLimits(48, 24, 100, 99),
-        90: SmLimits(64, 32, 228, 227),
-        100: SmLimits(64, 32, 228, 227),
-        120: SmLimits(48, 24, 100, 99),
+        80: SmLimits(64, 32, 164),
+        86: SmLimits(48, 16, 100),
+        89: SmLimits(48, 24, 100),
+        90: SmLimits(64, 32, 228),
+        100: SmLimits(64, 32, 228),
+        120: SmLimits(48, 24, 100),
     }
 )
 
@@ -69,11 +66,7 @@ class KernelReport:
 
 def disassemble(cubin: bytes) -> str:
     """nvdisasm's listing of a cubin's code."""
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
-        file.flush()
-        command = [str(binary_tool("nvdisasm")), "-c", file.name]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return inspected(cubin, "nvdisasm", "-c")
 
 
 def resident_blocks(kernel: KernelImage, sm: int) -> int:

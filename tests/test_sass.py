@@ -14,8 +14,9 @@ from kernel_bounds import Bounds, all_rows, bounds, committed, distinct_calls
 from plugins.compile import SMS
 from plugins.control_flow import loops, parse
 from plugins.plan import KernelImage
+from plugins.plan_builder import SHARED_LIMIT
 from plugins.registry import OPS
-from plugins.sass import INT8_MMA, SM_LIMITS, main_loops, resident_blocks
+from plugins.sass import INT8_MMA, main_loops, resident_blocks
 
 #: A kernel as nvdisasm prints it: a loop in a loop whose wait spins behind the end, a spill in the outer one, and a
 #: function that is called; then a loop that only an indirect branch reaches.
@@ -98,8 +99,8 @@ def test_local_memory_without_stack_does_not_exist(rows: list[dict[str, Any]]) -
 
 
 def test_shared_memory_fits(rows: list[dict[str, Any]]) -> None:
-    assert [_named(row) for row in rows if row["shared"] > SM_LIMITS[row["sm"]].block_shared * 1024] == []
-    assert {SM_LIMITS[sm].block_shared for sm in (86, 89, 120)} == {99}
+    assert [_named(row) for row in rows if row["shared"] > SHARED_LIMIT[row["sm"]] * 1024] == []
+    assert {SHARED_LIMIT[sm] for sm in (86, 89, 120)} == {99}
 
 
 @pytest.mark.parametrize("sm", SMS)
