@@ -192,3 +192,27 @@ def test_layer_norm_counts_its_own_elements_only(width: int) -> None:
     assert relative(got, want.float()) <= 1.5e-2
     assert abs(float(got.double().mean())) <= 1e-3
     assert abs(float(got.double().square().mean()) - 1.0) <= 1e-3
+
+
+@pytest.mark.parametrize("length", [1, 5, 127, 130, 4099])
+def test_layer_norm_of_a_row_whose_first_element_is_its_outlier(length: int) -> None:
+    """Rows far from zero whose first element is furthest from their mean: the worst a shifted variance can meet."""
+    x = 100 + 4 * torch.randn(length, 1536, device="cuda")
+    x[:, 0] = -3000
+    x = x.bfloat16()
+    weight, bias = 1 + torch.randn(1536, device="cuda") / 4, torch.randn(1536, device="cuda")
+    got, scales = torch_op.call("LayerNormQuantize", x, weight, bias)
+    want = torch_op.reference(torch_op.OPS["LayerNormQuantize"])(x.double(), weight, bias)
+    assert int((got.int() - want[0].int()).abs().max()) <= 1
+    assert float((got != want[0]).float().mean()) <= 2e-2
+    torch.testing.assert_close(scales.double(), want[1].double(), rtol=2e-4, atol=0)
+
+
+def test_layer_norm_gives_the_same_bytes_each_time() -> None:
+    """Programs meet in any order: their maxima are exact in all of them."""
+    x = torch.randn(20001, 5120, device="cuda").bfloat16()
+    weight, bias = torch.ones(5120, device="cuda"), torch.zeros(5120, device="cuda")
+    first = torch_op.call("LayerNormQuantize", x, weight, bias)
+    for _ in range(5):
+        again = torch_op.call("LayerNormQuantize", x, weight, bias)
+        assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))

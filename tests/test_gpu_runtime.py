@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from statistics import mean
 from types import SimpleNamespace
@@ -140,10 +141,11 @@ def watched_selection(kept: list[Any]) -> Iterator[None]:
 
 
 def loader(folder: Path) -> Any:
-    """The tensors of the folder's one weights file, on CUDA, by name."""
+    """The tensors of the folder's one weights file, on CUDA, by name; each is read once."""
     (path,) = folder.glob("weights-*.safetensors")
     file = WeightsFile(path)
 
+    @cache
     def load(name: str) -> Any:
         dtype = file.tensors[name].dtype
         tensor = torch.from_numpy(file.read(name)).cuda()
@@ -169,11 +171,12 @@ def step_errors(folder: Path, model: ModelSpec, steps: tuple[int, ...]) -> dict[
     before = torch.backends.cuda.matmul.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = True
     latents, velocities = {}, {}
+    load = loader(folder)
     try:
         for n in steps:
             step, tokens = seen[n], torch.from_numpy(states[n]).cuda()
             tables = kept[n * model.layers : (n + 1) * model.layers]
-            v = velocity(loader(folder), tokens, step.t, text, shape, tables)
+            v = velocity(load, tokens, step.t, text, shape, tables)
             fresh = torch.from_numpy(noise[n + 1] if step.update.c else noise[0]).cuda()
             base = step.update.a * tokens + step.update.c * fresh
             want, got = base + step.update.b * v, torch.from_numpy(states[n + 1]).cuda()

@@ -1,6 +1,7 @@
 """LayerNorm + modulation + block-128 quantization in Triton: a pass for row statistics, a pass that writes INT8.
 
 Bytes needed: 2·L·D read and L·D written. x is read twice, since a block's scale needs the statistics of 128 rows.
+hopper.py has the kernel that sm_90 runs, which reads it once; this file has every other SM's, and the plans.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import triton
 import triton.language as tl
 
 from plugins.expr import ceil_div
+from plugins.layer_norm_quantize import hopper
 from plugins.plan_builder import Buffer, Dim, Launch, LaunchPlan
 from plugins.triton_math import quantize_tile
 
@@ -48,9 +50,24 @@ def layer_norm_quantize(x_ptr, mean_ptr, rstd_ptr, weight_ptr, bias_ptr, y_ptr, 
     tl.store(y_scale_ptr + row_block * D_BLOCKS + column_block, scale)
 
 
+def _hopper_plan(length: Dim, dim: int) -> LaunchPlan:
+    blocks, stride, rows = ceil_div(length, 128), int(hopper.STRIDE), 4
+    count = stride * (1 + blocks) + blocks * (dim // 128)
+    zero = {"counters": "counters", "COUNT": count}
+    clear = Launch(hopper.clear_counters, (ceil_div(count, 4096), 1, 1), zero, {"BLOCK": 4096})
+    args: dict[str, str | Dim] = {f"{name}_ptr": name for name in ("x", "weight", "bias", "y", "y_scale")}
+    args |= {"counters": "counters", "L": length}
+    warps = next(warps for warps in (4, 2, 1) if dim % (256 * warps) == 0)  # each holds 256 columns at a time
+    grid = ceil_div(length, rows), 1, 1
+    quantize = Launch(hopper.layer_norm_quantize_hopper, grid, args, {"D": dim, "ROWS": rows}, warps)
+    return LaunchPlan((Buffer("counters", "int32", (count,)),), (clear, quantize))
+
+
 def launch_plan(dims: Mapping[str, Dim], attributes: Mapping[str, int | str], sm: int) -> LaunchPlan:
     """Plan of LayerNormQuantize."""
     length, dim = dims["L"], dims["D"]
+    if sm == 90 and isinstance(dim, int) and dim % 256 == 0:
+        return _hopper_plan(length, dim)
     statistics = Launch(
         layer_norm_statistics,
         (length, 1, 1),

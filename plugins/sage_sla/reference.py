@@ -55,14 +55,14 @@ def _blocks(x: torch.Tensor, block: int) -> torch.Tensor:
 def _sparse(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
     """Softmax attention of one head over its kept blocks: q, k, v [L,128], kept [nq,K] → fp32 [L,128]."""
     length = k.shape[0]
-    qb, kb, vb = _blocks(q, BLOCK_Q), _blocks(k, BLOCK_K), _blocks(v, BLOCK_K)
-    real = (torch.arange(kb.shape[0] * BLOCK_K, device=k.device) < length).unflatten(0, (-1, BLOCK_K))
+    qb, kb, vb = _blocks(q, BLOCK_Q) / math.sqrt(HEAD_DIM), _blocks(k, BLOCK_K), _blocks(v, BLOCK_K)
+    last, real = kb.shape[0] - 1, length - (kb.shape[0] - 1) * BLOCK_K
     out = torch.empty_like(qb)
     for start in range(0, qb.shape[0], _Q_BLOCKS):
         chosen = kept[start : start + _Q_BLOCKS]
         keys, values = kb[chosen].flatten(1, 2), vb[chosen].flatten(1, 2)
-        scores = qb[start : start + _Q_BLOCKS] @ keys.transpose(1, 2) / math.sqrt(HEAD_DIM)
-        scores.masked_fill_(~real[chosen].flatten(1, 2)[:, None], -math.inf)
+        scores = qb[start : start + _Q_BLOCKS] @ keys.transpose(1, 2)
+        scores.unflatten(2, (-1, BLOCK_K)).transpose(1, 2)[chosen == last, :, real:] = -math.inf
         out[start : start + _Q_BLOCKS] = torch.softmax(scores, -1) @ values
     return out.flatten(0, 1)[: q.shape[0]]
 
