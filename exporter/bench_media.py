@@ -127,7 +127,7 @@ def chunk_loop(
         x = chunk.contiguous(memory_format=way.layout)
         for half in order:
             x, held[half] = run(half, x, held[half], weights, spec, way.tape)
-        out.append(x)
+        out.append(x.clamp(-1, 1) if half == "decode_pixels" else x)  # as diffusers does
     return torch.cat(out, 2)
 
 

@@ -13,15 +13,16 @@ from exporter.stages import BlockOptions
 from exporter.text_encoder import TEXT_ENCODERS, TextSpec, block_weights, norm_weights, text_block, text_norm
 from exporter.trace import dit_stage
 from exporter.vae import halves
+from exporter.vae.frames import to_bytes
 from exporter.vae.layers import Weights
 from exporter.vae.spec import CHUNK, PIXELS, VAES, VaeSpec
 from exporter.vae.weights import packed_weights
 from exporter.weights import LinearMode, Stage
+from runtime.media.stages import CACHE, TOTAL
 
 DIT_STAGES: tuple[Stage, ...] = get_args(Stage)
 _TEXT_PROFILE = (2, 64, 512)  # tokens of a prompt: a word and the end mark, a usual prompt, the most
 _MIN_SIDE = 2  # latents
-CACHE = "cache."  # the prefix of caches among a VAE stage's inputs and outputs
 
 
 def component_stages(
@@ -80,22 +81,23 @@ def _vae_stage(spec: VaeSpec, name: str, half: halves.Half, first: bool, profile
     frames = 1 if first else CHUNK
     pixels = {"fp32": (1, PIXELS, frames, *_area(spec.factor))}
     features, latents = {"bf16": (1, spec.top, 1, *_area(1))}, {"fp32": (1, spec.latent, 1, *_area(1))}
-    takes, gives = {
-        "decode_latent": (latents, features),
-        "decode_pixels": (features, pixels),
-        "encode_pixels": (pixels, features),
-        "encode_latent": (features, latents),
+    takes, (gives,) = {
+        "decode_latent": (latents, features.values()),
+        "decode_pixels": (features, [(frames, *_area(spec.factor), PIXELS)]),
+        "encode_pixels": (pixels, features.values()),
+        "encode_latent": (features, latents.values()),
     }[half]
     ((dtype, dims),) = takes.items()
+    total = {TOTAL: (1,)} if half == "decode_pixels" else {}
     return StageSpec(
         name=name,
         component="vae",
         inputs={"chunk": StageInput(dtype, dims), **({} if first else cache_inputs)},
         weights=packed_weights(spec, half),
-        outputs=("chunk", *caches),
+        outputs=("chunk", *total, *caches),
         function=partial(_run_half, spec, half, None if first else tuple(halves.caches(spec, half))),
         profile=profile,
-        output_dims=(*gives.values(), *(cache.dims for cache in cache_inputs.values())),
+        output_dims=(gives, *total.values(), *(cache.dims for cache in cache_inputs.values())),
     )
 
 
@@ -110,4 +112,4 @@ def _run_half(
     x, *before, weights = args
     taken = None if names is None else dict(zip(names, before, strict=True))
     out, kept = halves.run(half, x, taken, weights, spec, **options)
-    return (out, *kept.values())
+    return (*(to_bytes(out) if half == "decode_pixels" else (out,)), *kept.values())

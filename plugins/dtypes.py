@@ -1,4 +1,4 @@
-"""The dtypes a plugin tensor may have, and what each is called elsewhere."""
+"""The dtypes a tensor of plugins, engines and weights may have, and what each is called elsewhere."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ class DType:
 DTYPES: Mapping[str, DType] = MappingProxyType(
     {
         "int8": DType(1, "int8", "i8", "INT8", "INT8", "I8"),
+        "uint8": DType(1, "uint8", "u8", "UINT8", "UINT8", "U8"),
         "fp8": DType(1, "float8_e4m3fn", "fp8e4nv", "FP8", "FLOAT8E4M3FN", "F8_E4M3"),
         "bf16": DType(2, "bfloat16", "bf16", "BF16", "BFLOAT16", "BF16"),
         "fp16": DType(2, "float16", "fp16", "HALF", "FLOAT16", "F16"),

@@ -15,7 +15,7 @@ from msgspec import Meta, Struct
 from plugins.errors import UserError
 
 MANIFEST_NAME = "manifest.json"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 MAX_MANIFEST_BYTES = 16 << 20  # a manifest is some tens of kilobytes; anything this long is not one
 _CHUNK = 1 << 20
 

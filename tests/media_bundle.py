@@ -71,8 +71,9 @@ def _outputs(stage: Any) -> dict[str, Any]:
     if stage.component == "text":
         dtype = "fp32" if stage.name == "text_block" else "bf16"
         return {stage.output_names[0]: (stage.inputs["x"].dims, dtype)}
-    chunk = "fp32" if stage.name in ("decode_first", "decode_next", "encode_latent") else "bf16"
-    dtypes = [chunk] + ["bf16"] * (len(stage.outputs) - 1)
+    decodes = stage.name in ("decode_first", "decode_next")
+    named = {"chunk": "uint8" if decodes else "fp32" if stage.name == "encode_latent" else "bf16", "total": "fp32"}
+    dtypes = [named.get(name, "bf16") for name in stage.outputs]
     return dict(zip(stage.output_names, zip(stage.output_dims, dtypes, strict=True), strict=True))
 
 

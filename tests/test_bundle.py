@@ -38,7 +38,7 @@ def test_bytes_depend_on_content_only(tmp_path: Path) -> None:
     backwards = msgspec.structs.replace(first, files=dict(reversed(first.files.items())))
     assert encode_manifest(backwards) == data
     assert list(json.loads(data)["files"]) == sorted(first.files)
-    assert data.startswith(b'{\n  "schema_version": 1,\n')
+    assert data.startswith(b'{\n  "schema_version": 2,\n')
 
 
 def test_sha256_is_the_files_and_reports_its_parts(tmp_path: Path) -> None:
@@ -151,10 +151,10 @@ def test_garbage_is_corrupt_not_a_crash(tmp_path: Path, data: bytes) -> None:
 
 def test_another_schema_version_names_the_remedy(tmp_path: Path) -> None:
     make_bundle(tmp_path)
-    _edit(tmp_path, lambda m: m.update(schema_version=2, something="new"))
+    _edit(tmp_path, lambda m: m.update(schema_version=3, something="new"))
     with pytest.raises(UserError, match="upgrade turbotrt"):
         load_manifest(tmp_path)
-    _edit(tmp_path, lambda m: m.update(schema_version=0))
+    _edit(tmp_path, lambda m: m.update(schema_version=1))
     with pytest.raises(UserError, match="export the bundle again"):
         load_manifest(tmp_path)
 

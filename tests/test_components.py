@@ -145,7 +145,7 @@ def test_engines_of_all_components_are_real(bundle: tuple[Path, SilentProgress])
     assert dims["chunk"] == (1, VAE.top, 1, "H", "W")
     assert dims["cache.decoder.head.2"] == (1, VAE.base, 2, "8*H", "8*W")
     (frames, *_) = manifest.media[-1].outputs
-    assert (frames.name, frames.dtype, frames.dims) == ("chunk_out", "fp32", (1, 3, 4, "8*H", "8*W"))
+    assert (frames.name, frames.dtype, frames.dims) == ("chunk_out", "uint8", (4, "8*H", "8*W", 3))
 
 
 def test_polygraphys_lines_are_for_all_components(bundle: tuple[Path, SilentProgress], tmp_path: Path) -> None:

@@ -26,9 +26,10 @@ from exporter.bench_text import bench_text  # noqa: E402
 from exporter.models import MODELS  # noqa: E402
 from exporter.progress import SilentProgress  # noqa: E402
 from exporter.torch_media import TorchRunner, open_runner  # noqa: E402
+from exporter.vae.frames import to_bytes  # noqa: E402
 from exporter.vae.layers import norm_silu  # noqa: E402
 from exporter.vae.norm_kernel import launch  # noqa: E402
-from runtime.media.vae import Vae, to_uint8  # noqa: E402
+from runtime.media.vae import Vae  # noqa: E402
 from runtime.weights_file import WeightsFile  # noqa: E402
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("cuda")]
@@ -152,9 +153,12 @@ def test_norm_and_silu_in_one_pass(channels: int, dtype: Any) -> None:
 
 
 def test_frames_become_bytes_on_the_device_as_on_the_host() -> None:
-    """The clamp and the rounding of a chunk, against torch."""
-    chunk = torch.rand(1, 3, 4, 32, 48, device="cuda") * 2 - 1
-    want = ((chunk[0].permute(1, 2, 3, 0) + 1) * 127.5).round().clamp(0, 255).byte().cpu().numpy()
-    got = np.empty((4, 32, 48, 3), np.uint8)
-    to_uint8(chunk.cpu().numpy(), got)
-    assert np.array_equal(got, want)
+    """The clamp, the rounding and the order of a chunk, against numpy; NaN and infinity show in the sum."""
+    chunk = torch.rand(1, 3, 4, 32, 48, device="cuda") * 3 - 1.5
+    frames, total = to_bytes(chunk)
+    scaled = (chunk[0].permute(1, 2, 3, 0).cpu().numpy().clip(-1, 1) + 1) * np.float32(127.5)
+    assert np.array_equal(frames.cpu().numpy(), np.rint(scaled).astype(np.uint8))
+    assert torch.isfinite(total).all()
+    for bad in (float("nan"), float("inf")):
+        chunk[0, 1, 2, 3, 4] = bad
+        assert not torch.isfinite(to_bytes(chunk)[1]).any()

@@ -105,15 +105,15 @@ def test_the_runners_way_chunk_after_chunk():
             given = {"chunk": torch.randn(1, SPEC.top, 1, H, W, generator=generator).bfloat16(), **held}
             shapes = [shape_of(dims, sizes) for dims in stage.output_dims]
             wanted = {name: torch.empty(s, dtype=torch.bfloat16) for name, s in zip(stage.outputs, shapes, strict=True)}
-            wanted["chunk"] = wanted["chunk"].float()
+            wanted |= {"chunk": wanted["chunk"].byte(), "total": wanted["total"].float()}
             run_stage(stage, {**given, **weights}, wanted, channels_last=channels_last)
-            held = {name: x for name, x in wanted.items() if name != "chunk"}
-            out.append(wanted["chunk"])
-        return torch.cat(out, 2)
+            held = {name: x for name, x in wanted.items() if name.startswith("cache.")}
+            out.append(wanted["chunk"].float())
+        return torch.cat(out) - 127.5
 
     want = frames(False)
     assert distance(frames(True), want) < 2e-2  # bf16, roundings in another order
-    assert want.std() > 0.05
+    assert want.std() > 6
 
 
 def test_it_takes_less_memory():

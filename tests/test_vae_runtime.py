@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from dataclasses import replace
 from itertools import cycle
@@ -23,7 +24,7 @@ from runtime.media import tiles as tiles_module  # noqa: E402
 from runtime.media import vae_plan as plan_module  # noqa: E402
 from runtime.media.latents import denormalized, normalized  # noqa: E402
 from runtime.media.tiles import MARGIN, Tile, cut, spans  # noqa: E402
-from runtime.media.vae import Vae, to_uint8  # noqa: E402
+from runtime.media.vae import Vae  # noqa: E402
 from runtime.media.writer import BackgroundWriter  # noqa: E402
 from runtime.weights_file import WeightsFile  # noqa: E402
 
@@ -74,8 +75,8 @@ def plain_decode(bundle, latents):
     for chunk in z.split(1, 2):
         x, features = halves.run("decode_latent", chunk, features, weights, SPEC)
         x, pixels = halves.run("decode_pixels", x, pixels, weights, SPEC)
-        out.append(np.empty((x.shape[2], 8 * h, 8 * w, 3), np.uint8))
-        to_uint8(x.numpy(), out[-1])
+        scaled = (x[0].permute(1, 2, 3, 0).numpy().clip(-1, 1) + 1) * np.float32(127.5)
+        out.append(np.rint(scaled).astype(np.uint8))
     return np.concatenate(out)
 
 
@@ -84,6 +85,19 @@ def test_whole_is_the_plain_function_and_streams(bundle, vae):
     chunks = list(vae().decode(latents))
     assert [len(chunk) for chunk in chunks] == [1, 4, 4]
     assert np.array_equal(np.concatenate(chunks), plain_decode(bundle, latents))
+
+
+def test_pixels_that_are_no_numbers_are_an_error(bundle, runner, tmp_path):
+    """As bytes they would be black frames: the sum that comes beside them says what they were."""
+    from safetensors.torch import load_file, save_file
+
+    for bad in (math.nan, math.inf):
+        weights = load_file(bundle[0] / VAE_NAME)
+        weights["decoder.head.2.bias"][1] = bad
+        save_file(weights, tmp_path / "bad.safetensors")
+        vae = Vae(runner, bundle[1], WeightsFile(tmp_path / "bad.safetensors"), None)
+        with pytest.raises(UserError, match="NaN or infinity"):
+            list(vae.decode(smooth_latents((2, H, W))))
 
 
 @pytest.fixture

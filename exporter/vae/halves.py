@@ -109,7 +109,7 @@ def run(
     """One chunk of one half → its output and the caches for the next chunk.
 
     decode_latent: latents fp32 [1, 16, t, H, W], not normalized → features [1, top, t, H, W].
-    decode_pixels: features → frames fp32 [1, 3, 4t, 8H, 8W] in [−1, 1].
+    decode_pixels: features → frames fp32 [1, 3, 4t, 8H, 8W], −1 black and 1 white, not clamped.
     encode_pixels: frames fp32 [1, 3, 4t, 8H, 8W] → features [1, top, t, H, W].
     encode_latent: features → the latents' mean, fp32 [1, 16, t, H, W].
     ``before`` None is the first chunk: one frame and one latent, t = 1. Features and caches have the weights' dtype.
@@ -128,7 +128,7 @@ def run(
     if parts.after is not None:
         x = pointwise(x, weights, parts.after.name)
     if half == "decode_pixels":
-        x = x.float().clamp(-1, 1)
+        x = x.float()
     elif half == "encode_latent":
         x = x[:, : spec.latent].float()
     return x, {name: tape.kept[name] for name in caches(spec, half)}

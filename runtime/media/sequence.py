@@ -16,10 +16,10 @@ from runtime.backend import Memory, tensors
 from runtime.bundle import MediaStage
 from runtime.layout import Layout
 from runtime.media.runner import Runner
-from runtime.media.stages import Sizes, cache_layout, input_layout, output_layout, weight_slot
+from runtime.media.stages import TOTAL, Sizes, cache_layout, input_layout, output_layout, weight_slot
 from runtime.weights_file import WeightsFile
 
-_NUMPY = {"fp32": np.float32, "bf16": np.uint16}
+_NUMPY = {"fp32": np.float32, "bf16": np.uint16, "uint8": np.uint8}
 
 
 class Sequence:
@@ -71,7 +71,10 @@ class Sequence:
         self._free()
 
     def step(self, chunk: npt.NDArray[Any], track: int = 0) -> npt.NDArray[Any]:
-        """The output of a track's next chunk; bf16 tensors are bits in uint16 on both sides."""
+        """The output of a track's next chunk; bf16 tensors are bits in uint16 on both sides.
+
+        Raises UserError where a stage that sums up its output gave NaN or infinity.
+        """
         stage = self._first if self._first is not None and self._chunks[track] == 0 else self._following
         taken, given = input_layout(stage, self._sizes), output_layout(stage, self._sizes)
         place = taken.places["chunk"]
@@ -83,9 +86,15 @@ class Sequence:
         self._runner.run(stage.name, inputs, {**tensors(self._output, given), **write})
         self._held[track], self._spare = self._spare, self._held[track]
         self._chunks[track] += 1
-        out = np.empty(given.places["chunk"].shape, _NUMPY[given.places["chunk"].dtype])
-        self._device.download(self._output, 0, out.reshape(-1).view(np.uint8))
-        return out
+        raw = np.empty(given.nbytes, np.uint8)
+        self._device.download(self._output, 0, raw)
+        found = {
+            name: raw[place.offset : place.offset + place.nbytes].view(_NUMPY[place.dtype]).reshape(place.shape)
+            for name, place in given.places.items()
+        }
+        if not np.isfinite(found.get(TOTAL, 0)).all():
+            raise UserError("The VAE gave NaN or infinity.", remedy="check the VAE's weights")
+        return found["chunk"]
 
     def _enter(self) -> None:
         stages = [stage for stage in (self._first, self._following) if stage is not None]

@@ -10,6 +10,7 @@ from runtime.dims import shape_of
 from runtime.layout import OUTPUT_SUFFIX, Layout, layout
 
 CACHE = "cache."  # the prefix of what a VAE stage keeps for the next chunk
+TOTAL = "total"  # the sum of a chunk's pixels, in which NaN shows
 _ACTIVATIONS = ("x", "buckets", "chunk")
 
 Sizes = Mapping[str, int]  # symbol → value
