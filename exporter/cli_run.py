@@ -57,8 +57,8 @@ def plan(
 ) -> None:
     """Say what a run would keep in device memory and what it would stream, without loading anything.
 
-    Needs neither a GPU nor weights. Without --vram: everything resident. Text encoder, DiT and VAE run one after the
-    other, so that the largest part counts.
+    Needs neither a GPU nor weights; --backend torch plans for the device here. Without --vram: everything resident.
+    Text encoder, DiT and VAE run one after the other, so that the largest part counts.
 
     Example: turbotrt plan --bundle engines/wan2.1-14b-720p-rtx5090 --vram 12GB
     """
