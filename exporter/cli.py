@@ -35,6 +35,7 @@ from plugins.errors import UserError
 from runtime.bundle import load_manifest
 from runtime.checks import pack_command, rebuild_command
 from runtime.memory_plan import gigabytes
+from runtime.versions import own_version
 
 if TYPE_CHECKING:
     from exporter.packing import PackedWeights
@@ -51,9 +52,7 @@ app = typer.Typer(
 
 def _version(asked: bool) -> None:
     if asked:
-        from importlib.metadata import version
-
-        typer.echo(f"turbotrt {version('turbotrt')}")
+        typer.echo(f"turbotrt {own_version()}")
         raise typer.Exit
 
 
