@@ -73,7 +73,7 @@ def plan(
     asked: dict[str, Any] = {"vram": budget, "size": parse_size(size), "frames": frames, "steps": steps}
     made = plan_parts(manifest, kind, parts, **asked)
     if as_json:
-        listed = [{"part": part.name, "peak": part.peak, "how": part.how} for part in made.parts]
+        listed = [{"part": part.name, "peak_bytes": part.peak, "how": part.how} for part in made.parts]
         typer.echo(json.dumps({**made.dit.plain(), "parts": listed, "source": kind.source}, indent=2))
         return
     for line in made.lines():

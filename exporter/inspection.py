@@ -88,9 +88,9 @@ def _plan_facts(plan: Plan) -> dict[str, Any]:
             {
                 "name": k.name,
                 "cubin_bytes": len(k.cubin),
-                "shared": k.shared,
+                "shared_bytes": k.shared,
                 "registers": k.registers,
-                "spills": k.spills,
+                "stack_bytes": k.spills,
             }
             for k in plan.kernels
         ],

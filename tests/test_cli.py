@@ -247,7 +247,8 @@ def test_inspect_shows_a_good_bundle(tmp_path: Path) -> None:
     found = json.loads(run("inspect", tmp_path, "--json").stdout)
     assert found["problems"] == []
     assert found["manifest"]["model"]["name"] == "wan-tiny"
-    assert found["plans"]["block.plan"]["kernels"][0]["name"] == "copy_kernel"
+    (kernel,) = found["plans"]["block.plan"]["kernels"]
+    assert kernel == {"name": "copy_kernel", "cubin_bytes": 4, "shared_bytes": 0, "registers": 32, "stack_bytes": 0}
 
 
 def _truncate(folder: Path) -> None:

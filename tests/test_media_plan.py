@@ -106,7 +106,7 @@ def test_plan_shows_every_part(engines: Manifest, tmp_path: Path) -> None:
         assert re.search(rf"^  {name} +[0-9.]+ [MG]B  ", said.stdout, re.MULTILINE)
     found = json.loads(CliRunner().invoke(app, [*arguments, "--json"]).stdout)
     assert [part["part"] for part in found["parts"]] == [TEXT, DIT, DECODE]
-    assert found["parts"][1]["peak"] == found["peak"]
+    assert found["parts"][1]["peak_bytes"] == found["peak_bytes"]
 
 
 def test_torch_plans_the_device_that_runs(folder: Path, tmp_path: Path) -> None:
@@ -121,7 +121,7 @@ def test_torch_plans_the_device_that_runs(folder: Path, tmp_path: Path) -> None:
     assert told.exit_code == 0, told.output
     assert re.search(rf"^  DiT +{gigabytes(loaded)}  ", told.stderr, re.MULTILINE)
     planned = CliRunner().invoke(app, ["plan", *given, "--json"])
-    assert json.loads(planned.stdout)["peak"] == loaded
+    assert json.loads(planned.stdout)["peak_bytes"] == loaded
 
 
 def test_the_table_shows_what_the_device_counted(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
