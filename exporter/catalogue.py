@@ -62,7 +62,7 @@ def catalogue() -> dict[str, list[dict[str, Any]]]:
 
 def show_catalogue(console: Console) -> None:
     """The two tables."""
-    models = _table("Models (--model)", "INT8: the weights; VRAM: an estimate at max L, one expert resident")
+    models = open_table("Models (--model)", "INT8: the weights; VRAM: an estimate at max L, one expert resident")
     for heading in ("model", "size", "L", "max L", "steps", "INT8", "VRAM"):
         models.add_column(heading, justify="left" if heading in ("model", "size") else "right", no_wrap=True)
     for model in MODELS.values():
@@ -73,7 +73,7 @@ def show_catalogue(console: Console) -> None:
             count + gigabytes(row["weights_bytes"]), gigabytes(row["vram_estimate_bytes"]),
         )  # fmt: skip
     console.print(models)
-    gpus = _table("GPUs (--gpu)", "on that GPU: with the tensorrt extra; --onnx-only makes the rest anywhere")
+    gpus = open_table("GPUs (--gpu)", "on that GPU: with the tensorrt extra; --onnx-only makes the rest anywhere")
     for heading in ("gpu", "product", "SM", "flavour", "VRAM", "engines"):
         whole = heading not in ("product", "engines")  # what a command line takes is never cut or broken
         gpus.add_column(heading, justify="right" if heading in ("SM", "VRAM") else "left", no_wrap=whole)
@@ -84,8 +84,8 @@ def show_catalogue(console: Console) -> None:
     console.print(gpus)
 
 
-def _table(title: str, caption: str | None = None) -> Table:
-    """Without outer edges: the rows of both tables fit a terminal of 80 columns."""
+def open_table(title: str, caption: str | None = None) -> Table:
+    """Without outer edges, so that its rows fit a terminal of 80 columns."""
     return Table(title=title, caption=caption, box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -33,7 +32,10 @@ from exporter.polygraphy_files import closing_lines as polygraphy_lines
 from exporter.progress import RichProgress
 from exporter.spec import ExportSpec, export_spec, parse_linear
 from plugins.errors import UserError
+from runtime.bundle import load_manifest
+from runtime.checks import pack_command, rebuild_command
 from runtime.memory_plan import gigabytes
+from runtime.versions import own_version
 
 if TYPE_CHECKING:
     from exporter.packing import PackedWeights
@@ -50,9 +52,7 @@ app = typer.Typer(
 
 def _version(asked: bool) -> None:
     if asked:
-        from importlib.metadata import version
-
-        typer.echo(f"turbotrt {version('turbotrt')}")
+        typer.echo(f"turbotrt {own_version()}")
         raise typer.Exit
 
 
@@ -142,19 +142,13 @@ def _closing_lines(spec: ExportSpec, folder: Path) -> list[str]:
     weights = folder / "weights.safetensors"
     if spec.checkpoint is not None or all(path.is_file() for path in weight_paths(weights, spec.model).values()):
         return [*lines, *_media_lines(spec, folder), f"{folder}: {what}, weights."]
-    options = ["--model", spec.model.name, "--gpu", spec.gpu.name, "--out", str(spec.out)]
-    options += ["--attention", spec.attention, "--linear", spec.linear]
-    options += ["--topk", f"{spec.topk_milli / 1000:g}"] if spec.attention != "sage" else []
-    options += ["--text-linear", spec.text_linear] if spec.text_linear != "bf16" else []
-    options += ["--onnx-only"] if spec.onnx_only else []
-    packed = ["--model", spec.model.name, "--out", str(weights)]
-    packed += ["--linear", spec.linear]
+    manifest = load_manifest(folder)
     return [
         *lines,
         *_media_lines(spec, folder),
         f"{folder}: {what}. It has no weights yet; add them with one of",
-        f"  turbotrt pack --checkpoint PATH_OR_HF_ID {shlex.join(packed)}",
-        f"  turbotrt export --checkpoint PATH_OR_HF_ID {shlex.join(options)}",
+        f"  {pack_command(folder, manifest)}",
+        f"  {rebuild_command(manifest, folder, checkpoint=True)}",
     ]
 
 

@@ -57,8 +57,8 @@ def plan(
 ) -> None:
     """Say what a run would keep in device memory and what it would stream, without loading anything.
 
-    Needs neither a GPU nor weights. Without --vram: everything resident. Text encoder, DiT and VAE run one after the
-    other, so that the largest part counts.
+    Needs neither a GPU nor weights; --backend torch plans for the device here. Without --vram: everything resident.
+    Text encoder, DiT and VAE run one after the other, so that the largest part counts.
 
     Example: turbotrt plan --bundle engines/wan2.1-14b-720p-rtx5090 --vram 12GB
     """
@@ -73,7 +73,7 @@ def plan(
     asked: dict[str, Any] = {"vram": budget, "size": parse_size(size), "frames": frames, "steps": steps}
     made = plan_parts(manifest, kind, parts, **asked)
     if as_json:
-        listed = [{"part": part.name, "peak": part.peak, "how": part.how} for part in made.parts]
+        listed = [{"part": part.name, "peak_bytes": part.peak, "how": part.how} for part in made.parts]
         typer.echo(json.dumps({**made.dit.plain(), "parts": listed, "source": kind.source}, indent=2))
         return
     for line in made.lines():

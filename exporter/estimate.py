@@ -103,7 +103,7 @@ def _row(estimate: OpEstimate) -> dict[str, Any]:
         "dims": estimate.call.dims,
         "attributes": dict(estimate.call.attributes),
         "count": estimate.count,
-        "bytes": estimate.cost.bytes,
+        "traffic_bytes": estimate.cost.bytes,
         "operations": dict(estimate.cost.operations),
         "bound": estimate.limit.bound,
         "limit_ms": estimate.limit.ms,
@@ -162,7 +162,7 @@ def show_estimate(found: dict[str, Any], console: Console) -> None:
         reached, error = row["efficiency"], row["h200_worst_error"]
         table.add_row(
             row["op"], " ".join(f"{name}={value}" for name, value in (row["dims"] | row["attributes"]).items()),
-            str(row["count"]), f"{row['bytes'] / 1e9:.2f}", f"{sum(row['operations'].values()) / 1e12:.2f}",
+            str(row["count"]), f"{row['traffic_bytes'] / 1e9:.2f}", f"{sum(row['operations'].values()) / 1e12:.2f}",
             row["bound"], f"{row['limit_ms']:.3f}", "(100%)" if reached is None else f"{reached:.0%}",
             f"{row['ms']:.3f}", "–" if error is None else f"{error:+.0%}",
         )  # fmt: skip

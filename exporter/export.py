@@ -14,12 +14,12 @@ from typing import Any
 import msgspec
 
 from exporter.checkpoint.experts import check_checkpoint
-from exporter.checkpoint.hub import is_local
+from exporter.checkpoint.hub import look_for
 from exporter.components import component_stages
 from exporter.engines import build_stage, engine_key, kept_engine
 from exporter.flavour import check_buildable
 from exporter.graphs import StageGraph, onnx_name, stage_graph, tools
-from exporter.media_weights import kept_media, pack_media
+from exporter.media_weights import TOKENIZER_NAME, kept_media, pack_media
 from exporter.models import FPS, FREQ_DIM, TEXT_LENGTH
 from exporter.one_file import add_one_file, carry_one_file, check_memory
 from exporter.packing import add_to_bundle, pack_checkpoint
@@ -52,7 +52,7 @@ def export_bundle(spec: ExportSpec, report: Progress) -> Path:
         check_buildable(spec.gpu)
     if spec.one_file:
         check_memory(spec)
-    _check_sources(spec)
+    _check_sources(spec, report)
     options = BlockOptions(spec.attention, spec.topk_milli, spec.linear)
     stages = [
         stage
@@ -75,13 +75,13 @@ def export_bundle(spec: ExportSpec, report: Progress) -> Path:
     return spec.bundle_dir
 
 
-def _check_sources(spec: ExportSpec) -> None:
+def _check_sources(spec: ExportSpec, report: Progress) -> None:
     """Raise UserError for checkpoints that are not there, before the minutes that everything else takes."""
     if spec.checkpoint is not None:
-        check_checkpoint(spec.checkpoint, spec.model)
-    for named in (spec.text_encoder, spec.tokenizer, spec.vae):
+        check_checkpoint(spec.checkpoint, spec.model, report.note)
+    for named, file in ((spec.text_encoder, None), (spec.tokenizer, TOKENIZER_NAME), (spec.vae, None)):
         if named is not None:
-            is_local(named)
+            look_for(named, report.note, file)
 
 
 def _write(

@@ -11,12 +11,15 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
-from exporter.catalogue import gigabytes
+from exporter.catalogue import gigabytes, open_table
 from exporter.progress import Progress
 from plugins.plan import Plan, decode
 from runtime.bundle import MANIFEST_NAME, Manifest, MediaStage, StageFiles, load_manifest, verify_file
 from runtime.checks import pack_command, rebuild_command
 from runtime.media.embeds_cache import FOLDER
+
+#: Columns of a terminal in which tables say more than in 80.
+WIDE = 110
 
 
 @dataclass(frozen=True)
@@ -88,9 +91,9 @@ def _plan_facts(plan: Plan) -> dict[str, Any]:
             {
                 "name": k.name,
                 "cubin_bytes": len(k.cubin),
-                "shared": k.shared,
+                "shared_bytes": k.shared,
                 "registers": k.registers,
-                "spills": k.spills,
+                "stack_bytes": k.spills,
             }
             for k in plan.kernels
         ],
@@ -102,7 +105,7 @@ def show_inspection(console: Console, found: Inspection) -> None:
     _show_facts(console, found.manifest, found.folder)
     _show_stages(console, found.manifest)
     _show_plans(console, found)
-    files = _table("Files", "file", "size>", "state")
+    files = _table("Files", "file", "size>", "state", wraps="state")
     for name, info in sorted(found.manifest.files.items()):
         files.add_row(name, gigabytes(info.bytes), found.states[name])
     console.print(files)
@@ -127,11 +130,12 @@ def _remedy(found: Inspection) -> str:
     return rebuild_command(found.manifest, found.folder)
 
 
-def _table(title: str, *headings: str) -> Table:
-    """A heading that ends with > is of a column of numbers."""
-    table = Table(title=title)
+def _table(title: str, *headings: str, wraps: str) -> Table:
+    """A heading that ends with > is of a column of numbers; the column ``wraps`` alone gives way, between words."""
+    table = open_table(title)
     for heading in headings:
-        table.add_column(heading.rstrip(">"), justify="right" if heading.endswith(">") else "left", overflow="fold")
+        name = heading.rstrip(">")
+        table.add_column(name, justify="right" if heading != name else "left", no_wrap=name != wraps, overflow="fold")
     return table
 
 
@@ -143,47 +147,63 @@ def _show_facts(console: Console, manifest: Manifest, folder: Path) -> None:
     parts = [*(f"{part}: {file}" for part, file in sorted(manifest.media_weights.items())), manifest.tokenizer or ""]
     media = ", ".join(filter(None, parts)) or "no weights of text encoder or VAE"
     media += f"; text linear {manifest.text_linear}" if any(s.component == "text" for s in manifest.media) else ""
-    lines = (
-        f"bundle    {folder}",
-        f"model     {model.name}: {model.layers} blocks, D {model.dim}, {model.heads} heads, F {model.ffn_dim}, "
+    facts = {
+        "bundle": str(folder),
+        "model": f"{model.name}: {model.layers} blocks, D {model.dim}, {model.heads} heads, F {model.ffn_dim}, "
         f"{model.size[0]}x{model.size[1]}x{model.frames} at {model.fps} fps, up to {model.max_tokens:,} tokens",
-        f"sampler   {sampler.steps} steps, sigma_max {sampler.sigma_max:g}{boundary}, attention {sampler.attention}, "
+        "sampler": f"{sampler.steps} steps, sigma_max {sampler.sigma_max:g}{boundary}, attention {sampler.attention}, "
         f"top-k {sampler.topk_milli / 1000:g}, linear {sampler.linear}",
-        f"gpu       {gpu.name}, sm_{gpu.sm}, {gpu.flavour}",
-        f"weights   {weights}{proj_l}",
-        f"media     {media}",
-        f"VRAM      about {gigabytes(manifest.vram_estimate_bytes)}",
-        f"tools     {', '.join(f'{name} {version}' for name, version in sorted(manifest.tools.items()))}",
-    )
-    console.print("\n".join(lines))
+        "gpu": f"{gpu.name}, sm_{gpu.sm}, {gpu.flavour}",
+        "weights": weights + proj_l,
+        "media": media,
+        "VRAM": f"about {gigabytes(manifest.vram_estimate_bytes)}",
+        "tools": ", ".join(f"{name} {version}" for name, version in sorted(manifest.tools.items())),
+    }
+    table = Table.grid(padding=(0, 2, 0, 0))
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, fact in facts.items():
+        table.add_row(name, fact)
+    console.print(table)
 
 
 def _show_stages(console: Console, manifest: Manifest) -> None:
-    stages = _table("Stages", "stage", "engine", "min/opt/max>", "activations>", "inputs", "outputs")
+    """Of the inputs as many names as there is room for: nearly all are weights or caches, and --json lists them."""
+    wide = console.width >= WIDE
+    stages = _table("Stages", "stage", "min/opt/max>", "activations>", "inputs" if wide else "inputs>", "outputs",
+                    wraps="outputs")  # fmt: skip
     made: tuple[StageFiles | MediaStage, ...] = (*manifest.stages, *manifest.media)
     for stage in made:
         profile = stage.profile
-        activation = "" if stage.activation_bytes is None else gigabytes(stage.activation_bytes)
-        # A block has some thirty inputs, nearly all weights, and the VAE as many caches: --json lists them.
+        activation = "–" if stage.activation_bytes is None else gigabytes(stage.activation_bytes)
         own = [t for t in stage.outputs if "." not in t.name]
-        outputs = ", ".join(f"{t.name} {t.dtype}[{','.join(map(str, t.dims))}]" for t in own)
-        outputs += f" … {len(stage.outputs)} in all" if len(stage.outputs) > len(own) else ""
+        outputs = [f"{t.name} {t.dtype}[{','.join(map(str, t.dims))}]" for t in own]
+        outputs += [f"… {len(stage.outputs)} in all"] if len(stage.outputs) > len(own) else []
         given = [t.name for t in stage.inputs if "." not in t.name][:4]
-        first = ", ".join(given) + (" …" if len(stage.inputs) > len(given) else "")
+        first = f": {', '.join(given)}" + (" …" if len(stage.inputs) > len(given) else "")
         stages.add_row(
-            stage.name, stage.engine or "—", f"{profile.min}/{profile.opt}/{profile.max}", activation,
-            f"{len(stage.inputs)}: {first}", outputs,
+            _title(stage), f"{profile.min}/{profile.opt}/{profile.max}", activation,
+            f"{len(stage.inputs)}{first if wide else ''}", "\n".join(outputs),
         )  # fmt: skip
     console.print(stages)
+    if without := [stage.name for stage in made if stage.engine is None]:
+        console.print(f"stages without an engine (--onnx-only): {', '.join(without)}")
+
+
+def _title(stage: StageFiles | MediaStage) -> str:
+    expert = stage.expert if isinstance(stage, StageFiles) else None
+    return stage.name if expert is None else f"{stage.name}, {expert}"
 
 
 def _show_plans(console: Console, found: Inspection) -> None:
-    plans = _table("Plugins", "node", "op", "sm>", "kernels", "launches>", "plan")
+    """A node's name ends with its op's; its plan's file, which Files lists too, where there is room."""
+    wide = console.width >= WIDE
+    plans = _table("Plugins", "node", "launches>", "kernels", *(["plan"] if wide else []), wraps="kernels")
     for node, file in sorted(found.manifest.plans.items()):
-        plan = found.plans.get(file)
+        plan, last = found.plans.get(file), [file] if wide else []
         if plan is None:
-            plans.add_row(node, "?", "", "", "", file)
+            plans.add_row(node, "?", "", *last)
             continue
-        kernels = ", ".join(kernel.name for kernel in plan.kernels)
-        plans.add_row(node, plan.op, str(plan.sm), kernels, str(len(plan.launches)), file)
+        name = node if node.endswith(plan.op) else f"{node}, {plan.op}"
+        plans.add_row(name, str(len(plan.launches)), ", ".join(kernel.name for kernel in plan.kernels), *last)
     console.print(plans)

@@ -15,14 +15,17 @@ from exporter.stages import BlockOptions
 from plugins.plan import decode
 from plugins.sass import report
 
+_BYTES = {"stack": "stack_bytes", "shared": "shared_bytes"}
+
 
 def kernel_rows(calls: Iterable[OpCall], sm: int) -> list[dict[str, Any]]:
-    """One row a distinct cubin: the ops that launch it, and ``plugins.sass.KernelReport``'s fields."""
+    """One row a distinct cubin: the ops that launch it, and ``plugins.sass.KernelReport``'s fields, bytes so named."""
     rows: dict[bytes, dict[str, Any]] = {}
     for call in calls:
         for kernel in decode(call.plan(sm)).kernels:
             if kernel.cubin not in rows:
-                rows[kernel.cubin] = {"ops": [], "sm": sm, **asdict(report(kernel, sm))}
+                facts = {_BYTES.get(name, name): value for name, value in asdict(report(kernel, sm)).items()}
+                rows[kernel.cubin] = {"ops": [], "sm": sm, **facts}
             if call.op.name not in rows[kernel.cubin]["ops"]:
                 rows[kernel.cubin]["ops"].append(call.op.name)
     return list(rows.values())
@@ -43,7 +46,8 @@ def show_kernels(rows: list[dict[str, Any]], title: str, console: Console) -> No
     for row in rows:
         table.add_row(
             row["name"], ", ".join(row["ops"]), " ".join(f"{name}×{n}" for name, n in row["main_mma"].items()),
-            str(row["registers"]), str(row["stack"]), f"{row['shared'] / 1024:.1f}", str(row["warps_per_sm"]),
-            f"{row['occupancy']:.0%}", f"{row['main_local']}/{row['loop_local']}/{row['local']}",
+            str(row["registers"]), str(row["stack_bytes"]), f"{row['shared_bytes'] / 1024:.1f}",
+            str(row["warps_per_sm"]), f"{row['occupancy']:.0%}",
+            f"{row['main_local']}/{row['loop_local']}/{row['local']}",
         )  # fmt: skip
     console.print(table)

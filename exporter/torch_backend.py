@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 
-from exporter.gpus import gpu_named
 from exporter.stages import BlockOptions
 from exporter.torch_memory import UNSPLIT, stage_bytes
 from exporter.trace import stage_function
@@ -141,15 +140,12 @@ class TorchBackend:
         self.device = TorchDevice(device)
         options = options_of(manifest)
         self._functions = {stage: stage_function(stage, options) for stage in ("embed", "block", "head")}
-        self.overhead_bytes = _overhead(manifest) if self.device.cuda else 0
-
+        self.overhead_bytes = _overhead(manifest, device)
         self._peaks: dict[tuple[str, int], int] = {}
 
     def activation_bytes(self, stage: str, tokens: int) -> int:
         if (stage, tokens) not in self._peaks:
-            sm = device_sm(self.device.device) if self.device.cuda else None
-            found = stage_bytes(self._manifest, stage, tokens, options_of(self._manifest), sm)
-            self._peaks[stage, tokens] = found
+            self._peaks[stage, tokens] = _stage_bytes(self._manifest, stage, tokens, self.device.device)
         return self._peaks[stage, tokens]
 
     def prepare(self, tokens: int) -> None:
@@ -183,20 +179,29 @@ def options_of(manifest: Manifest) -> BlockOptions:
     return BlockOptions(facts.attention, facts.topk_milli, facts.linear)
 
 
-def _overhead(manifest: Manifest) -> int:
-    """cuBLAS, and for each slot of weights and for the run's tensors what the allocator would not split off a block."""
+def _device_here() -> torch.device:
+    """The current CUDA device, the CPU where there is none."""
+    cuda = torch.cuda.is_available()
+    return torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu")
+
+
+def _overhead(manifest: Manifest, device: torch.device) -> int:
+    """cuBLAS, and for each slot of weights and for the run's tensors what the allocator would not split off a block.
+
+    The CPU has neither.
+    """
+    if device.type != "cuda":
+        return 0
     return CUBLAS_BYTES + (len(manifest.model.experts) * (manifest.model.layers + 2) + 2) * UNSPLIT
 
 
-def _planned_bytes(manifest: Manifest, stage: str, tokens: int) -> int:
-    """For a plan before anything is loaded: on the GPU here, or on the bundle's where there is none."""
-    sm = device_sm() if torch.cuda.is_available() else None
-    return stage_bytes(manifest, stage, tokens, options_of(manifest), sm or gpu_named(manifest.gpu.name).cubin_sm)
+def _stage_bytes(manifest: Manifest, stage: str, tokens: int, device: torch.device) -> int:
+    sm = device_sm(device) if device.type == "cuda" else None
+    return stage_bytes(manifest, stage, tokens, options_of(manifest), sm)
 
 
 def _open(folder: Path, manifest: Manifest, report: Report) -> TorchBackend:
-    cuda = torch.cuda.is_available()
-    return TorchBackend(manifest, torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu"))
+    return TorchBackend(manifest, _device_here())
 
 
 def _open_media(folder: Path, manifest: Manifest, report: Report) -> Runner:
@@ -216,9 +221,11 @@ TORCH = BackendKind(
     check=lambda folder, manifest: FINE,
     files=lambda manifest: [],
     open=_open,
-    activation_bytes=_planned_bytes,
-    overhead=_overhead,
-    source="the peak of torch's allocations, followed through the stage on meta tensors, and the plans' workspace",
+    # A plan before anything is loaded is of what would run: the device here, whatever GPU the bundle is for.
+    activation_bytes=lambda manifest, stage, tokens: _stage_bytes(manifest, stage, tokens, _device_here()),
+    overhead=lambda manifest: _overhead(manifest, _device_here()),
+    source="the peak of torch's allocations on the device here, followed through the stage on meta tensors; on a GPU "
+    "with the plans' workspace",
     open_media=_open_media,
     media_bytes=_media_bytes,
 )

@@ -19,16 +19,26 @@ FINE: Verdict = (True, "")
 PLUGIN_TOOL = "turbotrt-plugin"  # the manifest's name, under tools, for the version of our plugins
 
 
-def rebuild_command(manifest: Manifest, folder: Path | None = None) -> str:
-    """The export that makes this bundle again, in the folder where it is."""
+def rebuild_command(
+    manifest: Manifest, folder: Path | None = None, *, checkpoint: bool = False, engines: bool = False
+) -> str:
+    """The export that makes this bundle again, in the folder where it is, with every option that made it.
+
+    ``checkpoint``: with the DiT's weights, which a one-file engine cannot be made without; PATH_OR_HF_ID is the
+    caller's to replace. ``engines``: with engines even where this bundle has none.
+    """
     sampler = manifest.sampler
+    one_file = any(stage.name == "one-file" for stage in manifest.stages)
     words = ["turbotrt", "export", "--model", manifest.model.name, "--gpu", manifest.gpu.name]
+    words += ["--checkpoint", "PATH_OR_HF_ID"] if checkpoint or one_file else []
     words += ["--out", str(folder.parent)] if folder is not None and folder.parent != Path("engines") else []
     words += ["--attention", sampler.attention, "--linear", sampler.linear]
     words += ["--topk", f"{sampler.topk_milli / 1000:g}"] if sampler.attention != "sage" else []
     components = ["dit", *dict.fromkeys(stage.component for stage in manifest.media)]
     words += ["--components", ",".join(components)] if len(components) < 3 else []
     words += ["--text-linear", manifest.text_linear] if manifest.text_linear != "bf16" else []
+    words += ["--onnx-only"] if not engines and any(stage.engine is None for stage in manifest.stages) else []
+    words += ["--one-file"] if one_file else []
     return shlex.join(words)
 
 
@@ -61,11 +71,12 @@ def check_weights(folder: Path, manifest: Manifest, experts: Sequence[str]) -> V
                     ", ".join(manifest.weights) or "none", pack_command(folder, manifest))  # fmt: skip
 
 
-def check_engines(manifest: Manifest, versions: dict[str, str]) -> Verdict:
+def check_engines(folder: Path, manifest: Manifest, versions: dict[str, str]) -> Verdict:
     """Whether the engines are there and were built by the TensorRT that is here; ``versions``: package → version."""
     if any(stage.engine is None for stage in manifest.stages):
+        again = rebuild_command(manifest, folder, engines=True)
         return mismatch("The bundle has no engines: it was exported with --onnx-only.", "engines of all stages", "none",
-                        f"{rebuild_command(manifest)}, or run it with --backend torch")  # fmt: skip
+                        f"{again}, or run it with --backend torch")  # fmt: skip
     package = manifest.gpu.flavour.replace("_", "-")
     built, here = manifest.tools.get(package, "unknown"), versions.get(package)
     if here is None:
@@ -73,7 +84,7 @@ def check_engines(manifest: Manifest, versions: dict[str, str]) -> Verdict:
         return mismatch(f"The engines need {package}, which is not installed.", f"{package} {built}", "none", extra)
     if built != here:
         return mismatch("The engines were built by another TensorRT.", f"{package} {built}", f"{package} {here}",
-                        f"{rebuild_command(manifest)}, or pip install {package}=={built}")  # fmt: skip
+                        f"{rebuild_command(manifest, folder)}, or pip install {package}=={built}")  # fmt: skip
     return FINE
 
 
@@ -92,7 +103,7 @@ def check_plugins(folder: Path, manifest: Manifest) -> Verdict:
     built = manifest.tools.get(PLUGIN_TOOL, "unknown")
     if built != PLUGIN_VERSION:
         return mismatch("The engines hold plugins of another version.", f"plugins {built}", f"plugins {PLUGIN_VERSION}",
-                        rebuild_command(manifest))  # fmt: skip
+                        rebuild_command(manifest, folder))  # fmt: skip
     for name in sorted(set(manifest.plans.values())):
         with (folder / name).open("rb") as file:
             head = file.read(8)

@@ -104,12 +104,16 @@ class MemoryPlan:
         return replace(self, resident=few, all_experts=False).peak
 
     def plain(self) -> dict[str, Any]:
-        """For JSON."""
-        names = ("tokens", "budget", "peak", "smallest", "weights", "pinned", "layers", "streamed", "all_experts")
-        sizes = {"io": self.sizes.io, "overhead": self.sizes.overhead, "activations": dict(self.sizes.activations)}
-        resident = sorted(unit - 1 for unit in self.resident)
-        values = {name: getattr(self, name) for name in names}
-        return {**values, **sizes, "experts": list(self.experts), "resident_layers": resident}
+        """For JSON; activations by stage."""
+        names = ("tokens", "layers", "streamed", "all_experts")
+        counts = {name: getattr(self, name) for name in ("budget", "peak", "smallest", "weights", "pinned")}
+        counts |= {"io": self.sizes.io, "overhead": self.sizes.overhead, "activation": dict(self.sizes.activations)}
+        return {
+            **{name: getattr(self, name) for name in names},
+            **{f"{name}_bytes": count for name, count in counts.items()},
+            "experts": list(self.experts),
+            "resident_layers": sorted(unit - 1 for unit in self.resident),
+        }
 
     def lines(self) -> list[str]:
         """The plan as one reads it."""

@@ -143,6 +143,13 @@ class Pipeline:
         """Bytes of weights brought to the device since they were last laid out."""
         return 0 if self._storage is None else self._storage.copied_bytes
 
+    def take_waited_seconds(self) -> float:
+        """Seconds that the device waited for weights, streamed or another expert's, since this was asked last.
+
+        For ``on_step``: what counts is the call that is running.
+        """
+        return 0.0 if self._storage is None else self._storage.stream.take_waited_seconds()
+
     def __call__(
         self,
         text_embeds: npt.NDArray[Any],

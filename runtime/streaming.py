@@ -88,6 +88,7 @@ class WeightStream:
         self._heard = copied
         self._copied: dict[int, Event] = {}
         self._used: dict[int, Event] = {}
+        self._waits: list[tuple[Event, Event]] = []
         self._waiting_for = {copy.for_use for copy in run.copies}
         self._error: BaseException | None = None
         self._stopping = False
@@ -97,12 +98,19 @@ class WeightStream:
     def acquire(self, use: int) -> Memory:
         """The slot of a use; what is enqueued on compute from now on finds its weights in place."""
         if use in self._waiting_for:
+            before = self._device.record("compute")
             with self._changed:
                 self._changed.wait_for(lambda: use in self._copied or self._error is not None)
             if self._error is not None:
                 raise self._error
             self._device.wait("compute", self._copied[use])
+            self._waits.append((before, self._device.record("compute")))
         return self._memory[self._run.slots[use]]
+
+    def take_waited_seconds(self) -> float:
+        """Seconds that compute stood still for weights since this was asked last in this run; all must be over."""
+        waits, self._waits = self._waits, []
+        return sum(self._device.elapsed(before, after) for before, after in waits)
 
     def release(self, use: int) -> None:
         """The use is enqueued: its slot may be overwritten when the compute queue has passed this point."""

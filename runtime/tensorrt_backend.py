@@ -116,7 +116,7 @@ def installed() -> dict[str, str]:
 
 
 def _check(folder: Path, manifest: Manifest) -> Verdict:
-    for verdict in (check_engines(manifest, installed()), check_plugins(folder, manifest)):
+    for verdict in (check_engines(folder, manifest, installed()), check_plugins(folder, manifest)):
         if not verdict[0]:
             return verdict
     return check_gpu(manifest, compute_capability())

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
+
+from exporter.spec import ExportSpec
 from plugins.plan import KernelImage, LaunchSpec, Plan, TensorSpec, encode
 from runtime.bundle import (
     GpuFacts,
     Manifest,
+    MediaStage,
     ModelFacts,
     Profile,
     SamplerFacts,
@@ -77,3 +81,18 @@ def make_bundle(folder: Path, *, plan: bytes | None = None, model: ModelFacts = 
     )
     write_manifest(folder, manifest)
     return manifest
+
+
+def make_bundle_of(spec: ExportSpec) -> Path:
+    """The bundle above, as if exported with the choices of ``spec``; its model is wan-tiny whatever the spec says."""
+    made = make_bundle(spec.bundle_dir)
+    stages = tuple(msgspec.structs.replace(s, engine=None if spec.onnx_only else s.engine) for s in made.stages)
+    named = {"text": "text_norm", "vae": "decode_next"}
+    shared = {name: getattr(stages[0], name) for name in ("engine", "onnx", "inputs", "outputs", "profile")}
+    media = tuple(MediaStage(component=c, name=named[c], **shared) for c in spec.components if c in named)  # type: ignore[arg-type]
+    sampler = msgspec.structs.replace(
+        made.sampler, attention=spec.attention, topk_milli=spec.topk_milli, linear=spec.linear
+    )
+    manifest = msgspec.structs.replace(made, stages=stages, media=media, sampler=sampler, text_linear=spec.text_linear)
+    write_manifest(spec.bundle_dir, manifest)
+    return spec.bundle_dir

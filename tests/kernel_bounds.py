@@ -61,8 +61,8 @@ def bounds(rows: list[dict[str, Any]]) -> Bounds:
     for row in rows:
         for op in row["ops"]:
             worst = found.setdefault(f"{op} {row['name']} {row['sm']}", {"warps_per_sm": row["warps_per_sm"]})
-            for field in ("registers", "stack", "shared"):
-                worst[field] = max(worst.get(field, 0), row[field])
+            for field, name in (("registers", "registers"), ("stack", "stack_bytes"), ("shared", "shared_bytes")):
+                worst[field] = max(worst.get(field, 0), row[name])
             worst["warps_per_sm"] = min(worst["warps_per_sm"], row["warps_per_sm"])
     return dict(sorted(found.items()))
 

@@ -5,13 +5,17 @@ from __future__ import annotations
 import sys
 import types
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from exporter.checkpoint import expert_paths, resolve
-from exporter.checkpoint.hub import parse_hub_id
+from exporter.checkpoint.hub import look_for, parse_hub_id
 from exporter.models import MODELS
+from exporter.progress import SilentProgress
+from exporter.spec import export_spec
 from plugins.errors import UserError
+from runtime.bundle import load_manifest
 
 TINY = MODELS["wan-tiny"]
 I2V = MODELS["wan2.2-i2v-a14b-720p"]
@@ -98,12 +102,17 @@ def test_hub_ids(text: str, parsed: tuple[str, str | None] | None) -> None:
     assert parse_hub_id(text) == parsed
 
 
+class NoRepository(Exception):
+    """What the client raises for a repository that the Hub does not have, or does not show."""
+
+
 class _Hub(types.ModuleType):
     """A stand-in for huggingface_hub that records what it is asked for."""
 
     def __init__(self, folder: Path, files: list[str], error: Exception | None = None) -> None:
         super().__init__("huggingface_hub")
-        self.asked: list[tuple[object, ...]] = []
+        self.asked: list[tuple[Any, ...]] = []
+        self.questions: list[str] = []
 
         def answer(*args: object, **options: object) -> str:
             self.asked.append((*args, options))
@@ -111,13 +120,15 @@ class _Hub(types.ModuleType):
                 raise error
             return str(folder)
 
-        def listing(api: object, repo: str) -> list[str]:
+        def info(api: object, repo: str, timeout: float) -> types.SimpleNamespace:
+            self.questions.append(repo)
             if error:
                 raise error
-            return files
+            return types.SimpleNamespace(siblings=[types.SimpleNamespace(rfilename=name) for name in files])
 
         self.hf_hub_download = self.snapshot_download = answer
-        self.HfApi = type("HfApi", (), {"list_repo_files": listing})
+        self.HfApi = type("HfApi", (), {"model_info": info})
+        self.errors = types.SimpleNamespace(RepositoryNotFoundError=NoRepository)
 
 
 def test_hub_snapshot_and_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -143,6 +154,67 @@ def test_unreachable_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setitem(sys.modules, "huggingface_hub", _Hub(tmp_path, [], ConnectionError("no route")))
     with pytest.raises(UserError, match=r"(?s)org/repo.*ConnectionError: no route.*HF_TOKEN.*local path"):
         resolve("org/repo")
+
+
+def test_an_unreachable_hub_is_asked_once_and_then_its_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its client would repeat every question for half a minute."""
+    hub = _Hub(tmp_path, [], ConnectionError("no route"))
+    monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
+    for text in ("org/repo", "org/repo:a.pth", "org/repo/folder"):
+        with pytest.raises(UserError, match="no route"):
+            resolve(text)
+    assert hub.questions == ["org/repo"] * 3
+    assert [options["local_files_only"] for *_, options in hub.asked] == [True] * 3
+    hub.snapshot_download = lambda *_, **options: str(tmp_path / "cached") if options["local_files_only"] else ""
+    assert resolve("org/repo") == tmp_path / "cached"
+
+
+@pytest.mark.parametrize(
+    ("text", "file", "error", "words"),
+    [
+        ("org/repo", None, NoRepository("404"), r"org/repo.*NoRepository: 404.*HF_TOKEN"),
+        ("org/repo:b.pth", None, None, r"org/repo on Hugging Face has no b\.pth.*a-quant\.pth, a\.pth, high/x\.pth"),
+        ("org/repo", None, None, r"org/repo:a-quant\.pth"),
+        ("org/repo", "tokenizer.json", None, r"has no tokenizer\.json"),
+    ],
+)
+def test_what_the_hub_does_not_have_is_told_without_a_download(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, file: str | None, error: Exception | None, words: str
+) -> None:
+    hub = _Hub(tmp_path, ["a.pth", "a-quant.pth", "high/x.pth"], error)
+    monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
+    with pytest.raises(UserError, match=f"(?s){words}"):
+        look_for(text, lambda _: None, file)
+    assert not hub.asked
+
+
+def test_what_the_hub_has_is_no_path_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub = _Hub(tmp_path, ["a.pth", "a-quant.pth", "high/x.pth"])
+    monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
+    said: list[str] = []
+    assert not any(look_for(text, said.append) for text in ("org/repo:a.pth", "org/repo/high", "org/repo:high/x.pth"))
+    assert look_for(str(tmp_path), said.append)
+    assert (said, hub.asked, len(hub.questions)) == ([], [], 3)
+
+
+def test_engines_are_kept_where_the_hub_cannot_be_reached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    from exporter.export import export_bundle
+
+    said = SilentProgress()
+    choices: dict[str, Any] = {"gpu": "rtx5090", "out": tmp_path / "engines", "components": "dit"}
+    spec = export_spec(model="wan-tiny", checkpoint="org/repo", **choices)
+    monkeypatch.setitem(sys.modules, "huggingface_hub", _Hub(tmp_path, [], NoRepository("404")))
+    with pytest.raises(UserError, match="NoRepository"):
+        export_bundle(spec, said)
+    assert (said.titles, spec.bundle_dir.exists()) == ([], False)  # the answer is sure: nothing is built for nothing
+    monkeypatch.setitem(sys.modules, "huggingface_hub", _Hub(tmp_path, [], ConnectionError("no route")))
+    with pytest.raises(UserError, match="org/repo is neither a path on this machine nor reachable"):
+        export_bundle(spec, said)
+    assert "org/repo: Hugging Face cannot be reached (ConnectionError: no route)" in said.notes[0]
+    engines = [stage.engine for stage in load_manifest(spec.bundle_dir).stages]
+    assert all((spec.bundle_dir / str(name)).stat().st_size for name in engines)
+    assert len(engines) == 3
 
 
 def test_local_paths_never_ask_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

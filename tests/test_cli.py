@@ -16,7 +16,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from bundle_factory import TINY, make_bundle, plan_bytes
+from bundle_factory import TINY, make_bundle, make_bundle_of, plan_bytes
 from typer.main import get_command
 from typer.testing import CliRunner, Result
 
@@ -36,14 +36,15 @@ def run(*arguments: object) -> Result:
 
 
 @pytest.fixture
-def exported(monkeypatch: pytest.MonkeyPatch) -> list[ExportSpec]:
-    """The specs that reach export_bundle, which itself does nothing."""
+def exported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[ExportSpec]:
+    """The specs that reach export_bundle, which itself writes only what the closing lines read."""
+    monkeypatch.chdir(tmp_path)
     specs: list[ExportSpec] = []
     module = ModuleType("exporter.export")
 
     def export_bundle(spec: ExportSpec, report: object) -> Path:
         specs.append(spec)
-        return spec.bundle_dir
+        return make_bundle_of(spec)
 
     module.__dict__["export_bundle"] = export_bundle
     monkeypatch.setitem(sys.modules, "exporter.export", module)
@@ -210,7 +211,7 @@ def test_export_defaults(exported: list[ExportSpec]) -> None:
         [],
         ["--topk", "0.125", "--linear", "bf16", "--out", "a folder"],
         ["--attention", "sage", "--onnx-only"],
-        ["--attention", "sla", "--checkpoint", "none"],
+        ["--attention", "sla", "--checkpoint", "none", "--components", "dit,text", "--text-linear", "int8"],
     ],
 )
 def test_last_lines_say_how_to_add_weights(exported: list[ExportSpec], options: list[str]) -> None:
@@ -246,7 +247,8 @@ def test_inspect_shows_a_good_bundle(tmp_path: Path) -> None:
     found = json.loads(run("inspect", tmp_path, "--json").stdout)
     assert found["problems"] == []
     assert found["manifest"]["model"]["name"] == "wan-tiny"
-    assert found["plans"]["block.plan"]["kernels"][0]["name"] == "copy_kernel"
+    (kernel,) = found["plans"]["block.plan"]["kernels"]
+    assert kernel == {"name": "copy_kernel", "cubin_bytes": 4, "shared_bytes": 0, "registers": 32, "stack_bytes": 0}
 
 
 def _truncate(folder: Path) -> None:
@@ -377,10 +379,7 @@ def test_pack_names_each_experts_file(tmp_path: Path) -> None:
 
     out = tmp_path / "weights.safetensors"
     names = {expert: path.name for expert, path in weight_paths(out, MODELS["wan2.2-i2v-a14b-720p"]).items()}
-    assert names == {
-        "high-noise": "weights-high-noise.safetensors",
-        "low-noise": "weights-low-noise.safetensors",
-    }
+    assert names == {name: f"weights-{name}.safetensors" for name in ("high-noise", "low-noise")}
     assert weight_paths(out, MODELS["wan-tiny"]) == {"model": out}
 
 

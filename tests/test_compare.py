@@ -245,6 +245,32 @@ def test_one_runner_is_too_few(exported: Exported, tmp_path: Path) -> None:
         runner_named("fp64")
 
 
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), RuntimeError("no")], ids=lambda error: type(error).__name__)
+def test_an_early_end_leaves_no_empty_folder(
+    exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    out = tmp_path / "reports" / "today"
+
+    def fail(*_: Any) -> None:
+        assert out.is_dir()  # a folder that cannot be is told before the work
+        raise error
+
+    monkeypatch.setattr("exporter.compare.run.compare_steps", fail)
+    options: dict[str, Any] = {"against": ("fp32", "quantized")}
+    with pytest.raises(type(error)):
+        run(exported.folder, exported.checkpoint, out, **options)
+    assert list(tmp_path.iterdir()) == []
+    out.mkdir(parents=True)  # not this run's
+    with pytest.raises(type(error)):
+        run(exported.folder, exported.checkpoint, out, **options)
+    assert out.is_dir()
+    (tmp_path / "reports" / "mine.txt").touch()
+    out.rmdir()
+    with pytest.raises(type(error)):
+        run(exported.folder, exported.checkpoint, out, **options)
+    assert [path.name for path in (tmp_path / "reports").iterdir()] == ["mine.txt"]
+
+
 def test_the_command_line(copied: Path, exported: Exported, tmp_path: Path) -> None:
     weights_changed(copied, lambda tensors: tensors["blocks.1.self_attn.o.bias"].add_(3))
     words = ["compare", "--bundle", str(copied), "--checkpoint", str(exported.checkpoint), "--steps", "1",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ from exporter import models  # noqa: E402
 from exporter.cli import app  # noqa: E402
 from runtime.backend import Silent  # noqa: E402
 from runtime.media import generate as generate_module  # noqa: E402
+from runtime.media.part_times import Part, StepParts  # noqa: E402
 
 SIZE = ["--size", "48x32", "--frames", "9", "--steps", "1", "--backend", "torch"]
 
@@ -49,6 +51,17 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def image_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A bundle of a small image-to-video model, which the table of models has for the test's time."""
     model = replace(models.MODELS["wan-tiny"], name="wan-tiny-i2v", in_channels=36)
+    monkeypatch.setattr(models, "MODELS", {**models.MODELS, model.name: model})
+    folder = tmp_path / "bundle"
+    add_media(folder, make_random_bundle(folder, model), model)
+    return folder
+
+
+@pytest.fixture
+def experts_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A bundle of a small image-to-video model of two experts."""
+    experts: dict[str, Any] = {"experts": ("high-noise", "low-noise"), "boundary": 0.9, "sigma_max": 200.0}
+    model = replace(models.MODELS["wan-tiny"], name="wan-tiny-experts", in_channels=36, **experts)
     monkeypatch.setattr(models, "MODELS", {**models.MODELS, model.name: model})
     folder = tmp_path / "bundle"
     add_media(folder, make_random_bundle(folder, model), model)
@@ -114,6 +127,47 @@ def test_a_batch_makes_one_video_for_each_prompt(folder: Path, tmp_path: Path) -
     first, second = frames_of(tmp_path / "out-1.mp4"), frames_of(tmp_path / "out-2.mp4")
     assert first.shape == second.shape == (9, 32, 48, 3)
     assert not np.array_equal(first, second)
+
+
+def test_the_switch_has_a_row_of_its_own(experts_folder: Path, tmp_path: Path) -> None:
+    Image.new("RGB", (48, 32), (200, 20, 20)).save(tmp_path / "red.png")
+    (tmp_path / "prompts.txt").write_text("a dog\na tree\n", encoding="utf-8")
+    given = ["--prompts", tmp_path / "prompts.txt", "--image", tmp_path / "red.png", "--steps", 4, "--vram", "14MB"]
+    result = run(experts_folder, tmp_path / "out.safetensors", *given)
+    assert result.exit_code == 0, result.output
+    assert "take turns in the same slots" in result.stderr
+    rows = [[cell.strip() for cell in line.split("│")[1:5]] for line in result.stdout.splitlines() if "│" in line]
+    first, back = (f"switch to {expert}-noise (waiting for weights)" for expert in ("low", "high"))
+    names = [name for name, *_ in rows if name.startswith("video")]
+    assert names == [
+        *(f"video 1, {part}" for part in ("step 1", "step 2", first, "step 3", "step 4")),
+        *(f"video 2, {part}" for part in (back, "step 1", "step 2", first, "step 3", "step 4")),
+    ]
+    assert all(float(seconds) >= 0 for _, seconds, *_ in rows)
+    assert len({planned for name, _, planned, _ in rows if name in names}) == 1
+
+
+def test_a_switch_takes_what_it_adds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Streamed layers are waited for in every step; rows add up to the time that passed."""
+    waited, clock = iter([0.1, 0.2, 0.7, 0.1]), iter([10.0, 11.0, 12.0, 14.0, 15.0])
+    monkeypatch.setattr("runtime.media.part_times.time.perf_counter", lambda: next(clock))
+    device = SimpleNamespace(take_peak=lambda: 7)
+    pipe: Any = SimpleNamespace(
+        take_waited_seconds=lambda: next(waited),
+        placement=SimpleNamespace(peak=9),
+        backend=SimpleNamespace(device=device),
+    )
+    parts: list[Part] = []
+    rows = StepParts(pipe, parts)
+    rows.begin("")
+    for index, expert in enumerate(["high", "high", "low", "low"]):
+        step: Any = SimpleNamespace(index=index, expert=expert)
+        rows.add(step)
+    assert [part.name for part in parts] == [
+        "step 1", "step 2", "switch to low (waiting for weights)", "step 3", "step 4",
+    ]  # fmt: skip
+    assert [part.seconds for part in parts] == pytest.approx([1.0, 1.0, 0.5, 1.5, 1.0])
+    assert {(part.planned, part.measured) for part in parts} == {(9, 7)}
 
 
 def test_an_image_becomes_a_video(image_folder: Path, tmp_path: Path) -> None:

@@ -120,6 +120,7 @@ def test_estimate_command() -> None:
     assert found["block_ms"] == pytest.approx(sum(row["count"] * row["ms"] for row in found["kernels"]))
     assert found["step_ms"] == pytest.approx(TINY.layers * found["block_ms"])
     assert found["step_limit_ms"] <= found["step_ms"]
+    assert all(row["traffic_bytes"] > 0 for row in found["kernels"])
     shown = CliRunner().invoke(app, ["estimate", "--model", "wan2.1-1.3b-480p", "--gpu", "rtx5090"]).output
     assert "ESTIMATE, not a measurement" in shown
     assert "error" in shown

@@ -25,6 +25,8 @@ from runtime import cuda_device
 from runtime.bundle import Manifest, load_manifest, write_manifest
 from runtime.media.parts import DECODE, DIT, TEXT, bundle_parts, plan_parts
 from runtime.media.vae_plan import plan_vae
+from runtime.memory_plan import gigabytes
+from runtime.pipeline import Pipeline
 from runtime.tensorrt_backend import TENSORRT
 
 FIGURE = 2_000_000  # what the builder is said to have stated for every stage
@@ -104,7 +106,22 @@ def test_plan_shows_every_part(engines: Manifest, tmp_path: Path) -> None:
         assert re.search(rf"^  {name} +[0-9.]+ [MG]B  ", said.stdout, re.MULTILINE)
     found = json.loads(CliRunner().invoke(app, [*arguments, "--json"]).stdout)
     assert [part["part"] for part in found["parts"]] == [TEXT, DIT, DECODE]
-    assert found["parts"][1]["peak"] == found["peak"]
+    assert found["parts"][1]["peak_bytes"] == found["peak_bytes"]
+
+
+def test_torch_plans_the_device_that_runs(folder: Path, tmp_path: Path) -> None:
+    """The bundle is for another GPU, or for none that is here: stated before, planned and loaded are one figure."""
+    asked: dict[str, Any] = {"size": (48, 32), "frames": 9, "steps": 2}
+    with Pipeline.load(folder, backend=TORCH, **asked) as pipe:
+        loaded = pipe.placement.peak
+    made = plan_parts(load_manifest(folder), TORCH, (DIT,), **asked)
+    assert (made.peak, made.dit.peak) == (loaded, loaded)
+    given = ["--size", "48x32", "--frames", "9", "--steps", "2", "--backend", "torch", "--bundle", str(folder)]
+    told = CliRunner().invoke(app, ["generate", *given, "--prompt", "a dog on land", "--out", str(tmp_path / "a.mp4")])
+    assert told.exit_code == 0, told.output
+    assert re.search(rf"^  DiT +{gigabytes(loaded)}  ", told.stderr, re.MULTILINE)
+    planned = CliRunner().invoke(app, ["plan", *given, "--json"])
+    assert json.loads(planned.stdout)["peak_bytes"] == loaded
 
 
 def test_the_table_shows_what_the_device_counted(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

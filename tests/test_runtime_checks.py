@@ -56,7 +56,7 @@ def change(bundle: Path, how: Change) -> Manifest:
 
 def test_a_whole_bundle_passes(exported: Exported) -> None:
     manifest = load_manifest(exported.folder)
-    assert check_engines(manifest, installed()) == (True, "")
+    assert check_engines(exported.folder, manifest, installed()) == (True, "")
     assert check_plugins(exported.folder, manifest) == (True, "")
     assert check_gpu(manifest, 120) == (True, "")
     assert check_weights(exported.folder, manifest, ["model"]) == (True, "")
@@ -98,6 +98,25 @@ def test_the_rebuild_command_is_one_that_the_command_line_takes(exported: Export
         assert context.params["topk"] == (None if attention == "sage" else "0.125")
 
 
+def test_the_rebuild_command_has_every_option_that_made_the_bundle(exported: Exported) -> None:
+    manifest = load_manifest(exported.folder)
+    embed, *others = manifest.stages
+    changed = {
+        "--onnx-only": (msgspec.structs.replace(embed, engine=None), *others),
+        "--one-file": (*manifest.stages, msgspec.structs.replace(embed, name="one-file")),
+    }
+    for option, stages in changed.items():
+        assert option not in shlex.split(rebuild_command(manifest))
+        made = msgspec.structs.replace(manifest, stages=stages)
+        assert option in shlex.split(rebuild_command(made, exported.folder))
+        assert ("--onnx-only" in rebuild_command(made, engines=True)) is False
+        assert ("--checkpoint PATH_OR_HF_ID" in rebuild_command(made)) == (option == "--one-file")
+    _, reason = check_engines(exported.folder, msgspec.structs.replace(manifest, stages=changed["--onnx-only"]), {})
+    remedy = reason.partition("remedy:")[2]
+    assert f"--out {exported.folder.parent} " in remedy
+    assert "--onnx-only" not in remedy
+
+
 def test_damaged_weights_are_mended_by_packing(bundle: Path) -> None:
     """An export without a checkpoint would build engines and bring no weights back."""
     manifest = load_manifest(bundle)
@@ -132,11 +151,11 @@ def test_this_machine_has_no_gpu_and_auto_says_so(exported: Exported) -> None:
 
 def test_tensorrt_that_is_not_installed_is_told(exported: Exported) -> None:
     manifest = load_manifest(exported.folder)
-    ok, reason = check_engines(manifest, {})
+    ok, reason = check_engines(exported.folder, manifest, {})
     assert not ok
     assert "pip install tensorrt-rtx==" in reason
     gpu = msgspec.structs.replace(manifest.gpu, flavour="tensorrt")
-    ok, reason = check_engines(msgspec.structs.replace(manifest, gpu=gpu), {"tensorrt-rtx": "1.7"})
+    ok, reason = check_engines(exported.folder, msgspec.structs.replace(manifest, gpu=gpu), {"tensorrt-rtx": "1.7"})
     assert not ok
     assert "turbotrt[tensorrt]" in reason
 

@@ -123,12 +123,12 @@ def test_plan_of_engines_scales_the_builders_figure(folder: Path, tmp_path: Path
     found = json.loads(result.stdout)
     assert found["tokens"] == 18
     assert found["streamed"] == 0
-    assert found["activations"]["block"] == 180_000 + 16 * 512 * 256
-    text = run("plan", "--bundle", tmp_path, *SIZE, "--vram", found["smallest"]).stdout
+    assert found["activation_bytes"]["block"] == 180_000 + 16 * 512 * 256
+    text = run("plan", "--bundle", tmp_path, *SIZE, "--vram", found["smallest_bytes"]).stdout
     assert "4 stream through 2 slots" in text
     assert "the builder's own figure" in text
     assert "has not been measured" in text
-    refused = run("plan", "--bundle", tmp_path, *SIZE, "--vram", found["smallest"] - 1)
+    refused = run("plan", "--bundle", tmp_path, *SIZE, "--vram", found["smallest_bytes"] - 1)
     assert refused.exit_code == 2
     assert "at least" in refused.stderr
 
@@ -136,12 +136,13 @@ def test_plan_of_engines_scales_the_builders_figure(folder: Path, tmp_path: Path
 def test_plan_of_a_real_bundle(exported: Exported) -> None:
     found = json.loads(run("plan", "--bundle", exported.folder, "--json").stdout)
     assert found["experts"] == ["model"]
-    assert found["peak"] == found["weights"] + found["io"] + found["overhead"] + max(found["activations"].values())
+    running = found["io_bytes"] + found["overhead_bytes"] + max(found["activation_bytes"].values())
+    assert found["peak_bytes"] == found["weights_bytes"] + running
 
 
 def test_plan_of_torch_needs_no_gpu(folder: Path) -> None:
     found = json.loads(run("plan", "--bundle", folder / "bundle", "--backend", "torch", *SIZE, "--json").stdout)
-    assert found["activations"]["block"] > 0
+    assert found["activation_bytes"]["block"] > 0
     assert "meta tensors" in found["source"]
 
 

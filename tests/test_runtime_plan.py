@@ -116,11 +116,11 @@ def test_lines_and_json_tell_the_same() -> None:
     assert "7 of 40 layers stay; 33 stream through 2 slots" in text
     assert "4.50 GB (block)" in text
     assert "take turns in the same slots" in text
-    assert plain["peak"] == plan.peak == 9_882_000_000
+    assert plain["peak_bytes"] == plan.peak == 9_882_000_000
     assert len(plain["resident_layers"]) == 7
-    assert plain["pinned"] == 256 * 2**20
+    assert plain["pinned_bytes"] == 256 * 2**20
     assert "page-locked host memory 268.4 MB" in text
-    assert plain["activations"] == dict(SIZES.activations)
+    assert plain["activation_bytes"] == dict(SIZES.activations)
 
 
 def test_slots_hold_the_packed_weights(tmp_path: Path) -> None:

@@ -109,6 +109,27 @@ def test_the_switch_to_the_second_expert(
     assert device.log[:-1] == 2 * expected(folder, TWO, steps)
 
 
+@pytest.mark.parametrize(
+    ("way", "waits"),
+    [
+        ("both resident", [[0, 0, 8, 0], [0, 0, 0, 0]]),
+        ("one set of slots", [[0, 0, 8, 0], [8, 0, 8, 0]]),
+        ("streamed", [[4, 6, 8, 6], [8, 6, 8, 6]]),  # six layers in every step; embed and head at the switch
+    ],
+)
+def test_waiting_for_weights_is_counted_step_by_step(bundles: dict[str, Path], way: str, waits: Any) -> None:
+    """The device below says one second of every wait."""
+    whole = full(bundles[TWO.name], telling_kind(LazyDevice("copies first")))
+    one_set = replace(whole, all_experts=False)
+    budget = {"both resident": whole.peak, "one set of slots": one_set.peak, "streamed": one_set.smallest}[way]
+    device = LazyDevice("nothing until it must")
+    with Pipeline.load(bundles[TWO.name], backend=telling_kind(device), vram=budget) as pipe:
+        for expected_waits in waits:
+            seen: list[float] = []
+            pipe(TEXT, steps=4, on_step=lambda *_, seen=seen: seen.append(pipe.take_waited_seconds()))  # type: ignore[misc]
+            assert seen == expected_waits
+
+
 def test_few_steps_do_not_load_the_second_expert(bundles: dict[str, Path], tmp_path: Path) -> None:
     from exporter.progress import SilentProgress
 

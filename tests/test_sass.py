@@ -95,11 +95,11 @@ def test_no_local_memory_in_main_loops(rows: list[dict[str, Any]]) -> None:
 
 def test_local_memory_without_stack_does_not_exist(rows: list[dict[str, Any]]) -> None:
     """The listing and the ELF's own figure agree: a parser that misses instructions shows here."""
-    assert [_named(row) for row in rows if bool(row["local"]) != bool(row["stack"])] == []
+    assert [_named(row) for row in rows if bool(row["local"]) != bool(row["stack_bytes"])] == []
 
 
 def test_shared_memory_fits(rows: list[dict[str, Any]]) -> None:
-    assert [_named(row) for row in rows if row["shared"] > SHARED_LIMIT[row["sm"]] * 1024] == []
+    assert [_named(row) for row in rows if row["shared_bytes"] > SHARED_LIMIT[row["sm"]] * 1024] == []
     assert {SHARED_LIMIT[sm] for sm in (86, 89, 120)} == {99}
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
-from exporter.checkpoint.hub import is_local, resolve
+from exporter.checkpoint.hub import look_for, resolve
 from exporter.checkpoint.reader import weight_files
 from exporter.models import ModelSpec
 from plugins.errors import UserError
@@ -37,9 +38,9 @@ def _pair_in(folder: Path) -> tuple[Path, Path]:
     )
 
 
-def check_checkpoint(checkpoint: str, model: ModelSpec) -> None:
+def check_checkpoint(checkpoint: str, model: ModelSpec, note: Callable[[str], None]) -> None:
     """Raise UserError for what can be told of a ``--checkpoint`` value without a download or a look into a file."""
-    if all([is_local(part) for part in _parts(checkpoint, model)]):
+    if all([look_for(part, note) for part in _parts(checkpoint, model)]):
         expert_paths(checkpoint, model)
 
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from plugins.errors import UserError
 
 _WANTED = ["*.safetensors", "*.pth", "*.json"]
 # A Wan or diffusers repository also carries the text encoder (11 GB) and the VAE, which the exporter does not read.
 _UNWANTED = ["text_encoder/*", "text_encoder_2/*", "image_encoder/*", "vae/*", "tokenizer/*", "*t5*", "*VAE*", "*clip*"]
+_SECONDS = 10  # that the Hub has to answer
 _PART = r"[A-Za-z0-9][\w.\-]*"
 _HUB_ID = re.compile(rf"(?P<repo>{_PART}/{_PART})(?:[:/](?P<file>[\w.\- ]+(?:/[\w.\- ]+)*))?")
 _SHARD = re.compile(r"-\d+-of-\d+\.safetensors$")
@@ -60,45 +62,91 @@ def resolve_file(text: str, name: str) -> Path:
     return _download(repo, file or name)
 
 
+def look_for(text: str, note: Callable[[str], None], file: str | None = None) -> bool:
+    """Whether this is a path on this machine; a Hugging Face id is asked for, once and without a download.
+
+    ``file``: what is wanted of a repository whose id names none. ``note`` hears that the Hub cannot be reached: its
+    cache may hold the repository all the same. Raises UserError for what neither is here nor on the Hub.
+    """
+    if is_local(text):
+        return True
+    repo, named = parse_hub_id(text) or (text, None)
+    files = _files_of(repo)
+    if isinstance(files, Exception):
+        note(f"{text}: Hugging Face cannot be reached ({_words(files)}); looked for in its cache later on")
+    elif (wanted := named or file) is not None:
+        _require_file(repo, wanted, files)
+    else:
+        _refuse_two_variants(repo, files)
+    return False
+
+
 def _download(repo: str, file: str | None) -> Path:
-    """The file, or the snapshot's folder, in Hugging Face's cache. Raises UserError."""
+    """The file, or the snapshot's folder, in Hugging Face's cache. Raises UserError.
+
+    Where the Hub does not answer the first question only the cache is read: its client would ask for half a minute.
+    """
+    files = _files_of(repo)
+    unreached = files if isinstance(files, Exception) else None
+    hub = _client(repo)
+    only: dict[str, Any] = {"local_files_only": True} if unreached else {}
     try:
-        import huggingface_hub as hub
+        if file is not None and (file.endswith((".safetensors", ".pth", ".pt")) or file.endswith("tokenizer.json")):
+            return Path(hub.hf_hub_download(repo, file, **only))
+        if file is not None:  # a folder of the repository, or an index with its shards
+            folder = file.rpartition("/")[0] if file.endswith(".json") else file
+            wanted = [f"{folder}/{pattern}" if folder else pattern for pattern in _WANTED]
+            ignored = [] if folder else _UNWANTED  # a folder that is asked for by name may be the text encoder's
+            return Path(hub.snapshot_download(repo, allow_patterns=wanted, ignore_patterns=ignored, **only)) / file
+        if not isinstance(files, Exception):
+            _refuse_two_variants(repo, files)
+        return Path(hub.snapshot_download(repo, allow_patterns=_WANTED, ignore_patterns=_UNWANTED, **only))
+    except UserError:
+        raise
+    except Exception as error:  # the client raises its own, requests', httpx's and OS errors
+        raise _unavailable(repo, file, unreached or error) from error
+
+
+def _client(repo: str) -> Any:
+    try:
+        import huggingface_hub
     except ImportError as error:
         raise UserError(
             f"{repo} is not a path on this machine, and huggingface_hub is not installed.",
             remedy='pip install "turbotrt[export]", or pass a local path',
         ) from error
+    return huggingface_hub
+
+
+def _files_of(repo: str) -> list[str] | Exception:
+    """The repository's files by one request; the error where the Hub cannot be asked. UserError: it has none such."""
+    hub = _client(repo)
     try:
-        if file is not None and (file.endswith((".safetensors", ".pth", ".pt")) or file.endswith("tokenizer.json")):
-            return Path(hub.hf_hub_download(repo, file))
-        if file is not None:  # a folder of the repository, or an index with its shards
-            folder = file.rpartition("/")[0] if file.endswith(".json") else file
-            wanted = [f"{folder}/{pattern}" if folder else pattern for pattern in _WANTED]
-            ignored = [] if folder else _UNWANTED  # a folder that is asked for by name may be the text encoder's
-            return Path(hub.snapshot_download(repo, allow_patterns=wanted, ignore_patterns=ignored)) / file
-        _refuse_two_variants(repo, _files_of(repo))
-        return Path(hub.snapshot_download(repo, allow_patterns=_WANTED, ignore_patterns=_UNWANTED))
-    except UserError:
-        raise
-    except Exception as error:  # the client raises its own, requests', httpx's and OS errors
-        raise UserError(
-            f"{repo}{':' + file if file else ''} is neither a path on this machine nor reachable on Hugging Face.",
-            expected="a local file or folder, or an id that this machine may download: org/repo, org/repo:file",
-            got=f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}",
-            remedy="check the name and the network; set HF_TOKEN for a private or gated repository; or pass a "
-            "local path",
-        ) from error
+        return [entry.rfilename for entry in hub.HfApi().model_info(repo, timeout=_SECONDS).siblings or ()]
+    except hub.errors.RepositoryNotFoundError as error:  # or private, or gated
+        raise _unavailable(repo, None, error) from error
+    except Exception as error:  # requests', httpx's and OS errors
+        return error
 
 
-def _files_of(repo: str) -> list[str]:
-    """The repository's files; none where the Hub cannot be asked, since the cache may still hold the snapshot."""
-    import huggingface_hub as hub
+def _words(error: Exception) -> str:
+    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
 
-    try:
-        return list(hub.HfApi().list_repo_files(repo))
-    except Exception:  # the download that follows reports what is wrong
-        return []
+
+def _unavailable(repo: str, file: str | None, error: Exception) -> UserError:
+    return UserError(
+        f"{repo}{':' + file if file else ''} is neither a path on this machine nor reachable on Hugging Face.",
+        expected="a local file or folder, or an id that this machine may download: org/repo, org/repo:file",
+        got=_words(error),
+        remedy="check the name and the network; set HF_TOKEN for a private or gated repository; or pass a local path",
+    )
+
+
+def _require_file(repo: str, wanted: str, files: Sequence[str]) -> None:
+    """Raises UserError where a repository has neither a file nor a folder of this name."""
+    if not any(name == wanted or name.startswith(f"{wanted}/") for name in files):
+        raise UserError(f"{repo} on Hugging Face has no {wanted}.", expected="a file or a folder of the repository",
+                        got=", ".join(sorted(files)[:20]) or "no files")  # fmt: skip
 
 
 def _refuse_two_variants(repo: str, files: Iterable[str]) -> None:

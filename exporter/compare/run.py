@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -43,32 +44,50 @@ def compare(spec: CompareSpec, progress: Progress) -> Comparison:
     for name, reason in found.left_out.items():
         progress.note(f"left out: {name} {reason}")
     try:
-        _make_folder(spec.out)
-        results = compare_steps(roster, found, progress)
-        if no_video is None:
-            results[VIDEO] = compare_videos(roster, spec.bundle, results["free"], found, progress)
-        blocks = BlockLevels(roster, spec.block_step, _tokens_before(roster, results["steps"], spec.block_step))
-        blocks.run(found, progress)
-        feed, results["ops"] = blocks.inspect(found, progress)
-        found.facts = facts(spec, roster)
-        if spec.sweep:
-            found.sweep = sweep(roster, spec, progress)
-        with progress.stage("write results"):
-            _save(spec.out, results, progress)
-            _save_block(spec.out, roster, spec.block_step, feed, results["ops"])
-            (spec.out / SUMMARY).write_bytes(summary(found))
-            write_report(spec.out / REPORT, found)
+        with _folder(spec.out):
+            _compare(spec, roster, found, no_video is None, progress)
     finally:
         for machine in roster.machines.values():
             machine.close()
     return found
 
 
-def _make_folder(out: Path) -> None:
+def _compare(spec: CompareSpec, roster: Roster, found: Comparison, video: bool, progress: Progress) -> None:
+    """Fill ``found`` and write the files."""
+    results = compare_steps(roster, found, progress)
+    if video:
+        results[VIDEO] = compare_videos(roster, spec.bundle, results["free"], found, progress)
+    blocks = BlockLevels(roster, spec.block_step, _tokens_before(roster, results["steps"], spec.block_step))
+    blocks.run(found, progress)
+    feed, results["ops"] = blocks.inspect(found, progress)
+    found.facts = facts(spec, roster)
+    if spec.sweep:
+        found.sweep = sweep(roster, spec, progress)
+    with progress.stage("write results"):
+        _save(spec.out, results, progress)
+        _save_block(spec.out, roster, spec.block_step, feed, results["ops"])
+        (spec.out / SUMMARY).write_bytes(summary(found))
+        write_report(spec.out / REPORT, found)
+
+
+@contextmanager
+def _folder(out: Path) -> Iterator[None]:
+    """The folder for the report, there before the work begins; where that ends early, what was made for nothing goes.
+
+    Raises UserError where there can be none.
+    """
+    made = [folder for folder in (out, *out.parents) if not folder.exists()]
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{out} cannot be a folder for the report.", got=error.strerror) from error
+    try:
+        yield
+    except BaseException:
+        with suppress(OSError):  # one that holds something stays, and those around it
+            for folder in made:
+                folder.rmdir()
+        raise
 
 
 def _tokens_before(roster: Roster, steps: RunResults, step: int) -> Tensor:

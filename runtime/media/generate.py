@@ -7,7 +7,7 @@ all latents made, then all videos decoded.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +23,7 @@ from runtime.checks import check_files
 from runtime.inputs import LATENT_CHANNELS, latent_shape
 from runtime.media.embeds_cache import FOLDER, EmbedsCache
 from runtime.media.image import adaptive_size, conditioning_chunks, first_frame, open_image
+from runtime.media.part_times import Part, StepParts
 from runtime.media.parts import DECODE, DIT, ENCODE, TEXT, plan_parts
 from runtime.media.prompt import PromptTokenizer
 from runtime.media.runner import Runner
@@ -37,16 +38,6 @@ from runtime.numerics import Array
 from runtime.pipeline import RESERVE, Pipeline
 from runtime.sampler import check_seed, plan_steps
 from runtime.weights_file import WeightsFile
-
-
-@dataclass(frozen=True)
-class Part:
-    """One row of the table at the end: peaks of device memory in bytes, as planned and as the device counted them."""
-
-    name: str
-    seconds: float
-    planned: int | None = None
-    measured: int | None = None
 
 
 @dataclass(frozen=True)
@@ -199,14 +190,15 @@ class VideoMaker:
             device = pipe.backend.device
             seconds = time.perf_counter() - started
             self.parts.append(Part("load", seconds, pipe.placement.weights, device.take_peak()))
+            rows = StepParts(pipe, self.parts)
             total = steps or self.manifest.sampler.steps
             for number, text in enumerate(embeds, 1):
                 title = "generate" if len(embeds) == 1 else f"generate {number} of {len(embeds)}"
-                after = self._after_step(pipe, "" if len(embeds) == 1 else f"video {number}, ")
+                rows.begin("" if len(embeds) == 1 else f"video {number}, ")
                 with self.report.stage(title) as update:
 
-                    def on_step(step: Any, _: Array, update: Any = update, after: Any = after) -> None:
-                        after(step)
+                    def on_step(step: Any, _: Array, update: Any = update) -> None:
+                        rows.add(step)
                         update(step.index + 1, total)
 
                     asked: dict[str, Any] = {"size": size, "frames": frames, "steps": steps, "on_step": on_step}
@@ -288,17 +280,3 @@ class VideoMaker:
     def _limit(self, runner: Runner) -> int | None:
         free = runner.device.free_bytes()
         return self._budget if self._budget is not None or free is None else free - RESERVE
-
-    def _after_step(self, pipe: Pipeline, of: str) -> Callable[[Any], None]:
-        """Notes each step, and which of them brought in the other expert: its weights follow behind compute."""
-        last, expert = time.perf_counter(), None
-
-        def after(step: Any) -> None:
-            nonlocal last, expert
-            now = time.perf_counter()
-            switched = f", switch to {step.expert}" if expert not in (None, step.expert) else ""
-            measured = pipe.backend.device.take_peak()
-            self.parts.append(Part(f"{of}step {step.index + 1}{switched}", now - last, pipe.placement.peak, measured))
-            last, expert = now, step.expert
-
-        return after

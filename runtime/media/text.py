@@ -52,9 +52,10 @@ class TextEncoder:
         problems += [file.check("", self._last), None if _EMBEDDING in file.tensors else f"no {_EMBEDDING}"]
         for problem in problems:
             if problem or not self.layers:
+                again = rebuild_command(manifest, file.path.parent)
                 raise UserError(f"The text encoder's weights are not of this bundle: {problem or 'no blocks'}.",
                                 expected=f"weights packed for --text-linear {manifest.text_linear}",
-                                remedy=f"{rebuild_command(manifest)} --text-encoder PATH_OR_HF_ID")  # fmt: skip
+                                remedy=f"{again} --text-encoder PATH_OR_HF_ID")  # fmt: skip
 
     def nbytes(self, lengths: Sequence[int]) -> int:
         """Bytes of device memory for prompts of these lengths."""

@@ -1,0 +1,48 @@
+"""The table at the end of a generation: what each part took."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+from runtime.pipeline import Pipeline
+from runtime.sampler import Step
+
+
+@dataclass(frozen=True)
+class Part:
+    """One row: peaks of device memory in bytes, as planned and as the device counted them."""
+
+    name: str
+    seconds: float
+    planned: int | None = None
+    measured: int | None = None
+
+
+class StepParts:
+    """Adds a row to ``parts`` for each step of a pipeline's generations, and one before it where the expert changed.
+
+    A switch's seconds are what it adds: how much longer its step waited for weights than the step before, in which
+    streamed layers were waited for as well. They are not in the step's own.
+    """
+
+    def __init__(self, pipe: Pipeline, parts: list[Part]) -> None:
+        self._pipe, self._parts = pipe, parts
+        self._expert: str | None = None
+        self._waited = 0.0
+
+    def begin(self, of: str) -> None:
+        """A generation starts now; ``of`` comes before its rows' names."""
+        self._of, self._last = of, time.perf_counter()
+
+    def add(self, step: Step) -> None:
+        """The step has just ended. Its memory is its switch's too: the weights come while it runs."""
+        now, waited = time.perf_counter(), self._pipe.take_waited_seconds()
+        peaks = self._pipe.placement.peak, self._pipe.backend.device.take_peak()
+        seconds = now - self._last
+        if self._expert not in (None, step.expert):
+            switch = max(0.0, waited - self._waited)
+            self._parts.append(Part(f"{self._of}switch to {step.expert} (waiting for weights)", switch, *peaks))
+            seconds -= switch
+        self._parts.append(Part(f"{self._of}step {step.index + 1}", seconds, *peaks))
+        self._last, self._expert, self._waited = now, step.expert, waited
