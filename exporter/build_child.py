@@ -6,10 +6,13 @@ LD_LIBRARY_PATH before the process starts. Writes JSON lines to stdout: progress
 
 from __future__ import annotations
 
+import importlib
 import json
+import os
 import re
 import sys
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -146,10 +149,29 @@ def build(request: BuildRequest) -> BuildResult:
     return BuildResult(activation_bytes=logger.activation, plugin_layers=ours, other_layers=others)
 
 
+def _build_repeatably(request: BuildRequest) -> BuildResult:
+    """``build``, with the same bytes from any folder: TensorRT orders outputs by their addresses.
+
+    Those follow from all that was allocated before, lengths of paths included. So the imports are made here, the graph
+    gets a name without a folder, and the engine is built in a new thread, whose heap glibc starts empty.
+    """
+    from exporter.flavour import load
+    from exporter.gpus import gpu_named
+
+    load(gpu_named(request.gpu).flavour)
+    for module in ("plugins.registry", "plugins.tensorrt_plugin", "runtime.dims"):
+        importlib.import_module(module)
+    onnx = Path(request.onnx).absolute()
+    written = {"engine": str(Path(request.engine).absolute()), "log": str(Path(request.log).absolute())}
+    os.chdir(onnx.parent)
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(build, msgspec.structs.replace(request, onnx=onnx.name, **written)).result()
+
+
 def main() -> None:
     request = msgspec.json.decode(Path(sys.argv[1]).read_bytes(), type=BuildRequest)
     try:
-        result = build(request)
+        result = _build_repeatably(request)
     except (RuntimeError, OSError) as error:  # OSError: no room or no right to write the engine
         _emit("error", str(error))
         sys.exit(1)
