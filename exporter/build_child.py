@@ -6,6 +6,7 @@ LD_LIBRARY_PATH before the process starts. Writes JSON lines to stdout: progress
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import json
 import os
@@ -17,6 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+
+_ASK, _NO_RANDOMIZE = 0xFFFFFFFF, 0x0040000  # of Linux's personality(2)
+_ANEW = "anew"  # says that this process was started by itself
 
 
 class BuildRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -149,8 +153,15 @@ def build(request: BuildRequest) -> BuildResult:
     return BuildResult(activation_bytes=logger.activation, plugin_layers=ours, other_layers=others)
 
 
+def _fix_addresses() -> None:
+    """Start this process anew without address randomization; go on as it is where the system does not allow that."""
+    libc = ctypes.CDLL(None)
+    if sys.argv[2:] != [_ANEW] and libc.personality(libc.personality(_ASK) | _NO_RANDOMIZE) != -1:
+        os.execv(sys.executable, [sys.executable, "-m", "exporter.build_child", sys.argv[1], _ANEW])
+
+
 def _build_repeatably(request: BuildRequest) -> BuildResult:
-    """``build``, with the same bytes from any folder: TensorRT orders outputs by their addresses.
+    """``build``, with the same bytes at any time and from any folder: TensorRT orders some tables by addresses.
 
     Those follow from all that was allocated before, lengths of paths included. So the imports are made here, the graph
     gets a name without a folder, and the engine is built in a new thread, whose heap glibc starts empty.
@@ -169,6 +180,7 @@ def _build_repeatably(request: BuildRequest) -> BuildResult:
 
 
 def main() -> None:
+    _fix_addresses()
     request = msgspec.json.decode(Path(sys.argv[1]).read_bytes(), type=BuildRequest)
     try:
         result = _build_repeatably(request)
