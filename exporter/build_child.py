@@ -6,14 +6,21 @@ LD_LIBRARY_PATH before the process starts. Writes JSON lines to stdout: progress
 
 from __future__ import annotations
 
+import ctypes
+import importlib
 import json
+import os
 import re
 import sys
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import msgspec
+
+_ASK, _NO_RANDOMIZE = 0xFFFFFFFF, 0x0040000  # of Linux's personality(2)
+_ANEW = "anew"  # says that this process was started by itself
 
 
 class BuildRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -146,10 +153,37 @@ def build(request: BuildRequest) -> BuildResult:
     return BuildResult(activation_bytes=logger.activation, plugin_layers=ours, other_layers=others)
 
 
+def _fix_addresses() -> None:
+    """Start this process anew without address randomization; go on as it is where the system does not allow that."""
+    libc = ctypes.CDLL(None)
+    if sys.argv[2:] != [_ANEW] and libc.personality(libc.personality(_ASK) | _NO_RANDOMIZE) != -1:
+        os.execv(sys.executable, [sys.executable, "-m", "exporter.build_child", sys.argv[1], _ANEW])
+
+
+def _build_repeatably(request: BuildRequest) -> BuildResult:
+    """``build``, with the same bytes at any time and from any folder: TensorRT orders some tables by addresses.
+
+    Those follow from all that was allocated before, lengths of paths included. So the imports are made here, the graph
+    gets a name without a folder, and the engine is built in a new thread, whose heap glibc starts empty.
+    """
+    from exporter.flavour import load
+    from exporter.gpus import gpu_named
+
+    load(gpu_named(request.gpu).flavour)
+    for module in ("plugins.registry", "plugins.tensorrt_plugin", "runtime.dims"):
+        importlib.import_module(module)
+    onnx = Path(request.onnx).absolute()
+    written = {"engine": str(Path(request.engine).absolute()), "log": str(Path(request.log).absolute())}
+    os.chdir(onnx.parent)
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(build, msgspec.structs.replace(request, onnx=onnx.name, **written)).result()
+
+
 def main() -> None:
+    _fix_addresses()
     request = msgspec.json.decode(Path(sys.argv[1]).read_bytes(), type=BuildRequest)
     try:
-        result = build(request)
+        result = _build_repeatably(request)
     except (RuntimeError, OSError) as error:  # OSError: no room or no right to write the engine
         _emit("error", str(error))
         sys.exit(1)

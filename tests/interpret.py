@@ -10,6 +10,14 @@ from plugins.dtypes import DTYPES
 from plugins.expr import evaluate
 from plugins.plan_builder import LaunchPlan
 
+#: Names of the kernels that ran in this process.
+RAN: set[str] = set()
+
+
+def tell_kernels() -> None:
+    """Print what ran, as interpreter_process reads it."""
+    print("kernels:", *sorted(RAN))  # noqa: T201
+
 
 def run_plan(plan: LaunchPlan, tensors: dict[str, torch.Tensor], symbols: Mapping[str, int]) -> dict[str, torch.Tensor]:
     """Run every launch on the CPU. ``tensors`` holds inputs and outputs (written in place); returns the workspace too.
@@ -28,5 +36,6 @@ def run_plan(plan: LaunchPlan, tensors: dict[str, torch.Tensor], symbols: Mappin
             for name, value in launch.args.items()
         }
         options = {"num_warps": launch.num_warps, "num_stages": launch.num_stages}
+        RAN.add(launch.kernel.__name__)
         launch.kernel[grid](**args, **launch.constants, **options)
     return bound

@@ -12,13 +12,18 @@ os.environ["TRITON_INTERPRET"] = "1"
 
 import torch
 
+from plugins.block_int8_quantize.reference import reference as quantize
 from plugins.expr import symbol
+from plugins.op import Op
+from plugins.registry import OPS
 from plugins.sage_attention import kernel as dense
 from plugins.sage_attention import reference as dense_reference
+from plugins.sage_attention.op import SAGE_ATTENTION
 from plugins.sage_sla import kernel as sparse
 from plugins.sage_sla import reference as sparse_reference
+from plugins.sage_sla.op import SAGE_SLA
 from tests import interpreter_numbers  # noqa: F401
-from tests.interpret import run_plan
+from tests.interpret import run_plan, tell_kernels
 
 #: Largest relative L2 error by (precision, SM): INT8 q·kᵀ, and P·V with 11, 4 or 8 bits of mantissa.
 TOLERANCE = {("int8", 80): 1e-2, ("int8", 86): 1e-2, ("int8", 89): 3e-2, ("int8", 100): 3e-2, ("bf16", 80): 4e-3}
@@ -82,6 +87,29 @@ def run_sparse(length: int, topk_milli: int, precision: str, sm: int, wide: bool
     check(name, o, sparse_reference.reference(q, k, v, weight, bias, topk_milli=topk_milli, kept=lut), precision, sm)
 
 
+def run_quantized(op: Op, length: int, precision: str, sm: int) -> None:
+    """The op with an INT8 output gives the other's output, quantized: bf16 rounding moves an element by one at most."""
+    d = 128 * HEADS
+    tensors = {"q": make(length, d, 1), "k": make(length, d, 2), "v": make(length, d, 3)}
+    if op is SAGE_SLA:
+        tensors |= {"proj_weight": torch.randn(128, 128) / 128**0.5, "proj_bias": torch.randn(128)}
+    o = torch.full((length, d), float("nan")).bfloat16()
+    q = torch.full((length, d), -113, dtype=torch.int8)
+    scale = torch.full((-(-length // 128), HEADS), float("nan"))
+    symbols = {"L": length, "S": length}
+    for outputs in ({"o": o}, {"o": q, "o_scale": scale}):
+        made = OPS[op.name + ("Quantize" if len(outputs) == 2 else "")]
+        dims = {name: {"D": d, "E": d}.get(name) or symbol(name) for name in made.symbol_sources()}
+        module = sparse if op is SAGE_SLA else dense
+        plan = getattr(module, made.plan_function)(dims, made.attribute_values({"precision": precision}), sm)
+        run_plan(plan, tensors | outputs, {name: symbols[name] for name in made.dynamic})
+    want, want_scale = quantize(o)
+    worst = int((q.int() - want.int()).abs().max())
+    print(f"{op.name}Quantize {precision} sm_{sm}: off by {worst}")  # noqa: T201
+    if worst > 1 or not torch.allclose(scale, want_scale, rtol=2**-8, atol=0):
+        raise SystemExit(f"{op.name}Quantize {precision} sm_{sm}: off by {worst}, scales {scale} not {want_scale}")
+
+
 def ties() -> None:
     """Equal scores keep the lower block index; infinities and negatives order as numbers."""
     scores = torch.tensor([[[1.0, 3.0, 1.0, 1.0, -2.0, 3.0]], [[-1.0, -5.0, -1.0, float("-inf"), -1.0, -0.5]]])
@@ -115,6 +143,10 @@ def main() -> None:
             run_dense(length, keys, precision, 80, wide)
         for length, topk_milli, wide in ((40, 100, False), (1000, 300, False), (640, 1000, True)):
             run_sparse(length, topk_milli, precision, 80, wide)
+        for op in (SAGE_ATTENTION, SAGE_SLA):
+            run_quantized(op, 200, precision, 80)
+    run_quantized(SAGE_SLA, 200, "int8", 89)
+    tell_kernels()
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from plugins.expr import evaluate, symbol
 from plugins.op import Op
 from plugins.registry import OPS
 from tests import interpreter_numbers  # noqa: F401
-from tests.interpret import run_plan
+from tests.interpret import run_plan, tell_kernels
 
 SM = 80
 M, N, K, L, D = 130, 200, 272, 130, 256
@@ -97,6 +97,7 @@ def main() -> None:
         angle = 7 * torch.rand(L, 64)
         weights = [torch.randn(width), torch.randn(width)]
         run("QkNormRope", [random(L, 3 * width).bfloat16(), *weights, angle.cos(), angle.sin()])
+    tell_kernels()
 
 
 if __name__ == "__main__":
