@@ -12,6 +12,7 @@ import json
 import os
 import re
 import sys
+import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -21,6 +22,7 @@ import msgspec
 
 _ASK, _NO_RANDOMIZE = 0xFFFFFFFF, 0x0040000  # of Linux's personality(2)
 _ANEW = "anew"  # says that this process was started by itself
+_STACK = 64 << 20  # bytes, of which a graph of all blocks needs more than a thread gets where ulimit knows no limit
 
 
 class BuildRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -154,7 +156,7 @@ def build(request: BuildRequest) -> BuildResult:
 
 
 def _fix_addresses() -> None:
-    """Start this process anew without address randomization; go on as it is where the system does not allow that."""
+    """Start this process anew without address randomization; return where it is so already, or not allowed."""
     libc = ctypes.CDLL(None)
     if sys.argv[2:] != [_ANEW] and libc.personality(libc.personality(_ASK) | _NO_RANDOMIZE) != -1:
         os.execv(sys.executable, [sys.executable, "-m", "exporter.build_child", sys.argv[1], _ANEW])
@@ -175,6 +177,7 @@ def _build_repeatably(request: BuildRequest) -> BuildResult:
     onnx = Path(request.onnx).absolute()
     written = {"engine": str(Path(request.engine).absolute()), "log": str(Path(request.log).absolute())}
     os.chdir(onnx.parent)
+    threading.stack_size(_STACK)
     with ThreadPoolExecutor(1) as pool:
         return pool.submit(build, msgspec.structs.replace(request, onnx=onnx.name, **written)).result()
 
@@ -182,6 +185,9 @@ def _build_repeatably(request: BuildRequest) -> BuildResult:
 def main() -> None:
     _fix_addresses()
     request = msgspec.json.decode(Path(sys.argv[1]).read_bytes(), type=BuildRequest)
+    if _ANEW not in sys.argv:
+        with Path(request.log).open("a", encoding="utf-8") as log:
+            log.write("[WARNING] Address randomization stays on here: the engine's tables may come in another order.\n")
     try:
         result = _build_repeatably(request)
     except (RuntimeError, OSError) as error:  # OSError: no room or no right to write the engine

@@ -74,7 +74,7 @@ def estimate_block(
     model: ModelSpec, gpu: GpuSpec, options: BlockOptions, length: int | None = None
 ) -> list[OpEstimate]:
     """Every distinct op call of a model's block at L = ``length``, its default size's if None."""
-    measured = measured_ops(REFERENCE)
+    measured = measured_ops(REFERENCE, portable=gpu.sm != GPUS[REFERENCE].sm)
     found = []
     for call, count in block_calls(model, options, length).items():
         dims, attributes = call.dims, dict(call.attributes)
@@ -86,7 +86,7 @@ def estimate_block(
 
 def transfer_errors(op: str) -> list[float]:
     """(predicted − measured) / measured on the H200 for each measurement of an op, predicted from the others."""
-    measured = [m for m in measured_ops(REFERENCE) if m.op == op]
+    measured = [m for m in measured_ops(REFERENCE, portable=False) if m.op == op]
     errors = []
     for entry in measured:
         others = [m for m in measured if m != entry]

@@ -18,13 +18,17 @@ class Measured(msgspec.Struct, frozen=True):
 
 
 class Run(msgspec.Struct, frozen=True):
-    """One benchmark run: the GPU's and the model's names, where the figures come from, and a step's blocks in ms."""
+    """One benchmark run: the GPU's and the model's names, where the figures come from, and a step's blocks in ms.
+
+    ``portable``: of the kernels that other SMs run too, where the GPU's own differ from them.
+    """
 
     gpu: str
     model: str
     source: str
     kernels: list[Measured]
     step_ms: float | None = None
+    portable: bool = False
 
 
 @cache
@@ -33,9 +37,16 @@ def runs() -> tuple[Run, ...]:
     return tuple(msgspec.json.decode(Path(__file__).with_suffix(".json").read_bytes(), type=list[Run]))
 
 
-def measured_ops(gpu: str) -> list[Measured]:
-    """All ops measured on a GPU."""
-    return [kernel for run in runs() if run.gpu == gpu for kernel in run.kernels]
+def measured_ops(gpu: str, *, portable: bool) -> list[Measured]:
+    """All ops measured on a GPU: with its own kernels; ``portable``: with other SMs', where those were measured."""
+
+    def of(kind: bool) -> list[Measured]:
+        return [kernel for run in runs() if (run.gpu, run.portable) == (gpu, kind) for kernel in run.kernels]
+
+    if not portable:
+        return of(False)
+    replaced = {kernel.op for kernel in of(True)}
+    return of(True) + [kernel for kernel in of(False) if kernel.op not in replaced]
 
 
 def measured_step(gpu: str, model: str) -> float | None:

@@ -118,9 +118,10 @@ def test_block_int8_quantize(length: int, width: int) -> None:
     close_quantized(call("BlockInt8Quantize", x), reference("BlockInt8Quantize", x))
 
 
-@pytest.mark.parametrize("length", LENGTHS)
-def test_layer_norm_quantize(length: int) -> None:
-    inputs = (random(length, D).bfloat16() + 1, 1 + random(D) / 4, random(D))
+@pytest.mark.parametrize("width", [640, 768, D, 5120])  # sm_90: two passes; one, two and four warps
+@pytest.mark.parametrize("length", [1, 127, 130, *LENGTHS])
+def test_layer_norm_quantize(length: int, width: int) -> None:
+    inputs = (random(length, width).bfloat16() + 1, 1 + random(width) / 4, random(width))
     close_quantized(call("LayerNormQuantize", *inputs), reference("LayerNormQuantize", *inputs))
 
 

@@ -19,7 +19,7 @@ from plugins.sage_sla.kernel import MAX_BLOCKS
 
 #: sm_90's own kernels are written in Gluon, which the interpreter does not know: tests/test_gpu_ops.py and
 #: tests/test_gpu_selection.py prove them on a Hopper GPU.
-ON_A_GPU_ALONE = {"block_int8_gemm_hopper", "sage_sla_hopper"}
+ON_A_GPU_ALONE = {"block_int8_gemm_hopper", "clear_counters", "layer_norm_quantize_hopper", "sage_sla_hopper"}
 STATIC = {"D": 256, "E": 512, "N": 384, "K": 256}
 
 

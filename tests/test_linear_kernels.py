@@ -1,6 +1,7 @@
 """The linear ops: references against written-out formulas, and their kernels in Triton's interpreter.
 
-Not covered without a GPU: sm_90's Gluon kernel (block_int8_gemm_hopper), which the interpreter does not know.
+Not covered without a GPU: sm_90's Gluon kernels, which the interpreter does not know (test_kernel_coverage.py has
+their names).
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 A program keeps whole rows in shared memory, so that their statistics are its own. What it lacks are the largest
 magnitudes of the 128×128 blocks, which the programs of 128 rows make together: by atomic maxima of their bits, which
 are exact in any order. Programs number themselves by a ticket: who waits, waits for programs that have started or come
-next. Seven SMs hold the 32 programs of 128 rows at once; an sm_90 with fewer for itself would not do.
+next. Seven SMs hold the 32 programs of 128 rows at once at D = 5,120; with fewer the kernel would never end.
 
 Bound by instructions as much as by memory: on the H200 0.38 ms without the wait and 0.41 ms with it at L = 75,600,
 D = 5,120, where 1.16 GB at the rate of a copy take 0.27.
@@ -17,7 +17,7 @@ from triton.experimental.gluon.language.nvidia.ampere import async_copy
 
 STRIDE = gl.constexpr(32)  # int32 between two counters: a line each, for what polls one must not delay another
 MAGIC = gl.constexpr(12582912.0)  # 1.5·2^23: a small fp32 added to it is rounded, half to even, into the low bits
-barrier = getattr(gl, "barrier", None) or gl.thread_barrier  # renamed in Triton 3.7
+barrier = getattr(gl, "barrier", None) or gl.thread_barrier  # the second until Triton 3.7 is the oldest we take
 
 
 @gluon.jit
@@ -38,7 +38,11 @@ def _columns(pointer, start, CHUNK: gl.constexpr, LAYOUT: gl.constexpr):
 
 @gluon.jit
 def _modulated(x, rstd, shift, weight, bias, start, CHUNK: gl.constexpr, LAYOUT: gl.constexpr):
-    """(x·rstd + shift)·weight + bias of a chunk's even and odd columns."""
+    """(x·rstd + shift)·weight + bias of a chunk's even and odd columns.
+
+    ``shift`` is rounded once: a row's zero is off by 2⁻²⁴·|mean|/σ, which bf16 rows keep below 2⁻¹⁵ unless σ nears the
+    1e-3 of eps. One that is constant, at 100 say, gives 1.7e-3 where the reference has 0.
+    """
     w0, w1 = _columns(weight, start, CHUNK, LAYOUT)
     b0, b1 = _columns(bias, start, CHUNK, LAYOUT)
     even, odd = _halves(x)

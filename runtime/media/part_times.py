@@ -29,7 +29,7 @@ class StepParts:
     def __init__(self, pipe: Pipeline, parts: list[Part]) -> None:
         self._pipe, self._parts = pipe, parts
         self._expert: str | None = None
-        self._waited = 0.0
+        self._of, self._last, self._waited = "", 0.0, 0.0
 
     def begin(self, of: str) -> None:
         """A generation starts now; ``of`` comes before its rows' names."""
