@@ -5,11 +5,15 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+#: 1.5·2^23: a small fp32 added to it is rounded, half to even, into the low mantissa bits. Triton's and Gluon's kernels
+#: share it.
+MAGIC = tl.constexpr(12582912.0)
+
 
 @triton.jit
 def round_half_even(x):
-    """Nearest integer, ties to even, for |x| < 2^22: adding 1.5·2^23 leaves no bits below the units."""
-    return (x + 12582912.0) - 12582912.0
+    """Nearest integer, ties to even, for |x| < 2^22."""
+    return (x + MAGIC) - MAGIC
 
 
 @triton.jit

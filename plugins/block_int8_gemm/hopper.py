@@ -11,8 +11,7 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier, tma, warpgroup_mma, warpgroup_mma_wait
 
-#: 1.5·2^23: a small fp32 added to it is rounded, half to even, into the low mantissa bits.
-MAGIC = gl.constexpr(12582912.0)
+from plugins.triton_math import MAGIC
 
 
 @gluon.jit

@@ -15,8 +15,9 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.ampere import async_copy
 
+from plugins.triton_math import MAGIC
+
 STRIDE = gl.constexpr(32)  # int32 between two counters: a line each, for what polls one must not delay another
-MAGIC = gl.constexpr(12582912.0)  # 1.5·2^23: a small fp32 added to it is rounded, half to even, into the low bits
 barrier = getattr(gl, "barrier", None) or gl.thread_barrier  # the second until Triton 3.7 is the oldest we take
 
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from plugins.triton_math import MAGIC
+
 HEAD = tl.constexpr(128)
 BLOCK_Q = tl.constexpr(128)
 BLOCK_K = tl.constexpr(64)
@@ -15,7 +17,6 @@ FP8_MAX = tl.constexpr(448.0)  # largest e4m3
 FP8_SHIFT = tl.constexpr(8.807354922057604)  # log2(448): fp8 probabilities use e4m3's whole range
 LOG2E = tl.constexpr(1.4426950408889634)
 SCORE_SCALE = tl.constexpr(1.4426950408889634 / 128**0.5)  # log2(e)/√d: softmax runs on exp2
-MAGIC = tl.constexpr(12582912.0)  # 1.5·2^23: an fp32 next to it is an integer in its low mantissa bits
 
 
 @triton.jit

@@ -15,11 +15,11 @@ from triton.experimental.gluon.language.nvidia.hopper import mbarrier, tma, warp
 from plugins.sage_attention.primitives_kernel import FP8_SHIFT as _FP8_SHIFT
 from plugins.sage_attention.primitives_kernel import LOG2E as _LOG2E
 from plugins.sage_attention.primitives_kernel import SCORE_SCALE as _SCORE_SCALE
+from plugins.triton_math import MAGIC
 
 LOG2E = gl.constexpr(_LOG2E.value)
 FP8_SHIFT = gl.constexpr(_FP8_SHIFT.value)
 SCORE_SCALE = gl.constexpr(_SCORE_SCALE.value)
-MAGIC = gl.constexpr(12582912.0)  # 1.5·2^23: a small fp32 added to it is rounded, half to even, into the low bits
 NEVER = gl.constexpr(-(1 << 21))  # below any int32 score (128 products of ±127)
 
 
