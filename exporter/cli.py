@@ -33,8 +33,8 @@ from exporter.progress import RichProgress
 from exporter.spec import ExportSpec, export_spec, parse_linear
 from plugins.errors import UserError
 from runtime.bundle import load_manifest
+from runtime.byte_sizes import gigabytes
 from runtime.checks import pack_command, rebuild_command
-from runtime.memory_plan import gigabytes
 from runtime.versions import own_version
 
 if TYPE_CHECKING:

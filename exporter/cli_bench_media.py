@@ -29,7 +29,7 @@ def bench_media(
 
     from exporter import bench_media as bench
     from exporter.models import model_named
-    from runtime.media.video_file import check_folder
+    from runtime.media.files.video_file import check_folder
 
     spec = model_named(model)
     cuda = torch.cuda.is_available()

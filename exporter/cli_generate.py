@@ -191,7 +191,7 @@ def _show(maker: VideoMaker, total: float) -> None:
     """What each part took."""
     from rich.table import Table
 
-    from runtime.memory_plan import gigabytes
+    from runtime.byte_sizes import gigabytes
 
     def memory(peaks: Iterable[int | None]) -> str:
         """The largest of those known."""

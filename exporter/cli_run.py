@@ -62,10 +62,10 @@ def plan(
 
     Example: turbotrt plan --bundle engines/wan2.1-14b-720p-rtx5090 --vram 12GB
     """
-    from runtime.backends import backend_kind
+    from runtime.backends.registry import backend_kind
     from runtime.bundle import load_manifest
+    from runtime.byte_sizes import gigabytes, parse_bytes
     from runtime.media.parts import bundle_parts, plan_parts
-    from runtime.memory_plan import gigabytes, parse_bytes
 
     manifest, kind = load_manifest(bundle), backend_kind(backend)
     budget = None if vram is None else parse_bytes(vram)

@@ -18,7 +18,7 @@ from exporter.vae.layers import Weights
 from exporter.vae.spec import CHUNK, PIXELS, VAES, VaeSpec
 from exporter.vae.weights import packed_weights
 from exporter.weights import LinearMode, Stage
-from runtime.media.stages import CACHE, TOTAL
+from runtime.media_layout import CACHE, TOTAL
 
 DIT_STAGES: tuple[Stage, ...] = get_args(Stage)
 _TEXT_PROFILE = (2, 64, 512)  # tokens of a prompt: a word and the end mark, a usual prompt, the most

@@ -16,7 +16,7 @@ from exporter.progress import Progress
 from plugins.plan import Plan, decode
 from runtime.bundle import MANIFEST_NAME, Manifest, MediaStage, StageFiles, load_manifest, verify_file
 from runtime.checks import pack_command, rebuild_command
-from runtime.media.embeds_cache import FOLDER
+from runtime.media.text.embeds_cache import FOLDER
 
 #: Columns of a terminal in which tables say more than in 80.
 WIDE = 110

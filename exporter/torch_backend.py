@@ -18,12 +18,13 @@ from exporter.stages import BlockOptions
 from exporter.torch_memory import UNSPLIT, stage_bytes
 from exporter.trace import stage_function
 from plugins.torch_op import device_sm, torch_dtype
-from runtime.backend import Bytes, DeviceTensor, Queue, Report
-from runtime.backends import BackendKind
+from runtime.backends.kind import BackendKind
+from runtime.backends.protocol import Bytes, DeviceTensor, Queue
+from runtime.backends.runner import Activations, Runner
 from runtime.bundle import Manifest
 from runtime.checks import FINE
 from runtime.layout import activation_names
-from runtime.media.runner import Activations, Runner
+from runtime.report import Report
 
 #: cuBLAS takes 32 MiB for itself on Hopper, and cuBLASLt as much again.
 CUBLAS_BYTES = 2 * 32 * 2**20

@@ -17,14 +17,14 @@ from exporter.torch_backend import TorchDevice, _view
 from exporter.torch_memory import PeakBytes
 from exporter.vae.channels_last import ChannelsLast
 from plugins.torch_op import device_sm, torch_dtype
-from runtime.backend import Device, DeviceTensor
+from runtime.backends.protocol import Device, DeviceTensor
 from runtime.bundle import Manifest
 from runtime.dims import shape_of
-from runtime.media.stages import CACHE, Sizes
+from runtime.media_layout import CACHE, Sizes
 
 
 class TorchRunner:
-    """A runner (see ``runtime.media.runner``) whose memory is torch's."""
+    """A runner (see ``runtime.backends.runner``) whose memory is torch's."""
 
     def __init__(self, manifest: Manifest, device: torch.device) -> None:
         model = model_named(manifest.model.name)

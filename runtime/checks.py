@@ -11,8 +11,8 @@ from threading import Lock
 from plugins.errors import UserError
 from plugins.plan import FORMAT_VERSION, MAGIC
 from plugins.tensorrt_plugin import PLUGIN_VERSION
-from runtime.backend import Report
 from runtime.bundle import Manifest, verify_file
+from runtime.report import Report
 
 Verdict = tuple[bool, str]
 FINE: Verdict = (True, "")

@@ -16,18 +16,21 @@ from typing import Any
 import numpy.typing as npt
 
 from plugins.errors import UserError
-from runtime.backend import Backend, Report, Silent
-from runtime.backends import BackendKind, backend_kind
+from runtime.backends.kind import BackendKind
+from runtime.backends.protocol import Backend
+from runtime.backends.registry import backend_kind
 from runtime.bundle import Manifest, load_manifest
+from runtime.byte_sizes import parse_bytes
 from runtime.checks import Verdict, check_files, check_weights
 from runtime.inputs import condition_tokens, latent_shape, text_bits
 from runtime.layout import run_layout
-from runtime.memory_plan import MemoryPlan, Sizes, parse_bytes, plan_memory
 from runtime.numerics import Array, to_latents
+from runtime.report import Report, Silent
 from runtime.run import Run, UnitTime
 from runtime.sampler import NonFiniteError, Step, plan_steps, sample
-from runtime.storage import STAGES, Storage, layouts
 from runtime.video_shape import tokens_of
+from runtime.weights.memory_plan import MemoryPlan, Sizes, plan_memory
+from runtime.weights.storage import STAGES, Storage, layouts
 
 #: Called after each step with the step and its latents, fp32 [16, T, H, W].
 OnStep = Callable[[Step, Array], None]

@@ -9,14 +9,14 @@ from types import TracebackType
 import numpy as np
 import numpy.typing as npt
 
-from runtime.backend import Backend, DeviceTensor, Event, Memory, tensors
+from runtime.backends.protocol import Backend, DeviceTensor, Event, Memory, tensors
 from runtime.bundle import Manifest
 from runtime.layout import ACTIVATIONS, OUTPUTS, run_layout
 from runtime.numerics import Array, rope_tables, time_features
 from runtime.sampler import NonFiniteError, Step
-from runtime.storage import Storage
-from runtime.streaming import Unit
 from runtime.video_shape import tokens_of
+from runtime.weights.storage import Storage
+from runtime.weights.streaming import Unit
 
 _BF16_EXPONENT = 0x7F80  # all ones: infinity or NaN
 

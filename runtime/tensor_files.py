@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from plugins.errors import UserError
-from runtime.weights_file import WeightsFile
+from runtime.weights.file import WeightsFile
 
 
 def read_tensor(path: Path, name: str) -> npt.NDArray[Any]:

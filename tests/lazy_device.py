@@ -17,10 +17,11 @@ from typing import Any, Literal
 
 import numpy as np
 
-from runtime.backend import DeviceTensor, Queue, Report
-from runtime.backends import BackendKind
+from runtime.backends.kind import BackendKind
+from runtime.backends.protocol import DeviceTensor, Queue
 from runtime.bundle import Manifest
 from runtime.checks import FINE
+from runtime.report import Report
 
 Policy = Literal["copies first", "compute first", "nothing until it must"]
 POLICIES: tuple[Policy, ...] = ("copies first", "compute first", "nothing until it must")

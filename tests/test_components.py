@@ -39,7 +39,7 @@ from exporter.vae.names import vae_name  # noqa: E402
 from exporter.vae.spec import VAES  # noqa: E402
 from plugins.errors import UserError  # noqa: E402
 from runtime.bundle import load_manifest, sha256_of, verify_files  # noqa: E402
-from runtime.weights_file import WeightsFile  # noqa: E402
+from runtime.weights.file import WeightsFile  # noqa: E402
 
 TINY = MODELS["wan-tiny"]
 TEXT, VAE = TEXT_ENCODERS[TINY.text_encoder], VAES[TINY.vae]
@@ -192,7 +192,7 @@ def test_the_exported_bundle_makes_a_video(
     from importlib.metadata import EntryPoint
 
     point = EntryPoint("torch", "exporter.torch_backend:TORCH", "turbotrt.backends")
-    monkeypatch.setattr("runtime.backends.entry_points", lambda group: [point])
+    monkeypatch.setattr("runtime.backends.registry.entry_points", lambda group: [point])
     arguments = ["--bundle", bundle[0], "--prompt", "A cat", "--out", tmp_path / "cat.mp4", "--backend", "torch"]
     arguments += ["--size", "48x32", "--frames", "9", "--steps", "1"]
     result = CliRunner().invoke(app, ["generate", *map(str, arguments)])

@@ -24,9 +24,9 @@ from typer.testing import CliRunner  # noqa: E402
 
 from exporter import models  # noqa: E402
 from exporter.cli import app  # noqa: E402
-from runtime.backend import Silent  # noqa: E402
 from runtime.media import generate as generate_module  # noqa: E402
 from runtime.media.part_times import Part, StepParts  # noqa: E402
+from runtime.report import Silent  # noqa: E402
 
 SIZE = ["--size", "48x32", "--frames", "9", "--steps", "1", "--backend", "torch"]
 
@@ -37,7 +37,7 @@ def _torch_by_entry_point(monkeypatch: pytest.MonkeyPatch) -> None:
     from importlib.metadata import EntryPoint
 
     point = EntryPoint("torch", "exporter.torch_backend:TORCH", "turbotrt.backends")
-    monkeypatch.setattr("runtime.backends.entry_points", lambda group: [point])
+    monkeypatch.setattr("runtime.backends.registry.entry_points", lambda group: [point])
 
 
 @pytest.fixture(scope="module")

@@ -29,8 +29,8 @@ from exporter.torch_media import TorchRunner, open_runner  # noqa: E402
 from exporter.vae.frames import to_bytes  # noqa: E402
 from exporter.vae.layers import norm_silu  # noqa: E402
 from exporter.vae.norm_kernel import launch  # noqa: E402
-from runtime.media.vae import Vae  # noqa: E402
-from runtime.weights_file import WeightsFile  # noqa: E402
+from runtime.media.vae.decoder import Vae  # noqa: E402
+from runtime.weights.file import WeightsFile  # noqa: E402
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("cuda")]
 

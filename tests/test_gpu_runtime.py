@@ -35,7 +35,7 @@ from runtime import Pipeline  # noqa: E402
 from runtime.inputs import text_bits  # noqa: E402
 from runtime.numerics import to_tokens  # noqa: E402
 from runtime.sampler import Step  # noqa: E402
-from runtime.weights_file import WeightsFile  # noqa: E402
+from runtime.weights.file import WeightsFile  # noqa: E402
 
 pytestmark = pytest.mark.gpu
 
@@ -336,8 +336,8 @@ def test_the_driver_device_under_engines_that_stand_in(tmp_path: Path, figures: 
     pytest.importorskip("tensorrt_rtx")
     from stand_in_tensorrt import StandIn, add_engines, cuda_view
 
-    from runtime.cuda_device import CudaDevice, compute_capability
-    from runtime.tensorrt_backend import TENSORRT, TensorrtBackend
+    from runtime.backends.cuda_device import CudaDevice, compute_capability
+    from runtime.backends.tensorrt import TENSORRT, TensorrtBackend
 
     assert compute_capability() == device_sm()
     model = replace(MODELS["wan-tiny"], name="tiny-6", layers=6)

@@ -26,9 +26,9 @@ from exporter.models import MODELS  # noqa: E402
 from exporter.text_encoder import TEXT_ENCODERS, text_block, text_norm, text_weights  # noqa: E402
 from exporter.torch_media import open_runner  # noqa: E402
 from plugins.torch_op import call, torch_dtype  # noqa: E402
-from runtime.media.text import TextEncoder  # noqa: E402
-from runtime.relative_position import relative_buckets  # noqa: E402
-from runtime.weights_file import WeightsFile  # noqa: E402
+from runtime.media.text.encoder import TextEncoder  # noqa: E402
+from runtime.media.text.relative_position import relative_buckets  # noqa: E402
+from runtime.weights.file import WeightsFile  # noqa: E402
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("cuda")]
 

@@ -9,9 +9,9 @@ av = pytest.importorskip("av")
 Image = pytest.importorskip("PIL.Image")
 
 from plugins.errors import UserError  # noqa: E402
-from runtime.media.image import adaptive_size, conditioning_chunks, first_frame, open_image  # noqa: E402
-from runtime.media.video_file import sink_for  # noqa: E402
-from runtime.media.writer import BackgroundWriter  # noqa: E402
+from runtime.media.files.image import adaptive_size, conditioning_chunks, first_frame, open_image  # noqa: E402
+from runtime.media.files.video_file import sink_for  # noqa: E402
+from runtime.media.files.writer import BackgroundWriter  # noqa: E402
 
 
 def moving(count, width=64, height=48):

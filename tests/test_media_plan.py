@@ -21,13 +21,13 @@ from exporter.cli import app
 from exporter.models import MODELS
 from exporter.torch_backend import TORCH, TorchDevice
 from plugins.errors import UserError
-from runtime import cuda_device
+from runtime.backends import cuda_device
+from runtime.backends.tensorrt import TENSORRT
 from runtime.bundle import Manifest, load_manifest, write_manifest
+from runtime.byte_sizes import gigabytes
 from runtime.media.parts import DECODE, DIT, TEXT, bundle_parts, plan_parts
-from runtime.media.vae_plan import plan_vae
-from runtime.memory_plan import gigabytes
+from runtime.media.vae.plan import plan_vae
 from runtime.pipeline import Pipeline
-from runtime.tensorrt_backend import TENSORRT
 
 FIGURE = 2_000_000  # what the builder is said to have stated for every stage
 

@@ -16,7 +16,7 @@ from media_bundle import media_stages
 
 from exporter.models import MODELS
 from plugins.errors import UserError
-from runtime.media import tensorrt_runner
+from runtime.backends import tensorrt_runner
 
 
 class Device:

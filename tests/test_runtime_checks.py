@@ -22,11 +22,11 @@ from exporter.models import MODELS
 from exporter.progress import SilentProgress
 from exporter.torch_backend import TORCH
 from plugins.errors import UserError
-from runtime.backends import backend_kind
+from runtime.backends.registry import backend_kind
+from runtime.backends.tensorrt import TENSORRT, installed
 from runtime.bundle import Manifest, load_manifest, write_manifest
 from runtime.checks import check_engines, check_files, check_gpu, check_plugins, check_weights, rebuild_command
 from runtime.pipeline import Pipeline
-from runtime.tensorrt_backend import TENSORRT, installed
 
 Change = Callable[[Manifest], Manifest]
 
@@ -132,7 +132,7 @@ def test_damaged_weights_are_mended_by_packing(bundle: Path) -> None:
 
 @pytest.mark.parametrize(("capability", "found"), [(None, "no CUDA GPU"), (89, "compute capability 8.9")])
 def test_another_gpu_is_told(bundle: Path, monkeypatch: pytest.MonkeyPatch, capability: int | None, found: str) -> None:
-    monkeypatch.setattr("runtime.tensorrt_backend.compute_capability", lambda: capability)
+    monkeypatch.setattr("runtime.backends.tensorrt.compute_capability", lambda: capability)
     with pytest.raises(UserError) as told:
         Pipeline.load(bundle, backend="auto")
     assert "rtx5090, compute capability 12.0" in str(told.value)
@@ -141,7 +141,7 @@ def test_another_gpu_is_told(bundle: Path, monkeypatch: pytest.MonkeyPatch, capa
 
 
 def test_this_machine_has_no_gpu_and_auto_says_so(exported: Exported) -> None:
-    from runtime.cuda_device import compute_capability
+    from runtime.backends.cuda_device import compute_capability
 
     if compute_capability() is not None:
         pytest.skip("there is a GPU here")
@@ -188,7 +188,7 @@ def test_damaged_files_are_told(bundle: Path, monkeypatch: pytest.MonkeyPatch) -
     with pytest.raises(UserError, match="missing"):
         Pipeline.load(bundle, backend=TORCH, verify=False)
     # Engines are looked at for the backend that loads them.
-    monkeypatch.setattr("runtime.tensorrt_backend.compute_capability", lambda: 120)
+    monkeypatch.setattr("runtime.backends.tensorrt.compute_capability", lambda: 120)
     path.write_bytes(data)
     (bundle / "head.engine").unlink()
     with pytest.raises(UserError, match=r"head\.engine is not the file"):
@@ -238,7 +238,7 @@ def test_weights_of_another_model_are_told(tmp_path: Path) -> None:
              (64).to_bytes(8, "little") + b'{"a":{"dtype":"F32","shape":[4],"data_offsets":[0,16]}}'.ljust(64)]
 )  # fmt: skip
 def test_what_is_not_safetensors_is_told(tmp_path: Path, data: bytes) -> None:
-    from runtime.weights_file import WeightsFile
+    from runtime.weights.file import WeightsFile
 
     (tmp_path / "x").write_bytes(data)
     with pytest.raises(UserError, match="not a whole safetensors file"):
@@ -250,7 +250,9 @@ def test_backends_are_found_by_entry_point(monkeypatch: pytest.MonkeyPatch) -> N
 
     here = [EntryPoint("torch", "exporter.torch_backend:TORCH", "turbotrt.backends"),
             EntryPoint("broken", "exporter.torch_backend:TorchDevice", "turbotrt.backends")]  # fmt: skip
-    monkeypatch.setattr("runtime.backends.entry_points", lambda group: here if group == "turbotrt.backends" else [])
+    monkeypatch.setattr(
+        "runtime.backends.registry.entry_points", lambda group: here if group == "turbotrt.backends" else []
+    )
     assert backend_kind("torch") is TORCH
     assert backend_kind("auto") is backend_kind("tensorrt") is TENSORRT
     with pytest.raises(UserError, match="auto, tensorrt, broken, torch"):

@@ -38,7 +38,7 @@ def _torch_by_entry_point(monkeypatch: pytest.MonkeyPatch) -> None:
     from importlib.metadata import EntryPoint
 
     point = EntryPoint("torch", "exporter.torch_backend:TORCH", "turbotrt.backends")
-    monkeypatch.setattr("runtime.backends.entry_points", lambda group: [point])
+    monkeypatch.setattr("runtime.backends.registry.entry_points", lambda group: [point])
 
 
 @pytest.fixture(scope="module")

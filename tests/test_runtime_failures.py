@@ -20,7 +20,7 @@ from exporter.models import MODELS  # noqa: E402
 from exporter.torch_backend import TORCH  # noqa: E402
 from runtime import Pipeline  # noqa: E402
 from runtime.sampler import NonFiniteError  # noqa: E402
-from runtime.weights_file import WeightsFile  # noqa: E402
+from runtime.weights.file import WeightsFile  # noqa: E402
 
 MODEL = replace(MODELS["wan-tiny"], name="tiny-4", layers=4)
 OPTIONS: dict[str, Any] = {"size": (48, 32), "frames": 9, "steps": 2}
@@ -181,7 +181,7 @@ def test_a_load_that_fails_leaves_nothing(whole: Path, monkeypatch: pytest.Monke
     def broken(self: Any, *args: Any) -> None:
         raise OSError("the disk is gone")
 
-    monkeypatch.setattr("runtime.weights_file.WeightsFile.fill", broken)
+    monkeypatch.setattr("runtime.weights.file.WeightsFile.fill", broken)
     with pytest.raises(OSError, match="the disk is gone"):
         Pipeline.load(whole, backend=telling_kind(device), **OPTIONS)
     assert device.live == {"device": 0, "pinned": 0}
@@ -202,7 +202,7 @@ def test_an_interrupted_load_leaves_nothing(whole: Path, monkeypatch: pytest.Mon
         raise KeyboardInterrupt
 
     monkeypatch.setattr(WeightsFile, "fill", fill)
-    monkeypatch.setattr("runtime.streaming.WeightStream.finish", interrupt)
+    monkeypatch.setattr("runtime.weights.streaming.WeightStream.finish", interrupt)
     with pytest.raises(KeyboardInterrupt):
         Pipeline.load(whole, backend=telling_kind(device), **OPTIONS)
     assert device.live == {"device": 0, "pinned": 0}

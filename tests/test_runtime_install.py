@@ -57,7 +57,7 @@ def test_the_runtime_imports_alone_and_light(python: Path) -> None:
 import importlib.util, json, sys, time
 started = time.perf_counter()
 from runtime import Pipeline
-import runtime.backend, runtime.tensorrt_backend, runtime.tensor_files, runtime.bench
+import runtime.backends.protocol, runtime.backends.tensorrt, runtime.tensor_files, runtime.bench
 seconds = time.perf_counter() - started
 print(json.dumps({{
     "here": [name for name in {HEAVY!r} if importlib.util.find_spec(name)],

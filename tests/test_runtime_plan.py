@@ -19,9 +19,10 @@ from exporter.stages import BlockOptions  # noqa: E402
 from exporter.torch_memory import PeakBytes, stage_bytes  # noqa: E402
 from exporter.weights import packed_bytes  # noqa: E402
 from plugins.errors import UserError  # noqa: E402
+from runtime.backends.tensorrt import planned_bytes  # noqa: E402
+from runtime.byte_sizes import gigabytes, gigabytes_up, parse_bytes  # noqa: E402
 from runtime.layout import run_layout, weight_layout  # noqa: E402
-from runtime.memory_plan import MemoryPlan, Sizes, gigabytes, gigabytes_up, parse_bytes, plan_memory, spread  # noqa: E402
-from runtime.tensorrt_backend import planned_bytes  # noqa: E402
+from runtime.weights.memory_plan import MemoryPlan, Sizes, plan_memory, spread  # noqa: E402
 
 #: 14B at 720p, in round numbers.
 SIZES = Sizes(

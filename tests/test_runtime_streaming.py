@@ -18,10 +18,10 @@ from random_bundle import make_random_bundle
 from exporter.models import MODELS, ModelSpec
 from exporter.weights import stage_weights
 from plugins.errors import UserError
-from runtime.memory_plan import MemoryPlan, Sizes, plan_memory, spread
 from runtime.pipeline import Pipeline
-from runtime.streaming import Copy, schedule, slots_of
-from runtime.weights_file import WeightsFile
+from runtime.weights.file import WeightsFile
+from runtime.weights.memory_plan import MemoryPlan, Sizes, plan_memory, spread
+from runtime.weights.streaming import Copy, schedule, slots_of
 
 ONE = replace(MODELS["wan-tiny"], name="tiny-6", layers=6)
 TWO = replace(ONE, name="tiny-6-experts", experts=("high-noise", "low-noise"), boundary=0.9, sigma_max=200.0)
@@ -39,8 +39,8 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.fixture
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """A layer is then several pieces, and the ring of buffers turns over within it."""
-    monkeypatch.setattr("runtime.staging.CHUNK", 200_000)
-    monkeypatch.setattr("runtime.staging.BUFFERS", 3)
+    monkeypatch.setattr("runtime.weights.upload.CHUNK", 200_000)
+    monkeypatch.setattr("runtime.weights.upload.BUFFERS", 3)
 
 
 def expected(folder: Path, model: ModelSpec, experts: list[str]) -> list[tuple[str, str]]:

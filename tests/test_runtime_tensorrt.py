@@ -24,13 +24,13 @@ from exporter.torch_backend import TORCH  # noqa: E402
 from plugins.registry import OPS  # noqa: E402
 from plugins.tensorrt_plugin import register  # noqa: E402
 from runtime import Pipeline  # noqa: E402
-from runtime.backend import BackendError  # noqa: E402
-from runtime.backends import BackendKind  # noqa: E402
+from runtime.backends.cuda_device import compute_capability  # noqa: E402
+from runtime.backends.engine import Engine, make_logger  # noqa: E402
+from runtime.backends.kind import BackendKind  # noqa: E402
+from runtime.backends.protocol import BackendError  # noqa: E402
+from runtime.backends.tensorrt import TENSORRT, TensorrtBackend  # noqa: E402
 from runtime.bundle import Manifest, load_manifest  # noqa: E402
-from runtime.cuda_device import compute_capability  # noqa: E402
-from runtime.engine import Engine, make_logger  # noqa: E402
 from runtime.layout import ACTIVATIONS, OUTPUT_SUFFIX, OUTPUTS, activation_names, weight_layout  # noqa: E402
-from runtime.tensorrt_backend import TENSORRT, TensorrtBackend  # noqa: E402
 
 OPTIONS: dict[str, Any] = {"size": (48, 32), "frames": 9, "steps": 2}
 TEXT = np.random.default_rng(0).standard_normal((5, 4096), dtype=np.float32)
@@ -59,9 +59,9 @@ def test_the_real_module_has_what_the_backend_calls(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", [kind for kind in USED if kind.startswith("I") or kind == "Runtime"])
 def test_the_list_above_is_what_the_code_calls(kind: str) -> None:
-    import runtime.engine
+    import runtime.backends.engine
 
-    source = Path(runtime.engine.__file__).read_text()
+    source = Path(runtime.backends.engine.__file__).read_text()
     for name in USED[kind]:
         assert f".{name}" in source, name
 
@@ -200,7 +200,7 @@ def test_a_bundle_that_cannot_be_written_runs_and_says_so(bundle: Path, monkeypa
     def refuse(*args: Any, **kwargs: Any) -> Any:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("runtime.engine.tempfile.mkstemp", refuse)
+    monkeypatch.setattr("runtime.backends.engine.tempfile.mkstemp", refuse)
     report = SilentProgress()
     kind = stand_in_kind(HostDevice("copies first"), [])
     with Pipeline.load(bundle, backend=kind, report=report, **OPTIONS) as pipe:

@@ -135,13 +135,13 @@ def test_a_prompt_is_encoded_by_the_torch_backend(
     """The bundle as exported gives finite embeddings near those of the bf16 functions."""
     from importlib.metadata import EntryPoint
 
-    from runtime.backend import Silent
     from runtime.media.generate import VideoMaker
-    from runtime.media.prompt import PromptTokenizer
+    from runtime.media.text.prompt import PromptTokenizer
     from runtime.numerics import from_bf16_bits
+    from runtime.report import Silent
 
     point = EntryPoint("torch", "exporter.torch_backend:TORCH", "turbotrt.backends")
-    monkeypatch.setattr("runtime.backends.entry_points", lambda group: [point])
+    monkeypatch.setattr("runtime.backends.registry.entry_points", lambda group: [point])
     maker = VideoMaker(bundle[0], Silent(), "torch")
     (embeds,) = maker.embeddings(["A cat on a surfboard"])
     assert embeds.shape == (len(PromptTokenizer(bundle[0] / "tokenizer.json")("A cat on a surfboard")), 4096)

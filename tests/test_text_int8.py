@@ -35,10 +35,10 @@ from plugins.errors import UserError  # noqa: E402
 from plugins.onnx_schema import DOMAIN  # noqa: E402
 from plugins.plan import decode  # noqa: E402
 from plugins.torch_op import torch_dtype  # noqa: E402
-from runtime.media import tensorrt_runner  # noqa: E402
-from runtime.media.text import TextEncoder  # noqa: E402
-from runtime.relative_position import relative_buckets  # noqa: E402
-from runtime.weights_file import WeightsFile  # noqa: E402
+from runtime.backends import tensorrt_runner  # noqa: E402
+from runtime.media.text.encoder import TextEncoder  # noqa: E402
+from runtime.media.text.relative_position import relative_buckets  # noqa: E402
+from runtime.weights.file import WeightsFile  # noqa: E402
 
 SPEC = TextSpec(name="test", dim=256, layers=3, ffn_dim=384, heads=4, head_dim=64, vocabulary=100)
 TINY = TEXT_ENCODERS["umt5-tiny"]

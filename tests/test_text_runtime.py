@@ -16,11 +16,11 @@ from exporter.models import MODELS  # noqa: E402
 from exporter.text_encoder import TEXT_ENCODERS, text_block, text_norm  # noqa: E402
 from exporter.torch_media import TorchRunner  # noqa: E402
 from plugins.errors import UserError  # noqa: E402
-from runtime.media.embeds_cache import EmbedsCache  # noqa: E402
-from runtime.media.prompt import PromptTokenizer, clean  # noqa: E402
-from runtime.media.text import TextEncoder  # noqa: E402
-from runtime.relative_position import relative_buckets  # noqa: E402
-from runtime.weights_file import WeightsFile  # noqa: E402
+from runtime.media.text.embeds_cache import EmbedsCache  # noqa: E402
+from runtime.media.text.encoder import TextEncoder  # noqa: E402
+from runtime.media.text.prompt import PromptTokenizer, clean  # noqa: E402
+from runtime.media.text.relative_position import relative_buckets  # noqa: E402
+from runtime.weights.file import WeightsFile  # noqa: E402
 
 SPEC = TEXT_ENCODERS["umt5-tiny"]
 

@@ -20,13 +20,13 @@ from exporter.torch_media import TorchRunner  # noqa: E402
 from exporter.vae import halves  # noqa: E402
 from exporter.vae.spec import VAES  # noqa: E402
 from plugins.errors import UserError  # noqa: E402
-from runtime.media import tiles as tiles_module  # noqa: E402
-from runtime.media import vae_plan as plan_module  # noqa: E402
-from runtime.media.latents import denormalized, normalized  # noqa: E402
-from runtime.media.tiles import MARGIN, Tile, cut, spans  # noqa: E402
-from runtime.media.vae import Vae  # noqa: E402
-from runtime.media.writer import BackgroundWriter  # noqa: E402
-from runtime.weights_file import WeightsFile  # noqa: E402
+from runtime.media.files.writer import BackgroundWriter  # noqa: E402
+from runtime.media.vae import plan as plan_module  # noqa: E402
+from runtime.media.vae import tiles as tiles_module  # noqa: E402
+from runtime.media.vae.decoder import Vae  # noqa: E402
+from runtime.media.vae.latents import denormalized, normalized  # noqa: E402
+from runtime.media.vae.tiles import MARGIN, Tile, cut, spans  # noqa: E402
+from runtime.weights.file import WeightsFile  # noqa: E402
 
 I2V = replace(MODELS["wan-tiny"], in_channels=36)
 SPEC = VAES["Wan2.1-tiny"]

@@ -17,7 +17,7 @@ import torch
 
 from exporter.checkpoint.source import DTYPE_NAMES, TORCH_DTYPES, TensorMeta
 from plugins.errors import UserError
-from runtime.memory_plan import gigabytes
+from runtime.byte_sizes import gigabytes
 
 _HEADER_DTYPES: Mapping[str, str] = {"int8": "I8", "bf16": "BF16", "fp16": "F16", "fp32": "F32"}
 

@@ -54,7 +54,7 @@ def inputs(bundle: Path, stage: str) -> Iterator[dict[str, Any]]:
 
     from plugins.torch_op import torch_dtype
     from runtime.dims import shape_of, split_dim
-    from runtime.relative_position import relative_buckets
+    from runtime.media.text.relative_position import relative_buckets
 
     manifest = load_manifest(bundle)
     entry = _stage(manifest, stage)
@@ -87,7 +87,7 @@ def _size(entry: StageFiles | MediaStage) -> int:
 def _activations(manifest: Manifest, entry: StageFiles | MediaStage) -> set[str]:
     """Which of a stage's inputs are no weights."""
     from exporter.trace import activation_inputs
-    from runtime.media.stages import is_activation
+    from runtime.media_layout import is_activation
 
     if isinstance(entry, MediaStage):
         return {info.name for info in entry.inputs if is_activation(info.name)}

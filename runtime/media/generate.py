@@ -16,28 +16,29 @@ from typing import Any
 import numpy as np
 
 from plugins.errors import UserError
-from runtime.backend import Report
-from runtime.backends import BackendKind, backend_kind
+from runtime.backends.kind import BackendKind
+from runtime.backends.registry import backend_kind
+from runtime.backends.runner import Runner
 from runtime.bundle import Manifest, MediaComponent, load_manifest
+from runtime.byte_sizes import parse_bytes
 from runtime.checks import check_files
 from runtime.inputs import LATENT_CHANNELS, latent_shape
-from runtime.media.embeds_cache import FOLDER, EmbedsCache
-from runtime.media.image import adaptive_size, conditioning_chunks, first_frame, open_image
+from runtime.media.files.image import adaptive_size, conditioning_chunks, first_frame, open_image
+from runtime.media.files.video_file import check_folder, sink_for
+from runtime.media.files.writer import BackgroundWriter
 from runtime.media.part_times import Part, StepParts
 from runtime.media.parts import DECODE, DIT, ENCODE, TEXT, plan_parts
-from runtime.media.prompt import PromptTokenizer
-from runtime.media.runner import Runner
-from runtime.media.stages import media_stage
-from runtime.media.text import Embeds, TextEncoder
-from runtime.media.vae import Frames, Vae
-from runtime.media.vae_plan import FACTOR
-from runtime.media.video_file import check_folder, sink_for
-from runtime.media.writer import BackgroundWriter
-from runtime.memory_plan import parse_bytes
+from runtime.media.text.embeds_cache import FOLDER, EmbedsCache
+from runtime.media.text.encoder import Embeds, TextEncoder
+from runtime.media.text.prompt import PromptTokenizer
+from runtime.media.vae.decoder import Frames, Vae
+from runtime.media.vae.plan import FACTOR
+from runtime.media_layout import media_stage
 from runtime.numerics import Array
 from runtime.pipeline import RESERVE, Pipeline
+from runtime.report import Report
 from runtime.sampler import check_seed, plan_steps
-from runtime.weights_file import WeightsFile
+from runtime.weights.file import WeightsFile
 
 
 @dataclass(frozen=True)

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from runtime.backends import BackendKind
+from runtime.backends.kind import BackendKind
 from runtime.bundle import Manifest
+from runtime.byte_sizes import gigabytes
 from runtime.inputs import latent_shape
-from runtime.media.text import text_bytes
-from runtime.media.vae_plan import plan_vae
-from runtime.memory_plan import MemoryPlan, gigabytes
+from runtime.media.text.encoder import text_bytes
+from runtime.media.vae.plan import plan_vae
 from runtime.pipeline import plan_bundle
+from runtime.weights.memory_plan import MemoryPlan
 
 DIT, TEXT, ENCODE, DECODE = "DiT", "text", "VAE encode", "VAE decode"
 LONGEST = 512  # tokens of a prompt

@@ -12,16 +12,17 @@ from typing import Any
 from plugins.errors import UserError
 from plugins.registry import OPS
 from plugins.tensorrt_plugin import register
-from runtime.backend import DeviceTensor, Memory, Report
-from runtime.backends import BackendKind
+from runtime.backends.cuda_device import CudaDevice, compute_capability
+from runtime.backends.engine import Engine, make_logger
+from runtime.backends.kind import BackendKind
+from runtime.backends.protocol import DeviceTensor, Memory
+from runtime.backends.runner import Runner
+from runtime.backends.tensorrt_runner import TensorrtRunner
 from runtime.bundle import Manifest
 from runtime.checks import Verdict, check_engines, check_gpu, check_plugins
-from runtime.cuda_device import CudaDevice, compute_capability
-from runtime.engine import Engine, make_logger
 from runtime.layout import stage_files
-from runtime.media.runner import Runner
-from runtime.media.stages import Sizes, media_stage
-from runtime.media.tensorrt_runner import TensorrtRunner
+from runtime.media_layout import Sizes, media_stage
+from runtime.report import Report
 from runtime.versions import installed_versions
 
 PACKAGES = ("tensorrt-rtx", "tensorrt")

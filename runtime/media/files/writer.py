@@ -7,7 +7,7 @@ import threading
 import time
 from types import TracebackType
 
-from runtime.media.video_file import Frames, FrameSink
+from runtime.media.files.video_file import Frames, FrameSink
 
 _WAITING = 4  # chunks: what decoding may run ahead
 

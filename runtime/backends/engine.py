@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from runtime.backend import BackendError, DeviceTensor
+from runtime.backends.protocol import BackendError, DeviceTensor
 from runtime.bundle import MediaStage, StageFiles
 from runtime.dims import shape_of
 from runtime.layout import OUTPUT_SUFFIX

@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from plugins.errors import UserError
-from runtime.backend import Device, DeviceTensor, Report, tensors
+from runtime.backends.protocol import Device, DeviceTensor, tensors
 from runtime.bundle import Manifest
 from runtime.layout import Layout, weight_layout
-from runtime.memory_plan import MemoryPlan
-from runtime.staging import Staging
-from runtime.streaming import Unit, WeightStream, schedule, slots_of
-from runtime.weights_file import WeightsFile
+from runtime.report import Report
+from runtime.weights.file import WeightsFile
+from runtime.weights.memory_plan import MemoryPlan
+from runtime.weights.streaming import Unit, WeightStream, schedule, slots_of
+from runtime.weights.upload import Staging
 
 STAGES = ("embed", "block", "head")
 

@@ -6,8 +6,8 @@ device they are streams; on the CPU everything is done when the call returns, an
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -20,7 +20,6 @@ from runtime.layout import Layout, Place
 Bytes = npt.NDArray[np.uint8]
 Queue = Literal["compute", "copy"]
 Event = Any  # the device's own
-Update = Callable[[int, int], None]
 
 
 class BackendError(UserError):
@@ -122,22 +121,3 @@ class Backend(Protocol):
 
     def close(self) -> None:
         """Free everything but the device."""
-
-
-class Report(Protocol):
-    """How loading tells what it does; ``stage`` yields the function that moves its bar."""
-
-    def stage(self, title: str) -> AbstractContextManager[Update]: ...
-
-    def note(self, text: str) -> None: ...
-
-
-class Silent:
-    """A report nobody reads."""
-
-    @contextmanager
-    def stage(self, title: str) -> Any:
-        yield lambda done, total: None
-
-    def note(self, text: str) -> None:
-        pass

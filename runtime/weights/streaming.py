@@ -12,9 +12,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from runtime.backend import Device, Event, Memory
-from runtime.memory_plan import RING, MemoryPlan
-from runtime.staging import Piece, Staging
+from runtime.backends.protocol import Device, Event, Memory
+from runtime.weights.memory_plan import RING, MemoryPlan
+from runtime.weights.upload import Piece, Staging
 
 Unit = tuple[str, int]  # expert, and its unit: 0 embed, 1 … N layers, N + 1 head
 Slot = tuple[Literal["own", "ring"], str, int]  # expert is "" where all share the slot

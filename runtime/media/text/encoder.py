@@ -8,15 +8,15 @@ import numpy as np
 import numpy.typing as npt
 
 from plugins.errors import UserError
-from runtime.backend import DeviceTensor, Memory, tensors
+from runtime.backends.protocol import DeviceTensor, Memory, tensors
+from runtime.backends.runner import Activations, Runner
 from runtime.bundle import Manifest
 from runtime.checks import rebuild_command
 from runtime.layout import Layout, layout
-from runtime.media.runner import Activations, Runner
-from runtime.media.stages import media_stage, weight_slot
+from runtime.media.text.relative_position import relative_buckets
+from runtime.media_layout import media_stage, weight_slot
 from runtime.numerics import from_bf16_bits
-from runtime.relative_position import relative_buckets
-from runtime.weights_file import WeightsFile
+from runtime.weights.file import WeightsFile
 
 Embeds = npt.NDArray[np.uint16]
 _SLOTS = 2

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
-from runtime.backend import Device, DeviceTensor
-from runtime.media.stages import Sizes
+from runtime.backends.protocol import Device, DeviceTensor
+from runtime.media_layout import Sizes
 
 Activations = Callable[[str, Sizes], int]  # bytes a stage needs while it runs, besides inputs, outputs and weights
 

@@ -12,12 +12,12 @@ import numpy as np
 import numpy.typing as npt
 
 from plugins.errors import UserError
-from runtime.backend import Memory, tensors
+from runtime.backends.protocol import Memory, tensors
+from runtime.backends.runner import Runner
 from runtime.bundle import MediaStage
 from runtime.layout import Layout
-from runtime.media.runner import Runner
-from runtime.media.stages import TOTAL, Sizes, cache_layout, input_layout, output_layout, weight_slot
-from runtime.weights_file import WeightsFile
+from runtime.media_layout import TOTAL, Sizes, cache_layout, input_layout, output_layout, weight_slot
+from runtime.weights.file import WeightsFile
 
 _NUMPY = {"fp32": np.float32, "bf16": np.uint16, "uint8": np.uint8}
 

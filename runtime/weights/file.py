@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from plugins.dtypes import DTYPES
 from plugins.errors import UserError
-from runtime.backend import Bytes
+from runtime.backends.protocol import Bytes
 from runtime.layout import Layout
 from runtime.numerics import from_bf16_bits
 

@@ -9,8 +9,8 @@ import numpy as np
 
 from plugins.errors import UserError
 from runtime.bundle import Manifest
-from runtime.media.prompt import clean
-from runtime.media.text import Embeds
+from runtime.media.text.encoder import Embeds
+from runtime.media.text.prompt import clean
 from runtime.numerics import from_bf16_bits, to_bf16_bits
 from runtime.tensor_files import read_tensor, write_tensors
 

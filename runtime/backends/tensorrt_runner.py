@@ -9,14 +9,14 @@ from typing import Any
 from plugins.errors import UserError
 from plugins.registry import OPS
 from plugins.tensorrt_plugin import register
-from runtime.backend import DeviceTensor, Memory
+from runtime.backends.engine import Engine, make_logger
+from runtime.backends.protocol import DeviceTensor, Memory
 from runtime.bundle import Manifest
-from runtime.engine import Engine, make_logger
-from runtime.media.stages import Sizes, media_stage
+from runtime.media_layout import Sizes, media_stage
 
 
 class TensorrtRunner:
-    """A runner (see ``runtime.media.runner``). Stages take turns in the activation memory, which only grows."""
+    """A runner (see ``runtime.backends.runner``). Stages take turns in the activation memory, which only grows."""
 
     def __init__(self, trt: Any, folder: Path, manifest: Manifest, device: Any) -> None:
         self.device = device

@@ -8,9 +8,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-from runtime.backend import Device, Event, HostMemory, Memory
+from runtime.backends.protocol import Device, Event, HostMemory, Memory
 from runtime.layout import Layout
-from runtime.weights_file import WeightsFile
+from runtime.weights.file import WeightsFile
 
 CHUNK = 32 << 20  # bytes of a buffer: large enough that a copy runs at full rate
 BUFFERS = 8  # all that is ever page-locked: 256 MiB

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from plugins.errors import UserError
-from runtime.backend import Bytes, Queue
+from runtime.backends.protocol import Bytes, Queue
 
 
 def driver() -> Any:

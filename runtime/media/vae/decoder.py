@@ -11,15 +11,15 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 import numpy.typing as npt
 
+from runtime.backends.runner import Runner
 from runtime.bundle import Manifest
-from runtime.media.latents import denormalized, normalized
-from runtime.media.runner import Runner
-from runtime.media.sequence import Sequence
-from runtime.media.stages import media_stage
-from runtime.media.tiles import Span, Tile
-from runtime.media.vae_plan import FACTOR, Task, VaePlan, plan_vae
+from runtime.media.vae.chunks import Sequence
+from runtime.media.vae.latents import denormalized, normalized
+from runtime.media.vae.plan import FACTOR, Task, VaePlan, plan_vae
+from runtime.media.vae.tiles import Span, Tile
+from runtime.media_layout import media_stage
 from runtime.numerics import Array
-from runtime.weights_file import WeightsFile
+from runtime.weights.file import WeightsFile
 
 CHUNK = 4  # frames of a chunk after the first
 Frames = npt.NDArray[np.uint8]

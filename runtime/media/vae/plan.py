@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 from plugins.errors import UserError
+from runtime.backends.runner import Activations
 from runtime.bundle import Manifest
-from runtime.media.runner import Activations
-from runtime.media.sequence import Sequence
-from runtime.media.stages import media_stage
-from runtime.media.tiles import Tile, cut
-from runtime.memory_plan import gigabytes, gigabytes_up
+from runtime.byte_sizes import gigabytes, gigabytes_up
+from runtime.media.vae.chunks import Sequence
+from runtime.media.vae.tiles import Tile, cut
+from runtime.media_layout import media_stage
 
 FACTOR = 8  # pixels per latent
 Task = Literal["encode", "decode"]

@@ -1,0 +1,1 @@
+"""Pictures read and videos written."""

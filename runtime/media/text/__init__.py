@@ -1,0 +1,1 @@
+"""A prompt to embeddings: tokens, the encoder's layers, the cache of results."""

@@ -1,0 +1,1 @@
+"""Packed weights on their way to the device: the plan, the file, the stream and the upload."""
