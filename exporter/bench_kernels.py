@@ -15,8 +15,8 @@ from exporter.block_graph import OpCall, block_graph, call_of, our_op
 from exporter.device import median_ms, prepared, require_gpu
 from exporter.gpus import GpuSpec
 from exporter.models import ModelSpec
+from exporter.networks.dit.options import BlockOptions
 from exporter.roofline import limit
-from exporter.stages import BlockOptions
 from exporter.synthetic import block_inputs, block_weights
 from plugins.cost import cost
 

@@ -16,15 +16,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from exporter.checkpoint.vae_names import vae_name
 from exporter.models import ModelSpec
+from exporter.networks.vae import halves
+from exporter.networks.vae.channels_last import ChannelsLast
+from exporter.networks.vae.layers import Tape
+from exporter.networks.vae.spec import CHUNK, VAES, VaeSpec
+from exporter.networks.vae.weights import packed_weights
+from exporter.networks.weight_spec import WeightSpec
 from exporter.progress import Progress
-from exporter.vae import halves
-from exporter.vae.channels_last import ChannelsLast
-from exporter.vae.layers import Tape
-from exporter.vae.names import vae_name
-from exporter.vae.spec import CHUNK, VAES, VaeSpec
-from exporter.vae.weights import packed_weights
-from exporter.weights import WeightSpec
 from plugins.torch_op import torch_dtype
 
 Weights = dict[str, Tensor]

@@ -10,9 +10,9 @@ import torch
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from exporter.models import ModelSpec
-from exporter.stages import BlockOptions
-from exporter.trace import L, activation_inputs, stage_function
-from exporter.weights import stage_weights
+from exporter.networks.dit.options import BlockOptions
+from exporter.networks.dit.stages import L, activation_inputs, stage_function
+from exporter.networks.dit.weights import stage_weights
 from plugins.compile import plan_bytes
 from plugins.op import AttrValue, Op
 from plugins.registry import OPS

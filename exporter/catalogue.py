@@ -11,8 +11,8 @@ from rich.table import Table
 
 from exporter.gpus import GPUS, GpuSpec
 from exporter.models import MODELS, ModelSpec
+from exporter.networks.dit.weights import packed_bytes
 from exporter.vram import vram_estimate
-from exporter.weights import packed_bytes
 
 
 def model_row(model: ModelSpec) -> dict[str, Any]:

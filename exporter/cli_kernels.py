@@ -14,12 +14,12 @@ from exporter.progress import RichProgress
 from exporter.spec import ExportSpec, export_spec
 
 if TYPE_CHECKING:
-    from exporter.stages import BlockOptions
+    from exporter.networks.dit.options import BlockOptions
 
 
 def _spec(model: str, gpu: str, attention: str, topk: str | None) -> tuple[ExportSpec, BlockOptions]:
     """The validated choices. INT8 Linears only: the bf16 ones are the builder's kernels, not ours."""
-    from exporter.stages import BlockOptions
+    from exporter.networks.dit.options import BlockOptions
 
     spec = export_spec(model=model, gpu=gpu, attention=attention, topk=topk)
     return spec, BlockOptions(spec.attention, spec.topk_milli, spec.linear)

@@ -18,8 +18,8 @@ from exporter.block_graph import OpCall, block_calls
 from exporter.gpus import GPUS, GpuSpec
 from exporter.measured import Measured, measured_ops, measured_step
 from exporter.models import ModelSpec
+from exporter.networks.dit.options import BlockOptions
 from exporter.roofline import Limit, limit
-from exporter.stages import BlockOptions
 from plugins.cost import Cost, cost
 from plugins.op import AttrValue, Op
 from plugins.registry import OPS

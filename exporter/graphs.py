@@ -9,10 +9,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from exporter.networks.stage_spec import StageSpec
 from exporter.passes import finish
 from exporter.progress import Progress
 from exporter.spec import ExportSpec
-from exporter.stage_spec import StageSpec
 from exporter.trace import trace_stage
 from plugins.dtypes import DTYPES
 from plugins.onnx_schema import DOMAIN, PLAN_ATTRIBUTE

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from exporter.block_graph import OpCall, block_calls
 from exporter.models import ModelSpec
-from exporter.stages import BlockOptions
+from exporter.networks.dit.options import BlockOptions
 from plugins.plan import decode
 from plugins.sass import report
 

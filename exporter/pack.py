@@ -12,8 +12,9 @@ from exporter.checkpoint.reader import Checkpoint
 from exporter.checkpoint.source import TORCH_DTYPES, TensorMeta
 from exporter.checkpoint.writer import SafetensorsWriter
 from exporter.models import ModelSpec
+from exporter.networks.dit.weights import BLOCK_LINEARS, PROJ_L_SOURCE, packed_tensors
+from exporter.networks.weight_spec import LinearMode
 from exporter.quantize import block_quantize
-from exporter.weights import BLOCK_LINEARS, PROJ_L_SOURCE, LinearMode, packed_tensors
 from plugins.errors import UserError
 
 FORMAT_VERSION = "1"

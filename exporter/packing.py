@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from exporter.models import ModelSpec
+from exporter.networks.weight_spec import LinearMode
 from exporter.progress import Progress
-from exporter.weights import LinearMode
 from plugins.errors import UserError
 from runtime.bundle import (
     MANIFEST_NAME,

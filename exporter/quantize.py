@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch.nn.functional import pad
 
-from exporter.weights import ceil_div
+from exporter.networks.weight_spec import ceil_div
 from plugins.errors import UserError
 
 BLOCK = 128

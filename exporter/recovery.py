@@ -7,11 +7,11 @@ from pathlib import Path
 
 from exporter.checkpoint.safetensors_file import SafetensorsFile
 from exporter.checkpoint.source import TensorMeta
+from exporter.networks.dit.weights import packed_tensors
 from exporter.pack import FORMAT_VERSION
 from exporter.packing import weight_paths
 from exporter.progress import Progress
 from exporter.spec import ExportSpec
-from exporter.weights import packed_tensors
 from plugins.errors import UserError
 from runtime.bundle import MANIFEST_NAME, FileInfo, Manifest, file_info, load_manifest
 

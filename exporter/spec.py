@@ -5,16 +5,15 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, cast, get_args
+from typing import cast, get_args
 
 from exporter.gpus import Flavour, GpuSpec, gpu_named
 from exporter.models import ModelSpec, model_named
-from exporter.stage_spec import COMPONENTS, Component
-from exporter.weights import LinearMode
+from exporter.networks.dit.options import ATTENTIONS, Attention
+from exporter.networks.stage_spec import COMPONENTS, Component
+from exporter.networks.weight_spec import LinearMode
 from plugins.errors import UserError
 
-Attention = Literal["sagesla", "sla", "sage"]
-ATTENTIONS: tuple[str, ...] = get_args(Attention)
 LINEARS: tuple[str, ...] = get_args(LinearMode)
 DEFAULT_TOPK = "0.1"
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 import torch
 
 from exporter.models import ModelSpec
-from exporter.stages import BlockOptions
-from exporter.trace import L, activation_inputs
-from exporter.weights import stage_weights
+from exporter.networks.dit.options import BlockOptions
+from exporter.networks.dit.stages import L, activation_inputs
+from exporter.networks.dit.weights import stage_weights
 from plugins.block_int8_quantize.reference import reference as quantize
 from plugins.torch_op import torch_dtype
 from runtime.numerics import rope_tables

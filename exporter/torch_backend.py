@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 
-from exporter.stages import BlockOptions
+from exporter.networks.dit.options import BlockOptions
+from exporter.networks.dit.stages import stage_function
 from exporter.torch_memory import UNSPLIT, stage_bytes
-from exporter.trace import stage_function
 from plugins.torch_op import device_sm, torch_dtype
 from runtime.backends.kind import BackendKind
 from runtime.backends.protocol import Bytes, DeviceTensor, Queue

@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from exporter.components import component_stages
 from exporter.models import ModelSpec, model_named
-from exporter.stage_spec import StageSpec
-from exporter.stages import BlockOptions
+from exporter.networks.components import component_stages
+from exporter.networks.dit.options import BlockOptions
+from exporter.networks.stage_spec import StageSpec
+from exporter.networks.vae.channels_last import ChannelsLast
 from exporter.torch_backend import TorchDevice, _view
 from exporter.torch_memory import PeakBytes
-from exporter.vae.channels_last import ChannelsLast
 from plugins.torch_op import device_sm, torch_dtype
 from runtime.backends.protocol import Device, DeviceTensor
 from runtime.bundle import Manifest

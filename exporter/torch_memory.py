@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from exporter.stages import BlockOptions
-from exporter.trace import stage_function
+from exporter.networks.dit.options import BlockOptions
+from exporter.networks.dit.stages import stage_function
 from plugins.compile import plan_bytes
 from plugins.expr import evaluate
 from plugins.plan import decode

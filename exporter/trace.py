@@ -5,71 +5,20 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Callable
-from functools import cache
 from typing import Any
 
 import torch
 
-from exporter import stages
-from exporter.models import FREQ_DIM, TEXT_DIM, TEXT_LENGTH, ModelSpec
-from exporter.stage_spec import StageInput, StageSpec
-from exporter.stages import BlockOptions
-from exporter.weights import Stage, stage_weights
+from exporter.networks.dit.stages import L
+from exporter.networks.stage_spec import StageSpec
 from plugins.onnx_schema import translation_table
 from plugins.torch_op import torch_dtype
 from runtime.dims import split_dim
 
-L = "L"
 OPSET = 20
-MIN_TOKENS = 16
 _LARGEST = 1 << 17
 # Any lengths that are no other dimension, of the trace or of a model.
 _TRACE_LENGTHS = {L: 1000, "H": 38, "W": 46}
-
-
-def activation_inputs(model: ModelSpec, stage: Stage) -> dict[str, StageInput]:
-    """A stage's inputs other than weights, in order."""
-    d, state = model.dim, StageInput("fp32", (L, 64))
-    if stage == "embed":
-        inputs = {
-            "tokens": state,
-            "time_features": StageInput("fp32", (1, FREQ_DIM)),
-            "text": StageInput("bf16", (TEXT_LENGTH, TEXT_DIM)),
-        }
-        condition = StageInput("fp32", (L, model.patch_features - 64))
-        return inputs | ({"condition": condition} if model.image_to_video else {})
-    x = StageInput("bf16", (L, d))
-    if stage == "block":
-        angle = StageInput("fp32", (L, 64))
-        return {
-            "x": x,
-            "context": StageInput("bf16", (TEXT_LENGTH, d)),
-            "e0": StageInput("fp32", (6, d)),
-            "cos": angle,
-            "sin": angle,
-        }
-    scalar = StageInput("fp32", (1,))
-    e = StageInput("fp32", (1, d))
-    return {"x": x, "e": e, "tokens": state, "noise": state, "a": scalar, "b": scalar, "c": scalar}
-
-
-OUTPUTS: dict[Stage, tuple[str, ...]] = {
-    "embed": ("x", "context", "e", "e0"),
-    "block": ("x",),
-    "head": ("tokens", "v"),
-}
-
-
-@cache
-def stage_function(stage: Stage, options: BlockOptions) -> Callable[..., Any]:
-    """The stage as a function of its activation inputs, in order, and the mapping of weights."""
-    if stage == "embed":
-        return lambda tokens, time_features, text, *rest: stages.embed(
-            tokens, time_features, text, rest[-1], *rest[:-1]
-        )
-    if stage == "block":
-        return lambda x, context, e0, cos, sin, weights: stages.block(x, context, e0, cos, sin, weights, options)
-    return stages.head
 
 
 class _StageModule(torch.nn.Module):  # type: ignore[misc]
@@ -80,19 +29,6 @@ class _StageModule(torch.nn.Module):  # type: ignore[misc]
     def forward(self, *args: torch.Tensor) -> Any:
         weights = dict(zip(self.weights, args[self.activations :], strict=True))
         return self.function(*args[: self.activations], weights)
-
-
-def dit_stage(model: ModelSpec, stage: Stage, options: BlockOptions) -> StageSpec:
-    """One of the DiT's stages. The middle of the profile is the model's default size: TensorRT tunes for it."""
-    return StageSpec(
-        name=stage,
-        component="dit",
-        inputs=activation_inputs(model, stage),
-        weights=stage_weights(model, stage, options.linear),
-        outputs=OUTPUTS[stage],
-        function=stage_function(stage, options),
-        profile=(MIN_TOKENS, model.tokens(), model.max_tokens),
-    )
 
 
 def _dim(dim: int | str, symbols: dict[str, Any]) -> Any:

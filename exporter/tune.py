@@ -18,8 +18,8 @@ from exporter.block_graph import OpCall, block_graph
 from exporter.device import median_ms, prepared, require_gpu
 from exporter.gpus import GpuSpec
 from exporter.models import ModelSpec
+from exporter.networks.dit.options import BlockOptions
 from exporter.progress import Progress
-from exporter.stages import BlockOptions
 from exporter.synthetic import block_inputs, block_weights
 from plugins.compile import build_plan
 from plugins.configs import TUNABLE, Table, dumped, merged, trying

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from exporter.models import OUT_CHANNELS, ModelSpec
-from exporter.weights import LinearMode, packed_bytes
+from exporter.networks.dit.weights import packed_bytes
+from exporter.networks.weight_spec import LinearMode
 
 # The block's activation memory, for want of a builder's figure: bytes for each element of [L, D], and SageSLA's sums
 # over keys, which do not grow with L. Within 5 % of "Total Activation Memory" of the sm_120 builds at max L.

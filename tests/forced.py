@@ -12,7 +12,7 @@ from plain_block import Weights, plain_block
 from exporter.bench_kernels import run_graph
 from exporter.block_graph import block_graph, our_op
 from exporter.models import ModelSpec
-from exporter.stages import BlockOptions
+from exporter.networks.dit.options import BlockOptions
 from exporter.synthetic import block_inputs, block_weights
 from plugins.sage_sla.reference import kept_blocks
 

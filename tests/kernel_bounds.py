@@ -15,8 +15,8 @@ from typing import Any
 from exporter.block_graph import OpCall, block_calls
 from exporter.kernel_table import kernel_rows, show_kernels
 from exporter.models import MODELS
-from exporter.spec import ATTENTIONS, LINEARS
-from exporter.stages import BlockOptions
+from exporter.networks.dit.options import ATTENTIONS, BlockOptions
+from exporter.spec import LINEARS
 from plugins.compile import SMS
 
 FILE = Path(__file__).with_suffix(".json")

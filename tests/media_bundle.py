@@ -10,14 +10,14 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from exporter.components import component_stages
 from exporter.models import MODELS, ModelSpec
-from exporter.stages import BlockOptions
-from exporter.text_encoder import TEXT_ENCODERS, text_weights
-from exporter.vae.halves import HALVES
-from exporter.vae.spec import VAES
-from exporter.vae.weights import packed_weights
-from exporter.weights import LinearMode, WeightSpec
+from exporter.networks.components import component_stages
+from exporter.networks.dit.options import BlockOptions
+from exporter.networks.text.encoder import TEXT_ENCODERS, text_weights
+from exporter.networks.vae.halves import HALVES
+from exporter.networks.vae.spec import VAES
+from exporter.networks.vae.weights import packed_weights
+from exporter.networks.weight_spec import LinearMode, WeightSpec
 from plugins.torch_op import torch_dtype
 from runtime.bundle import Manifest, MediaStage, Profile, TensorInfo, file_info, write_manifest
 from runtime.numerics import Array

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from exporter.weights import BLOCK_LINEARS
+from exporter.networks.dit.weights import BLOCK_LINEARS
 from plugins.sage_sla.reference import reference as sla
 from runtime.numerics import rope_tables, time_features
 

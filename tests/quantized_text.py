@@ -7,8 +7,8 @@ from collections.abc import Mapping
 import torch
 from torch.nn import functional as F
 
+from exporter.networks.text.encoder import TextSpec, text_weights
 from exporter.quantize import block_dequantize, block_quantize
-from exporter.text_encoder import TextSpec, text_weights
 
 Tensors = dict[str, torch.Tensor]
 

@@ -13,9 +13,10 @@ import numpy as np
 
 from exporter.export import tools
 from exporter.models import FPS, FREQ_DIM, TEXT_LENGTH, ModelSpec
-from exporter.spec import Attention
-from exporter.trace import OUTPUTS, activation_inputs
-from exporter.weights import LinearMode, Stage, WeightSpec, packed_tensors, stage_weights
+from exporter.networks.dit.options import Attention
+from exporter.networks.dit.stages import OUTPUTS, activation_inputs
+from exporter.networks.dit.weights import Stage, packed_tensors, stage_weights
+from exporter.networks.weight_spec import LinearMode, WeightSpec
 from plugins.dtypes import DTYPES
 from runtime.bundle import (
     FileInfo,

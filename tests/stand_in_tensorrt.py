@@ -16,8 +16,8 @@ import numpy as np
 import tensorrt_rtx
 import torch
 
+from exporter.networks.dit.stages import stage_function
 from exporter.torch_backend import options_of
-from exporter.trace import stage_function
 from plugins.dtypes import DTYPES
 from plugins.torch_op import torch_dtype
 from runtime.bundle import FileInfo, Manifest, StageFiles, file_info, write_manifest

@@ -12,16 +12,16 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("triton")
 
-from interpreter_process import check_in_interpreter  # noqa: E402
+from interpreter_process import check_in_interpreter
 
-from plugins.compile import SMS, compile_kernel  # noqa: E402
-from plugins.expr import symbol  # noqa: E402
-from plugins.plan_builder import SHARED_LIMIT  # noqa: E402
-from plugins.sage_attention.op import SAGE_ATTENTION  # noqa: E402
-from plugins.sage_attention.reference import reference as dense_reference  # noqa: E402
-from plugins.sage_sla.op import SAGE_SLA_QUANTIZE  # noqa: E402
-from plugins.sage_sla.reference import kept_blocks, selection_scores  # noqa: E402
-from plugins.sage_sla.reference import reference as sparse_reference  # noqa: E402
+from plugins.compile import SMS, compile_kernel
+from plugins.expr import symbol
+from plugins.plan_builder import SHARED_LIMIT
+from plugins.sage_attention.op import SAGE_ATTENTION
+from plugins.sage_attention.reference import reference as dense_reference
+from plugins.sage_sla.op import SAGE_SLA_QUANTIZE
+from plugins.sage_sla.reference import kept_blocks, selection_scores
+from plugins.sage_sla.reference import reference as sparse_reference
 
 STACK_LIMIT = 128  # bytes a thread: a few spills outside the loop; hundreds mean a wrong config
 

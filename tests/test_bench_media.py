@@ -11,12 +11,12 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
 
-from typer.testing import CliRunner  # noqa: E402
+from typer.testing import CliRunner
 
-from exporter import bench_media as bench  # noqa: E402
-from exporter.cli import app  # noqa: E402
-from exporter.models import MODELS  # noqa: E402
-from exporter.progress import SilentProgress  # noqa: E402
+from exporter import bench_media as bench
+from exporter.cli import app
+from exporter.models import MODELS
+from exporter.progress import SilentProgress
 
 TINY = MODELS["wan-tiny"]
 

@@ -304,7 +304,7 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     from safetensors.torch import save_file
 
     from exporter.checkpoint.table import checkpoint_tensors
-    from exporter.weights import PROJ_L_SOURCE
+    from exporter.networks.dit.weights import PROJ_L_SOURCE
 
     folder = tmp_path_factory.mktemp("checkpoints")
     generator = torch.Generator().manual_seed(0)

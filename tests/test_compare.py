@@ -19,20 +19,20 @@ pytest.importorskip("polygraphy")
 pytest.importorskip("matplotlib")
 onnx = pytest.importorskip("onnx")
 
-from compared import Tensors, polygraphy, run, weights_changed  # noqa: E402
-from conftest import Exported  # noqa: E402
-from typer.testing import CliRunner  # noqa: E402
+from compared import Tensors, polygraphy, run, weights_changed
+from conftest import Exported
+from typer.testing import CliRunner
 
-from exporter.cli import app  # noqa: E402
-from exporter.compare import roster as roster_module  # noqa: E402
-from exporter.compare.machines import BlockInput  # noqa: E402
-from exporter.compare.spec import Comparison, Row, runner_named  # noqa: E402
-from exporter.compare.torch_machines import StageMachine  # noqa: E402
-from exporter.estimate import step_ms as estimate_step_ms  # noqa: E402
-from exporter.gpus import GPUS  # noqa: E402
-from exporter.models import MODELS  # noqa: E402
-from exporter.stages import BlockOptions  # noqa: E402
-from plugins.errors import UserError  # noqa: E402
+from exporter.cli import app
+from exporter.compare import roster as roster_module
+from exporter.compare.machines import BlockInput
+from exporter.compare.spec import Comparison, Row, runner_named
+from exporter.compare.torch_machines import StageMachine
+from exporter.estimate import step_ms as estimate_step_ms
+from exporter.gpus import GPUS
+from exporter.models import MODELS
+from exporter.networks.dit.options import BlockOptions
+from plugins.errors import UserError
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -12,18 +12,18 @@ pytest.importorskip("triton")
 pytest.importorskip("polygraphy")
 pytest.importorskip("matplotlib")
 
-from checkpoints import canonical_state_dict, save_safetensors  # noqa: E402
-from conftest import Exported  # noqa: E402
-from media_bundle import add_media  # noqa: E402
+from checkpoints import canonical_state_dict, save_safetensors
+from conftest import Exported
+from media_bundle import add_media
 
-from exporter.compare.run import compare  # noqa: E402
-from exporter.compare.spec import CompareSpec  # noqa: E402
-from exporter.export import export_bundle  # noqa: E402
-from exporter.gpus import GPUS  # noqa: E402
-from exporter.models import model_named  # noqa: E402
-from exporter.progress import SilentProgress  # noqa: E402
-from exporter.spec import export_spec  # noqa: E402
-from runtime.bundle import load_manifest  # noqa: E402
+from exporter.compare.run import compare
+from exporter.compare.spec import CompareSpec
+from exporter.export import export_bundle
+from exporter.gpus import GPUS
+from exporter.models import model_named
+from exporter.progress import SilentProgress
+from exporter.spec import export_spec
+from runtime.bundle import load_manifest
 
 pytestmark = pytest.mark.gpu
 

@@ -15,18 +15,18 @@ pytest.importorskip("polygraphy")
 pytest.importorskip("matplotlib")
 pytest.importorskip("onnx_graphsurgeon")
 
-from checkpoints import canonical_state_dict, save_safetensors  # noqa: E402
-from compared import run, weights_changed  # noqa: E402
-from conftest import Exported  # noqa: E402
+from checkpoints import canonical_state_dict, save_safetensors
+from compared import run, weights_changed
+from conftest import Exported
 
-from exporter import models  # noqa: E402
-from exporter.export import export_bundle  # noqa: E402
-from exporter.progress import SilentProgress  # noqa: E402
-from exporter.spec import export_spec  # noqa: E402
-from exporter.torch_backend import TORCH  # noqa: E402
-from plugins.errors import UserError  # noqa: E402
-from runtime import Pipeline  # noqa: E402
-from runtime.bundle import load_manifest, write_manifest  # noqa: E402
+from exporter import models
+from exporter.export import export_bundle
+from exporter.progress import SilentProgress
+from exporter.spec import export_spec
+from exporter.torch_backend import TORCH
+from plugins.errors import UserError
+from runtime import Pipeline
+from runtime.bundle import load_manifest, write_manifest
 
 pytestmark = pytest.mark.usefixtures("no_gpu")
 EXPERTS = ("high-noise", "low-noise")

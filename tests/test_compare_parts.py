@@ -12,28 +12,31 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("polygraphy")
 
-import checkpoints as ck  # noqa: E402
-import plain_dit  # noqa: E402
-from random_bundle import facts  # noqa: E402
+import checkpoints as ck
+import plain_dit
+from random_bundle import facts
 
-from exporter.checkpoint import open_checkpoint  # noqa: E402
-from exporter.compare.machines import forward  # noqa: E402
-from exporter.compare.metrics import distance, frame_distance, ssim  # noqa: E402
-from exporter.compare.ops import Intercept, Recorder, Replay, by_reference, call_label, unrounded  # noqa: E402
-from exporter.compare.plain_model import PlainAttention  # noqa: E402
-from exporter.compare.scene import Scene, frames, scene  # noqa: E402
-from exporter.compare.spec import CompareSpec, Row  # noqa: E402
-from exporter.compare.thresholds import DEFAULT_OP, OP_BOUNDS, STAGE_BOUNDS, op_bound  # noqa: E402
-from exporter.compare.torch_machines import PlainMachine, StageMachine, UnroundedMachine  # noqa: E402
-from exporter.compare.weights import CheckpointWeights, FloatWeights  # noqa: E402
-from exporter.models import MODELS, ModelSpec  # noqa: E402
-from exporter.quantize import block_dequantize  # noqa: E402
-from exporter.spec import ATTENTIONS, LINEARS  # noqa: E402
-from exporter.stages import BlockOptions  # noqa: E402
-from plugins.registry import OPS  # noqa: E402
-from plugins.torch_op import call  # noqa: E402
-from runtime.bundle import FileInfo, GpuFacts, Manifest  # noqa: E402
-from runtime.numerics import to_latents, to_tokens  # noqa: E402
+from exporter.checkpoint import open_checkpoint
+from exporter.compare.machines import forward
+from exporter.compare.metrics import distance, frame_distance, ssim
+from exporter.compare.ops import Intercept, Recorder, Replay, by_reference, call_label, unrounded
+from exporter.compare.plain_model import PlainAttention
+from exporter.compare.scene import Scene, frames, scene
+from exporter.compare.spec import CompareSpec, Row
+from exporter.compare.thresholds import DEFAULT_OP, OP_BOUNDS, STAGE_BOUNDS, op_bound
+from exporter.compare.torch_machines import PlainMachine, StageMachine, UnroundedMachine
+from exporter.compare.weights import CheckpointWeights, FloatWeights
+from exporter.models import MODELS, ModelSpec
+from exporter.networks.dit.options import (
+    ATTENTIONS,
+    BlockOptions,
+)
+from exporter.quantize import block_dequantize
+from exporter.spec import LINEARS
+from plugins.registry import OPS
+from plugins.torch_op import call
+from runtime.bundle import FileInfo, GpuFacts, Manifest
+from runtime.numerics import to_latents, to_tokens
 
 TINY = MODELS["wan-tiny"]
 CPU = torch.device("cpu")

@@ -12,15 +12,15 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("polygraphy")
 pytest.importorskip("matplotlib")
 
-from compared import polygraphy, run, weights_changed  # noqa: E402
-from conftest import Exported  # noqa: E402
-from media_bundle import add_media  # noqa: E402
+from compared import polygraphy, run, weights_changed
+from conftest import Exported
+from media_bundle import add_media
 
-from exporter.progress import SilentProgress  # noqa: E402
-from exporter.torch_backend import TORCH  # noqa: E402
-from plugins.errors import UserError  # noqa: E402
-from runtime.bundle import load_manifest  # noqa: E402
-from runtime.media.generate import VideoMaker  # noqa: E402
+from exporter.progress import SilentProgress
+from exporter.torch_backend import TORCH
+from plugins.errors import UserError
+from runtime.bundle import load_manifest
+from runtime.media.generate import VideoMaker
 
 pytestmark = pytest.mark.usefixtures("no_gpu")
 

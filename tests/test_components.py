@@ -14,32 +14,32 @@ torch = pytest.importorskip("torch")
 for _module in ("triton", "onnx", "onnx_graphsurgeon", "tensorrt_rtx", "diffusers", "transformers", "tokenizers", "av"):
     pytest.importorskip(_module)
 
-import av  # noqa: E402
-import msgspec  # noqa: E402
-from checkpoints import canonical_state_dict, save_safetensors  # noqa: E402
-from compared import typed  # noqa: E402
-from media_bundle import write_tokenizer  # noqa: E402
-from polygraphy.json import load_json  # noqa: E402
-from typer.testing import CliRunner  # noqa: E402
+import av
+import msgspec
+from checkpoints import canonical_state_dict, save_safetensors
+from compared import typed
+from media_bundle import write_tokenizer
+from polygraphy.json import load_json
+from typer.testing import CliRunner
 
-from exporter import polygraphy_files as files  # noqa: E402
-from exporter.build import build_engine  # noqa: E402
-from exporter.build_child import BuildRequest  # noqa: E402
-from exporter.checkpoint.component import ComponentCheckpoint, pack_component  # noqa: E402
-from exporter.checkpoint.formats import component_format  # noqa: E402
-from exporter.checkpoint.text_names import text_name  # noqa: E402
-from exporter.cli import app  # noqa: E402
-from exporter.export import export_bundle  # noqa: E402
-from exporter.media_weights import kept_media  # noqa: E402
-from exporter.models import MODELS  # noqa: E402
-from exporter.progress import SilentProgress  # noqa: E402
-from exporter.spec import export_spec  # noqa: E402
-from exporter.text_encoder import TEXT_ENCODERS  # noqa: E402
-from exporter.vae.names import vae_name  # noqa: E402
-from exporter.vae.spec import VAES  # noqa: E402
-from plugins.errors import UserError  # noqa: E402
-from runtime.bundle import load_manifest, sha256_of, verify_files  # noqa: E402
-from runtime.weights.file import WeightsFile  # noqa: E402
+from exporter import polygraphy_files as files
+from exporter.build import build_engine
+from exporter.build_child import BuildRequest
+from exporter.checkpoint.component import ComponentCheckpoint, pack_component
+from exporter.checkpoint.formats import component_format
+from exporter.checkpoint.text_names import text_name
+from exporter.checkpoint.vae_names import vae_name
+from exporter.cli import app
+from exporter.export import export_bundle
+from exporter.media_weights import kept_media
+from exporter.models import MODELS
+from exporter.networks.text.encoder import TEXT_ENCODERS
+from exporter.networks.vae.spec import VAES
+from exporter.progress import SilentProgress
+from exporter.spec import export_spec
+from plugins.errors import UserError
+from runtime.bundle import load_manifest, sha256_of, verify_files
+from runtime.weights.file import WeightsFile
 
 TINY = MODELS["wan-tiny"]
 TEXT, VAE = TEXT_ENCODERS[TINY.text_encoder], VAES[TINY.vae]

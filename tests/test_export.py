@@ -17,23 +17,23 @@ pytest.importorskip("torch")
 pytest.importorskip("triton")
 onnx = pytest.importorskip("onnx")
 
-from checkpoints import canonical_state_dict, save_safetensors  # noqa: E402
-from conftest import Exported  # noqa: E402
+from checkpoints import canonical_state_dict, save_safetensors
+from conftest import Exported
 
-from exporter import build, engines, graphs  # noqa: E402
-from exporter.build import build_engine  # noqa: E402
-from exporter.build_child import BuildRequest  # noqa: E402
-from exporter.components import DIT_STAGES as STAGES  # noqa: E402
-from exporter.export import export_bundle  # noqa: E402
-from exporter.models import MODELS  # noqa: E402
-from exporter.progress import SilentProgress  # noqa: E402
-from exporter.spec import export_spec  # noqa: E402
-from exporter.stage_spec import StageSpec  # noqa: E402
-from exporter.trace import trace_stage  # noqa: E402
-from exporter.vram import vram_estimate  # noqa: E402
-from plugins.errors import UserError  # noqa: E402
-from plugins.plan import decode  # noqa: E402
-from runtime.bundle import load_manifest, sha256_of, verify_files, write_manifest  # noqa: E402
+from exporter import build, engines, graphs
+from exporter.build import build_engine
+from exporter.build_child import BuildRequest
+from exporter.export import export_bundle
+from exporter.models import MODELS
+from exporter.networks.dit.stages import DIT_STAGES as STAGES
+from exporter.networks.stage_spec import StageSpec
+from exporter.progress import SilentProgress
+from exporter.spec import export_spec
+from exporter.trace import trace_stage
+from exporter.vram import vram_estimate
+from plugins.errors import UserError
+from plugins.plan import decode
+from runtime.bundle import load_manifest, sha256_of, verify_files, write_manifest
 
 ROOT = Path(__file__).resolve().parent.parent
 ENGINES = [f"{stage}.engine" for stage in STAGES]

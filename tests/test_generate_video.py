@@ -15,18 +15,18 @@ av = pytest.importorskip("av")
 pytest.importorskip("tokenizers")
 Image = pytest.importorskip("PIL.Image")
 
-from dataclasses import replace  # noqa: E402
+from dataclasses import replace
 
-from media_bundle import add_media  # noqa: E402
-from random_bundle import make_random_bundle  # noqa: E402
-from safetensors.numpy import load_file  # noqa: E402
-from typer.testing import CliRunner  # noqa: E402
+from media_bundle import add_media
+from random_bundle import make_random_bundle
+from safetensors.numpy import load_file
+from typer.testing import CliRunner
 
-from exporter import models  # noqa: E402
-from exporter.cli import app  # noqa: E402
-from runtime.media import generate as generate_module  # noqa: E402
-from runtime.media.part_times import Part, StepParts  # noqa: E402
-from runtime.report import Silent  # noqa: E402
+from exporter import models
+from exporter.cli import app
+from runtime.media import generate as generate_module
+from runtime.media.part_times import Part, StepParts
+from runtime.report import Silent
 
 SIZE = ["--size", "48x32", "--frames", "9", "--steps", "1", "--backend", "torch"]
 

@@ -15,15 +15,15 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("triton")
 
-from forced import BlockError, biting_weights, forced_errors, relative  # noqa: E402
+from forced import BlockError, biting_weights, forced_errors, relative
 
-from exporter.bench_kernels import run_graph  # noqa: E402
-from exporter.block_graph import block_graph, call_of, our_op  # noqa: E402
-from exporter.models import MODELS  # noqa: E402
-from exporter.stages import BlockOptions  # noqa: E402
-from exporter.synthetic import block_inputs  # noqa: E402
-from plugins import torch_op  # noqa: E402
-from plugins.op import Op  # noqa: E402
+from exporter.bench_kernels import run_graph
+from exporter.block_graph import block_graph, call_of, our_op
+from exporter.models import MODELS
+from exporter.networks.dit.options import BlockOptions
+from exporter.synthetic import block_inputs
+from plugins import torch_op
+from plugins.op import Op
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("cuda")]
 

@@ -11,12 +11,12 @@ import pytest
 torch = pytest.importorskip("torch")
 triton = pytest.importorskip("triton")
 
-import test_gpu_ops as ops  # noqa: E402
-from forward import RTX, forward_compile, run_kernels_of  # noqa: E402
+import test_gpu_ops as ops
+from forward import RTX, forward_compile, run_kernels_of
 
-from plugins.compile import build_plan  # noqa: E402
-from plugins.registry import OPS  # noqa: E402
-from plugins.sage_attention.kernel import CONFIGS  # noqa: E402
+from plugins.compile import build_plan
+from plugins.registry import OPS
+from plugins.sage_attention.kernel import CONFIGS
 
 
 @pytest.fixture(params=RTX, ids=lambda sm: f"sm_{sm}")

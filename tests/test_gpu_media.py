@@ -18,19 +18,19 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from media_bundle import media_stages, random_tensors, vae_table  # noqa: E402
+from media_bundle import media_stages, random_tensors, vae_table
 
-from exporter import bench_media  # noqa: E402
-from exporter.bench_media import OURS, WAYS, Stopwatch, bench_vae  # noqa: E402
-from exporter.bench_text import bench_text  # noqa: E402
-from exporter.models import MODELS  # noqa: E402
-from exporter.progress import SilentProgress  # noqa: E402
-from exporter.torch_media import TorchRunner, open_runner  # noqa: E402
-from exporter.vae.frames import to_bytes  # noqa: E402
-from exporter.vae.layers import norm_silu  # noqa: E402
-from exporter.vae.norm_kernel import launch  # noqa: E402
-from runtime.media.vae.decoder import Vae  # noqa: E402
-from runtime.weights.file import WeightsFile  # noqa: E402
+from exporter import bench_media
+from exporter.bench_media import OURS, WAYS, Stopwatch, bench_vae
+from exporter.bench_text import bench_text
+from exporter.models import MODELS
+from exporter.networks.vae.frames import to_bytes
+from exporter.networks.vae.layers import norm_silu
+from exporter.networks.vae.norm_kernel import launch
+from exporter.progress import SilentProgress
+from exporter.torch_media import TorchRunner, open_runner
+from runtime.media.vae.decoder import Vae
+from runtime.weights.file import WeightsFile
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("cuda")]
 

@@ -14,10 +14,10 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("triton")
 
-from plugins import torch_op  # noqa: E402
-from plugins.block_int8_gemm.reference import product  # noqa: E402
-from plugins.block_int8_quantize.reference import reference as quantize  # noqa: E402
-from plugins.registry import OPS  # noqa: E402
+from plugins import torch_op
+from plugins.block_int8_gemm.reference import product
+from plugins.block_int8_quantize.reference import reference as quantize
+from plugins.registry import OPS
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("cuda")]
 

@@ -22,20 +22,20 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("triton")
 
-from random_bundle import make_random_bundle  # noqa: E402
-from transfer_rates import disk_rate, pcie_rate  # noqa: E402
+from random_bundle import make_random_bundle
+from transfer_rates import disk_rate, pcie_rate
 
-from exporter.models import MODELS, ModelSpec  # noqa: E402
-from exporter.progress import SilentProgress  # noqa: E402
-from exporter.torch_backend import CUBLAS_BYTES, TORCH  # noqa: E402
-from plugins.expr import evaluate  # noqa: E402
-from plugins.plan import shape_of  # noqa: E402
-from plugins.torch_op import device_sm  # noqa: E402
-from runtime import Pipeline  # noqa: E402
-from runtime.inputs import text_bits  # noqa: E402
-from runtime.numerics import to_tokens  # noqa: E402
-from runtime.sampler import Step  # noqa: E402
-from runtime.weights.file import WeightsFile  # noqa: E402
+from exporter.models import MODELS, ModelSpec
+from exporter.progress import SilentProgress
+from exporter.torch_backend import CUBLAS_BYTES, TORCH
+from plugins.expr import evaluate
+from plugins.plan import shape_of
+from plugins.torch_op import device_sm
+from runtime import Pipeline
+from runtime.inputs import text_bits
+from runtime.numerics import to_tokens
+from runtime.sampler import Step
+from runtime.weights.file import WeightsFile
 
 pytestmark = pytest.mark.gpu
 

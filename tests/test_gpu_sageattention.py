@@ -7,8 +7,8 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("triton")
 
-from plugins import torch_op  # noqa: E402
-from plugins.registry import OPS  # noqa: E402
+from plugins import torch_op
+from plugins.registry import OPS
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("cuda")]
 

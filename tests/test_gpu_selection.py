@@ -7,12 +7,12 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("triton")
 
-from plugins.compile import plan_bytes  # noqa: E402
-from plugins.expr import evaluate  # noqa: E402
-from plugins.plan import shape_of  # noqa: E402
-from plugins.registry import OPS  # noqa: E402
-from plugins.sage_sla.reference import kept_blocks, reference, selection_scores  # noqa: E402
-from plugins.torch_op import device_sm, executor  # noqa: E402
+from plugins.compile import plan_bytes
+from plugins.expr import evaluate
+from plugins.plan import shape_of
+from plugins.registry import OPS
+from plugins.sage_sla.reference import kept_blocks, reference, selection_scores
+from plugins.torch_op import device_sm, executor
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("cuda")]
 

@@ -18,17 +18,17 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("triton")
 
-from media_bundle import media_stages, random_tensors  # noqa: E402
-from quantized_text import dequantized, plain_block, quantized, rounded  # noqa: E402
+from media_bundle import media_stages, random_tensors
+from quantized_text import dequantized, plain_block, quantized, rounded
 
-from exporter.checkpoint.text_names import text_name, text_sources  # noqa: E402
-from exporter.models import MODELS  # noqa: E402
-from exporter.text_encoder import TEXT_ENCODERS, text_block, text_norm, text_weights  # noqa: E402
-from exporter.torch_media import open_runner  # noqa: E402
-from plugins.torch_op import call, torch_dtype  # noqa: E402
-from runtime.media.text.encoder import TextEncoder  # noqa: E402
-from runtime.media.text.relative_position import relative_buckets  # noqa: E402
-from runtime.weights.file import WeightsFile  # noqa: E402
+from exporter.checkpoint.text_names import text_name, text_sources
+from exporter.models import MODELS
+from exporter.networks.text.encoder import TEXT_ENCODERS, text_block, text_norm, text_weights
+from exporter.torch_media import open_runner
+from plugins.torch_op import call, torch_dtype
+from runtime.media.text.encoder import TextEncoder
+from runtime.media.text.relative_position import relative_buckets
+from runtime.weights.file import WeightsFile
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("cuda")]
 

@@ -13,23 +13,23 @@ from typer.testing import CliRunner
 torch = pytest.importorskip("torch")
 pytest.importorskip("triton")
 
-from exporter import measured  # noqa: E402
-from exporter.bench_kernels import MeasuringInterpreter, kernel_row, run_graph  # noqa: E402
-from exporter.block_graph import OpCall, block_calls, block_graph, op_calls  # noqa: E402
-from exporter.cli import app  # noqa: E402
-from exporter.estimate import efficiency, estimate, estimate_block, transfer_errors  # noqa: E402
-from exporter.gpus import GPUS  # noqa: E402
-from exporter.models import MODELS  # noqa: E402
-from exporter.progress import SilentProgress  # noqa: E402
-from exporter.roofline import limit  # noqa: E402
-from exporter.stages import BlockOptions  # noqa: E402
-from exporter.synthetic import block_inputs, block_weights  # noqa: E402
-from exporter.trace import stage_function  # noqa: E402
-from exporter.tune import Tuned, tune_call, updated, write  # noqa: E402
-from plugins import configs  # noqa: E402
-from plugins.cost import Cost  # noqa: E402
-from plugins.plan import decode  # noqa: E402
-from plugins.registry import OPS  # noqa: E402
+from exporter import measured
+from exporter.bench_kernels import MeasuringInterpreter, kernel_row, run_graph
+from exporter.block_graph import OpCall, block_calls, block_graph, op_calls
+from exporter.cli import app
+from exporter.estimate import efficiency, estimate, estimate_block, transfer_errors
+from exporter.gpus import GPUS
+from exporter.models import MODELS
+from exporter.networks.dit.options import BlockOptions
+from exporter.networks.dit.stages import stage_function
+from exporter.progress import SilentProgress
+from exporter.roofline import limit
+from exporter.synthetic import block_inputs, block_weights
+from exporter.tune import Tuned, tune_call, updated, write
+from plugins import configs
+from plugins.cost import Cost
+from plugins.plan import decode
+from plugins.registry import OPS
 
 TINY, H200, RTX3090 = MODELS["wan-tiny"], GPUS["h200"], GPUS["rtx3090"]
 GEMM = {"M": 1280, "K": 256, "N": 256}

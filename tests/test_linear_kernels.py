@@ -12,18 +12,18 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from interpreter_process import check_in_interpreter  # noqa: E402
+from interpreter_process import check_in_interpreter
 
-from plugins.block_int8_gemm.reference import (  # noqa: E402
+from plugins.block_int8_gemm.reference import (
     gelu_reference,
     product,
     residual_reference,
 )
-from plugins.block_int8_gemm.reference import reference as gemm_reference  # noqa: E402
-from plugins.block_int8_quantize.reference import reference as quantize  # noqa: E402
-from plugins.layer_norm_quantize.reference import reference as layer_norm_quantize  # noqa: E402
-from plugins.rms_norm_rope.reference import qk_reference  # noqa: E402
-from plugins.rms_norm_rope.reference import reference as rms_norm  # noqa: E402
+from plugins.block_int8_gemm.reference import reference as gemm_reference
+from plugins.block_int8_quantize.reference import reference as quantize
+from plugins.layer_norm_quantize.reference import reference as layer_norm_quantize
+from plugins.rms_norm_rope.reference import qk_reference
+from plugins.rms_norm_rope.reference import reference as rms_norm
 
 M, N, K = 130, 140, 144
 BF16 = 2**-8  # relative: half a step of bf16 at the bottom of its binade

@@ -8,10 +8,10 @@ import pytest
 av = pytest.importorskip("av")
 Image = pytest.importorskip("PIL.Image")
 
-from plugins.errors import UserError  # noqa: E402
-from runtime.media.files.image import adaptive_size, conditioning_chunks, first_frame, open_image  # noqa: E402
-from runtime.media.files.video_file import sink_for  # noqa: E402
-from runtime.media.files.writer import BackgroundWriter  # noqa: E402
+from plugins.errors import UserError
+from runtime.media.files.image import adaptive_size, conditioning_chunks, first_frame, open_image
+from runtime.media.files.video_file import sink_for
+from runtime.media.files.writer import BackgroundWriter
 
 
 def moving(count, width=64, height=48):

@@ -15,28 +15,28 @@ pytest.importorskip("torch")
 pytest.importorskip("triton")
 onnx = pytest.importorskip("onnx")
 
-import torch  # noqa: E402
-from checkpoints import canonical_state_dict, save_safetensors  # noqa: E402
-from conftest import Exported  # noqa: E402
-from onnx_reference import run_onnx  # noqa: E402
-from safetensors.torch import load_file  # noqa: E402
+import torch
+from checkpoints import canonical_state_dict, save_safetensors
+from conftest import Exported
+from onnx_reference import run_onnx
+from safetensors.torch import load_file
 
-from exporter import graphs, one_file  # noqa: E402
-from exporter.build import build_engine  # noqa: E402
-from exporter.build_child import BuildRequest  # noqa: E402
-from exporter.checkpoint.safetensors_file import SafetensorsFile  # noqa: E402
-from exporter.cli import app  # noqa: E402
-from exporter.export import export_bundle  # noqa: E402
-from exporter.gpus import GPUS  # noqa: E402
-from exporter.models import MODELS  # noqa: E402
-from exporter.progress import SilentProgress  # noqa: E402
-from exporter.spec import ExportSpec, export_spec  # noqa: E402
-from exporter.weights import packed_bytes, stage_weights  # noqa: E402
-from plugins.errors import UserError  # noqa: E402
-from plugins.onnx_schema import register_schemas  # noqa: E402
-from plugins.plan import decode  # noqa: E402
-from runtime import numerics  # noqa: E402
-from runtime.bundle import load_manifest, verify_files  # noqa: E402
+from exporter import graphs, one_file
+from exporter.build import build_engine
+from exporter.build_child import BuildRequest
+from exporter.checkpoint.safetensors_file import SafetensorsFile
+from exporter.cli import app
+from exporter.export import export_bundle
+from exporter.gpus import GPUS
+from exporter.models import MODELS
+from exporter.networks.dit.weights import packed_bytes, stage_weights
+from exporter.progress import SilentProgress
+from exporter.spec import ExportSpec, export_spec
+from plugins.errors import UserError
+from plugins.onnx_schema import register_schemas
+from plugins.plan import decode
+from runtime import numerics
+from runtime.bundle import load_manifest, verify_files
 
 TINY = MODELS["wan-tiny"]
 SHAPE = (5, 10, 16)  # latent T, H, W: 200 tokens

@@ -17,9 +17,9 @@ from safetensors import safe_open
 from exporter.checkpoint import open_checkpoint
 from exporter.checkpoint.table import checkpoint_tensors
 from exporter.models import MODELS
+from exporter.networks.dit.weights import packed_bytes, packed_tensors
 from exporter.pack import pack
 from exporter.quantize import block_quantize
-from exporter.weights import packed_bytes, packed_tensors
 from plugins.errors import UserError
 
 TINY = MODELS["wan-tiny"]

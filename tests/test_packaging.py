@@ -20,8 +20,8 @@ from exporter.catalogue import gigabytes
 from exporter.cli import app
 from exporter.gpus import GPUS
 from exporter.models import MODELS
+from exporter.networks.dit.weights import packed_bytes
 from exporter.vram import vram_estimate
-from exporter.weights import packed_bytes
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()

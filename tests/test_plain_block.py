@@ -9,13 +9,14 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("triton")
 
-from forced import biting_weights, forced_errors, relative  # noqa: E402
-from plain_block import plain_block  # noqa: E402
+from forced import biting_weights, forced_errors, relative
+from plain_block import plain_block
 
-from exporter.models import MODELS  # noqa: E402
-from exporter.stages import BlockOptions, block  # noqa: E402
-from exporter.synthetic import block_inputs  # noqa: E402
-from plugins.sage_sla.reference import kept_count  # noqa: E402
+from exporter.models import MODELS
+from exporter.networks.dit.functions import block
+from exporter.networks.dit.options import BlockOptions
+from exporter.synthetic import block_inputs
+from plugins.sage_sla.reference import kept_count
 
 TINY = replace(MODELS["wan-tiny"], name="wan-tiny-forced")
 SHAPE = (5, 10, 16)  # latent T, H, W: 200 tokens

@@ -9,14 +9,14 @@ import pytest
 torch = pytest.importorskip("torch")
 trt = pytest.importorskip("tensorrt_rtx")
 
-import plugin_life as life  # noqa: E402
-from conftest import Exported  # noqa: E402
+import plugin_life as life
+from conftest import Exported
 
-from plugins.expr import evaluate  # noqa: E402
-from plugins.plan import Plan, decode  # noqa: E402
-from plugins.registry import OPS  # noqa: E402
-from plugins.tensorrt_plugin import creator_class  # noqa: E402
-from runtime.bundle import load_manifest  # noqa: E402
+from plugins.expr import evaluate
+from plugins.plan import Plan, decode
+from plugins.registry import OPS
+from plugins.tensorrt_plugin import creator_class
+from runtime.bundle import load_manifest
 
 LENGTHS = (16, 127, 128, 129, 1000, 32760)
 

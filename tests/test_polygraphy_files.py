@@ -13,7 +13,7 @@ from compared import typed
 from conftest import Exported
 
 from exporter import polygraphy_files as files
-from exporter.components import DIT_STAGES as STAGES
+from exporter.networks.dit.stages import DIT_STAGES as STAGES
 from runtime.bundle import load_manifest
 
 

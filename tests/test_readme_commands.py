@@ -17,11 +17,11 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("tensorrt_rtx")
 
-from checkpoints import canonical_state_dict, save_safetensors  # noqa: E402
-from conftest import Exported  # noqa: E402
-from test_packaging import _shell_lines  # noqa: E402
+from checkpoints import canonical_state_dict, save_safetensors
+from conftest import Exported
+from test_packaging import _shell_lines
 
-from exporter.models import MODELS  # noqa: E402
+from exporter.models import MODELS
 
 ROOT = Path(__file__).resolve().parents[1]
 NEED_A_GPU = ("generate", "bench", "tune")

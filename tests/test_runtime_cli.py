@@ -13,20 +13,20 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from conftest import Exported  # noqa: E402
-from random_bundle import make_random_bundle  # noqa: E402
-from safetensors.numpy import load_file, save_file  # noqa: E402
-from safetensors.torch import load_file as load_torch  # noqa: E402
-from safetensors.torch import save_file as save_torch  # noqa: E402
-from typer.testing import CliRunner  # noqa: E402
+from conftest import Exported
+from random_bundle import make_random_bundle
+from safetensors.numpy import load_file, save_file
+from safetensors.torch import load_file as load_torch
+from safetensors.torch import save_file as save_torch
+from typer.testing import CliRunner
 
-from exporter.cli import app  # noqa: E402
-from exporter.cli_run import parse_size  # noqa: E402
-from exporter.models import MODELS  # noqa: E402
-from exporter.torch_backend import TORCH  # noqa: E402
-from plugins.errors import UserError  # noqa: E402
-from runtime import Pipeline  # noqa: E402
-from runtime.bundle import write_manifest  # noqa: E402
+from exporter.cli import app
+from exporter.cli_run import parse_size
+from exporter.models import MODELS
+from exporter.torch_backend import TORCH
+from plugins.errors import UserError
+from runtime import Pipeline
+from runtime.bundle import write_manifest
 
 SIZE = ["--size", "48x32", "--frames", "9"]
 IMAGE = replace(MODELS["wan-tiny"], name="tiny-i2v", in_channels=36, layers=4)

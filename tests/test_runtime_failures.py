@@ -13,14 +13,14 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from lazy_device import LazyDevice, TellingBackend, telling_kind  # noqa: E402
-from random_bundle import make_random_bundle  # noqa: E402
+from lazy_device import LazyDevice, TellingBackend, telling_kind
+from random_bundle import make_random_bundle
 
-from exporter.models import MODELS  # noqa: E402
-from exporter.torch_backend import TORCH  # noqa: E402
-from runtime import Pipeline  # noqa: E402
-from runtime.sampler import NonFiniteError  # noqa: E402
-from runtime.weights.file import WeightsFile  # noqa: E402
+from exporter.models import MODELS
+from exporter.torch_backend import TORCH
+from runtime import Pipeline
+from runtime.sampler import NonFiniteError
+from runtime.weights.file import WeightsFile
 
 MODEL = replace(MODELS["wan-tiny"], name="tiny-4", layers=4)
 OPTIONS: dict[str, Any] = {"size": (48, 32), "frames": 9, "steps": 2}

@@ -15,18 +15,18 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from random_bundle import make_random_bundle  # noqa: E402
-from safetensors.torch import load_file  # noqa: E402
+from random_bundle import make_random_bundle
+from safetensors.torch import load_file
 
-from exporter import stages  # noqa: E402
-from exporter.models import MODELS, ModelSpec  # noqa: E402
-from exporter.stages import BlockOptions  # noqa: E402
-from exporter.torch_backend import TORCH  # noqa: E402
-from exporter.weights import stage_weights  # noqa: E402
-from plugins.errors import UserError  # noqa: E402
-from runtime import Pipeline  # noqa: E402
-from runtime.inputs import text_bits  # noqa: E402
-from runtime.numerics import rope_tables, to_bf16_bits, to_tokens  # noqa: E402
+from exporter.models import MODELS, ModelSpec
+from exporter.networks.dit import functions as stages
+from exporter.networks.dit.options import BlockOptions
+from exporter.networks.dit.weights import stage_weights
+from exporter.torch_backend import TORCH
+from plugins.errors import UserError
+from runtime import Pipeline
+from runtime.inputs import text_bits
+from runtime.numerics import rope_tables, to_bf16_bits, to_tokens
 
 T2V = MODELS["wan-tiny"]
 I2V = replace(T2V, name="tiny-i2v", in_channels=36, experts=("high-noise", "low-noise"), boundary=0.9, sigma_max=200.0)

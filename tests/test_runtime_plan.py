@@ -12,17 +12,17 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from random_bundle import make_random_bundle  # noqa: E402
+from random_bundle import make_random_bundle
 
-from exporter.models import MODELS  # noqa: E402
-from exporter.stages import BlockOptions  # noqa: E402
-from exporter.torch_memory import PeakBytes, stage_bytes  # noqa: E402
-from exporter.weights import packed_bytes  # noqa: E402
-from plugins.errors import UserError  # noqa: E402
-from runtime.backends.tensorrt import planned_bytes  # noqa: E402
-from runtime.byte_sizes import gigabytes, gigabytes_up, parse_bytes  # noqa: E402
-from runtime.layout import run_layout, weight_layout  # noqa: E402
-from runtime.weights.memory_plan import MemoryPlan, Sizes, plan_memory, spread  # noqa: E402
+from exporter.models import MODELS
+from exporter.networks.dit.options import BlockOptions
+from exporter.networks.dit.weights import packed_bytes
+from exporter.torch_memory import PeakBytes, stage_bytes
+from plugins.errors import UserError
+from runtime.backends.tensorrt import planned_bytes
+from runtime.byte_sizes import gigabytes, gigabytes_up, parse_bytes
+from runtime.layout import run_layout, weight_layout
+from runtime.weights.memory_plan import MemoryPlan, Sizes, plan_memory, spread
 
 #: 14B at 720p, in round numbers.
 SIZES = Sizes(

@@ -16,7 +16,7 @@ from lazy_device import POLICIES, LazyDevice, Policy, digest, telling_kind
 from random_bundle import make_random_bundle
 
 from exporter.models import MODELS, ModelSpec
-from exporter.weights import stage_weights
+from exporter.networks.dit.weights import stage_weights
 from plugins.errors import UserError
 from runtime.pipeline import Pipeline
 from runtime.weights.file import WeightsFile

@@ -13,24 +13,24 @@ import pytest
 torch = pytest.importorskip("torch")
 trt = pytest.importorskip("tensorrt_rtx")
 
-from conftest import Exported  # noqa: E402
-from lazy_device import POLICIES, LazyDevice, Policy  # noqa: E402
-from random_bundle import make_random_bundle  # noqa: E402
-from stand_in_tensorrt import StandIn, add_engines, host_view  # noqa: E402
+from conftest import Exported
+from lazy_device import POLICIES, LazyDevice, Policy
+from random_bundle import make_random_bundle
+from stand_in_tensorrt import StandIn, add_engines, host_view
 
-from exporter.models import MODELS  # noqa: E402
-from exporter.progress import SilentProgress  # noqa: E402
-from exporter.torch_backend import TORCH  # noqa: E402
-from plugins.registry import OPS  # noqa: E402
-from plugins.tensorrt_plugin import register  # noqa: E402
-from runtime import Pipeline  # noqa: E402
-from runtime.backends.cuda_device import compute_capability  # noqa: E402
-from runtime.backends.engine import Engine, make_logger  # noqa: E402
-from runtime.backends.kind import BackendKind  # noqa: E402
-from runtime.backends.protocol import BackendError  # noqa: E402
-from runtime.backends.tensorrt import TENSORRT, TensorrtBackend  # noqa: E402
-from runtime.bundle import Manifest, load_manifest  # noqa: E402
-from runtime.layout import ACTIVATIONS, OUTPUT_SUFFIX, OUTPUTS, activation_names, weight_layout  # noqa: E402
+from exporter.models import MODELS
+from exporter.progress import SilentProgress
+from exporter.torch_backend import TORCH
+from plugins.registry import OPS
+from plugins.tensorrt_plugin import register
+from runtime import Pipeline
+from runtime.backends.cuda_device import compute_capability
+from runtime.backends.engine import Engine, make_logger
+from runtime.backends.kind import BackendKind
+from runtime.backends.protocol import BackendError
+from runtime.backends.tensorrt import TENSORRT, TensorrtBackend
+from runtime.bundle import Manifest, load_manifest
+from runtime.layout import ACTIVATIONS, OUTPUT_SUFFIX, OUTPUTS, activation_names, weight_layout
 
 OPTIONS: dict[str, Any] = {"size": (48, 32), "frames": 9, "steps": 2}
 TEXT = np.random.default_rng(0).standard_normal((5, 4096), dtype=np.float32)
@@ -94,10 +94,10 @@ def test_the_logger_keeps_the_last_lines_that_matter() -> None:
 
 def test_the_engines_tensors_are_those_the_runtime_binds(exported: Exported) -> None:
     """The names, dtypes and shapes in a real manifest, which are the real engines'."""
-    from exporter.stage_spec import OUTPUT_SUFFIX as TRACED_SUFFIX
-    from exporter.trace import OUTPUTS as TRACED
-    from exporter.trace import activation_inputs
-    from exporter.weights import stage_weights
+    from exporter.networks.dit.stages import OUTPUTS as TRACED
+    from exporter.networks.dit.stages import activation_inputs
+    from exporter.networks.dit.weights import stage_weights
+    from exporter.networks.stage_spec import OUTPUT_SUFFIX as TRACED_SUFFIX
     from runtime.layout import run_layout
 
     manifest, model = load_manifest(exported.folder), MODELS["wan-tiny"]

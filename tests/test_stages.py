@@ -16,13 +16,15 @@ import torch
 from onnx_reference import run_onnx
 from safetensors.torch import load_file
 
-from exporter import stages
 from exporter.checkpoint import open_checkpoint
 from exporter.models import MODELS, ModelSpec
+from exporter.networks.dit import functions as stages
+from exporter.networks.dit.options import BlockOptions
+from exporter.networks.dit.stages import OUTPUTS, activation_inputs, dit_stage
+from exporter.networks.dit.weights import Stage, stage_weights
+from exporter.networks.weight_spec import LinearMode
 from exporter.pack import pack
-from exporter.stages import BlockOptions
-from exporter.trace import OUTPUTS, activation_inputs, dit_stage, trace_stage
-from exporter.weights import LinearMode, Stage, stage_weights
+from exporter.trace import trace_stage
 from plugins.onnx_schema import register_schemas
 from runtime import numerics
 from runtime.layout import OUTPUT_SUFFIX

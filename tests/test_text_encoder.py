@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from exporter.checkpoint.text_names import text_name, text_sources
-from exporter.text_encoder import TextSpec, text_block, text_norm, text_weights
+from exporter.networks.text.encoder import TextSpec, text_block, text_norm, text_weights
 from runtime.media.text.relative_position import relative_buckets
 
 SPEC = TextSpec(name="test", dim=64, layers=3, ffn_dim=96, heads=4, head_dim=8, vocabulary=100)

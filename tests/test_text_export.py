@@ -12,25 +12,25 @@ torch = pytest.importorskip("torch")
 for _module in ("triton", "onnx", "onnx_graphsurgeon", "tensorrt_rtx", "tokenizers"):
     pytest.importorskip(_module)
 
-from media_bundle import random_tensors, write_tokenizer  # noqa: E402
-from quantized_text import quantized  # noqa: E402
-from safetensors import safe_open  # noqa: E402
-from safetensors.torch import load_file, save_file  # noqa: E402
-from typer.testing import CliRunner  # noqa: E402
+from media_bundle import random_tensors, write_tokenizer
+from quantized_text import quantized
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
 
-from exporter.checkpoint.safetensors_file import SafetensorsFile  # noqa: E402
-from exporter.checkpoint.source import bands  # noqa: E402
-from exporter.checkpoint.text_names import text_expected, text_sources  # noqa: E402
-from exporter.checkpoint.torch_file import TorchFile  # noqa: E402
-from exporter.cli import app  # noqa: E402
-from exporter.export import export_bundle  # noqa: E402
-from exporter.models import MODELS  # noqa: E402
-from exporter.progress import SilentProgress  # noqa: E402
-from exporter.spec import export_spec  # noqa: E402
-from exporter.text_encoder import TEXT_ENCODERS, text_weights  # noqa: E402
-from exporter.weights import WeightSpec  # noqa: E402
-from runtime.bundle import load_manifest, verify_files  # noqa: E402
-from runtime.checks import rebuild_command  # noqa: E402
+from exporter.checkpoint.safetensors_file import SafetensorsFile
+from exporter.checkpoint.source import bands
+from exporter.checkpoint.text_names import text_expected, text_sources
+from exporter.checkpoint.torch_file import TorchFile
+from exporter.cli import app
+from exporter.export import export_bundle
+from exporter.models import MODELS
+from exporter.networks.text.encoder import TEXT_ENCODERS, text_weights
+from exporter.networks.weight_spec import WeightSpec
+from exporter.progress import SilentProgress
+from exporter.spec import export_spec
+from runtime.bundle import load_manifest, verify_files
+from runtime.checks import rebuild_command
 
 TINY = TEXT_ENCODERS[MODELS["wan-tiny"].text_encoder]
 OPTIONS = {"model": "wan-tiny", "gpu": "rtx5090", "components": "dit,text", "text_linear": "int8"}

@@ -12,33 +12,33 @@ torch = pytest.importorskip("torch")
 for _module in ("triton", "onnx", "onnx_graphsurgeon", "tensorrt_rtx", "transformers", "tokenizers"):
     pytest.importorskip(_module)
 
-import msgspec  # noqa: E402
-import numpy as np  # noqa: E402
-from media_bundle import TEXT_NAME, add_media, media_stages, random_tensors  # noqa: E402
-from onnx_reference import run_onnx  # noqa: E402
-from quantized_text import dequantized, plain_block, quantized  # noqa: E402
-from random_bundle import make_random_bundle  # noqa: E402
-from safetensors.torch import load_file, save_file  # noqa: E402
+import msgspec
+import numpy as np
+from media_bundle import TEXT_NAME, add_media, media_stages, random_tensors
+from onnx_reference import run_onnx
+from quantized_text import dequantized, plain_block, quantized
+from random_bundle import make_random_bundle
+from safetensors.torch import load_file, save_file
 
-from exporter.build import build_engine  # noqa: E402
-from exporter.build_child import BuildRequest  # noqa: E402
-from exporter.checkpoint.text_names import text_name, text_sources  # noqa: E402
-from exporter.components import text_stages  # noqa: E402
-from exporter.graphs import stage_graph  # noqa: E402
-from exporter.models import MODELS  # noqa: E402
-from exporter.progress import SilentProgress  # noqa: E402
-from exporter.spec import export_spec  # noqa: E402
-from exporter.text_encoder import TEXT_ENCODERS, TextSpec, text_block, text_norm, text_weights  # noqa: E402
-from exporter.torch_media import TorchRunner  # noqa: E402
-from exporter.trace import trace_stage  # noqa: E402
-from plugins.errors import UserError  # noqa: E402
-from plugins.onnx_schema import DOMAIN  # noqa: E402
-from plugins.plan import decode  # noqa: E402
-from plugins.torch_op import torch_dtype  # noqa: E402
-from runtime.backends import tensorrt_runner  # noqa: E402
-from runtime.media.text.encoder import TextEncoder  # noqa: E402
-from runtime.media.text.relative_position import relative_buckets  # noqa: E402
-from runtime.weights.file import WeightsFile  # noqa: E402
+from exporter.build import build_engine
+from exporter.build_child import BuildRequest
+from exporter.checkpoint.text_names import text_name, text_sources
+from exporter.graphs import stage_graph
+from exporter.models import MODELS
+from exporter.networks.text.encoder import TEXT_ENCODERS, TextSpec, text_block, text_norm, text_weights
+from exporter.networks.text.stages import text_stages
+from exporter.progress import SilentProgress
+from exporter.spec import export_spec
+from exporter.torch_media import TorchRunner
+from exporter.trace import trace_stage
+from plugins.errors import UserError
+from plugins.onnx_schema import DOMAIN
+from plugins.plan import decode
+from plugins.torch_op import torch_dtype
+from runtime.backends import tensorrt_runner
+from runtime.media.text.encoder import TextEncoder
+from runtime.media.text.relative_position import relative_buckets
+from runtime.weights.file import WeightsFile
 
 SPEC = TextSpec(name="test", dim=256, layers=3, ffn_dim=384, heads=4, head_dim=64, vocabulary=100)
 TINY = TEXT_ENCODERS["umt5-tiny"]

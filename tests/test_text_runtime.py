@@ -8,19 +8,19 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("tokenizers")
 
-from media_bundle import TEXT_NAME, TOKENIZER, add_media  # noqa: E402
-from random_bundle import make_random_bundle  # noqa: E402
-from safetensors.torch import load_file  # noqa: E402
+from media_bundle import TEXT_NAME, TOKENIZER, add_media
+from random_bundle import make_random_bundle
+from safetensors.torch import load_file
 
-from exporter.models import MODELS  # noqa: E402
-from exporter.text_encoder import TEXT_ENCODERS, text_block, text_norm  # noqa: E402
-from exporter.torch_media import TorchRunner  # noqa: E402
-from plugins.errors import UserError  # noqa: E402
-from runtime.media.text.embeds_cache import EmbedsCache  # noqa: E402
-from runtime.media.text.encoder import TextEncoder  # noqa: E402
-from runtime.media.text.prompt import PromptTokenizer, clean  # noqa: E402
-from runtime.media.text.relative_position import relative_buckets  # noqa: E402
-from runtime.weights.file import WeightsFile  # noqa: E402
+from exporter.models import MODELS
+from exporter.networks.text.encoder import TEXT_ENCODERS, text_block, text_norm
+from exporter.torch_media import TorchRunner
+from plugins.errors import UserError
+from runtime.media.text.embeds_cache import EmbedsCache
+from runtime.media.text.encoder import TextEncoder
+from runtime.media.text.prompt import PromptTokenizer, clean
+from runtime.media.text.relative_position import relative_buckets
+from runtime.weights.file import WeightsFile
 
 SPEC = TEXT_ENCODERS["umt5-tiny"]
 

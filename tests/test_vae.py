@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from exporter.vae import halves
-from exporter.vae.names import vae_name
-from exporter.vae.spec import VaeSpec
-from exporter.vae.weights import vae_weights
+from exporter.checkpoint.vae_names import vae_name
+from exporter.networks.vae import halves
+from exporter.networks.vae.spec import VaeSpec
+from exporter.networks.vae.weights import vae_weights
 
 SPEC = VaeSpec(name="test", base=8, residuals=2)
 H, W = 4, 6

@@ -12,15 +12,15 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from media_bundle import random_tensors, vae_table  # noqa: E402
+from media_bundle import random_tensors, vae_table
 
-from exporter.components import vae_stages  # noqa: E402
-from exporter.models import MODELS  # noqa: E402
-from exporter.torch_media import run_stage, stage_peak  # noqa: E402
-from exporter.vae import halves  # noqa: E402
-from exporter.vae.channels_last import FORMAT, ChannelsLast  # noqa: E402
-from exporter.vae.spec import VaeSpec  # noqa: E402
-from exporter.vae.weights import packed_weights  # noqa: E402
+from exporter.models import MODELS
+from exporter.networks.vae import halves
+from exporter.networks.vae.channels_last import FORMAT, ChannelsLast
+from exporter.networks.vae.spec import VaeSpec
+from exporter.networks.vae.stages import vae_stages
+from exporter.networks.vae.weights import packed_weights
+from exporter.torch_media import run_stage, stage_peak
 
 SPEC = VaeSpec(name="test", base=8, residuals=2)
 H, W = 4, 6
@@ -130,8 +130,8 @@ def test_the_kernel_in_the_interpreter(tmp_path):
     script = tmp_path / "interpret.py"
     script.write_text(
         "import torch\n"
-        "from exporter.vae.layers import norm_silu\n"
-        "from exporter.vae.norm_kernel import launch\n"
+        "from exporter.networks.vae.layers import norm_silu\n"
+        "from exporter.networks.vae.norm_kernel import launch\n"
         "for channels, t, h, w in ((96, 4, 5, 7), (384, 1, 3, 3), (8, 2, 9, 30)):\n"
         "    last = torch.channels_last_3d\n"
         "    x = torch.randn(1, channels, t, h, w).contiguous(memory_format=last)\n"
@@ -154,7 +154,7 @@ def test_the_kernel_compiles_where_no_gpu_is(sm):
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from exporter.vae.norm_kernel import norm_silu_kernel
+    from exporter.networks.vae.norm_kernel import norm_silu_kernel
 
     signature = {"x_ptr": "*bf16", "gamma_ptr": "*fp32", "out_ptr": "*bf16", "rows": "i32", "scale": "fp32"}
     constants = {"C": 96, "WIDE": 128, "ROWS": 32}

@@ -12,21 +12,21 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from media_bundle import VAE_NAME, add_media, smooth_latents  # noqa: E402
-from random_bundle import make_random_bundle  # noqa: E402
+from media_bundle import VAE_NAME, add_media, smooth_latents
+from random_bundle import make_random_bundle
 
-from exporter.models import MODELS  # noqa: E402
-from exporter.torch_media import TorchRunner  # noqa: E402
-from exporter.vae import halves  # noqa: E402
-from exporter.vae.spec import VAES  # noqa: E402
-from plugins.errors import UserError  # noqa: E402
-from runtime.media.files.writer import BackgroundWriter  # noqa: E402
-from runtime.media.vae import plan as plan_module  # noqa: E402
-from runtime.media.vae import tiles as tiles_module  # noqa: E402
-from runtime.media.vae.decoder import Vae  # noqa: E402
-from runtime.media.vae.latents import denormalized, normalized  # noqa: E402
-from runtime.media.vae.tiles import MARGIN, Tile, cut, spans  # noqa: E402
-from runtime.weights.file import WeightsFile  # noqa: E402
+from exporter.models import MODELS
+from exporter.networks.vae import halves
+from exporter.networks.vae.spec import VAES
+from exporter.torch_media import TorchRunner
+from plugins.errors import UserError
+from runtime.media.files.writer import BackgroundWriter
+from runtime.media.vae import plan as plan_module
+from runtime.media.vae import tiles as tiles_module
+from runtime.media.vae.decoder import Vae
+from runtime.media.vae.latents import denormalized, normalized
+from runtime.media.vae.tiles import MARGIN, Tile, cut, spans
+from runtime.weights.file import WeightsFile
 
 I2V = replace(MODELS["wan-tiny"], in_channels=36)
 SPEC = VAES["Wan2.1-tiny"]
@@ -45,7 +45,7 @@ def runner(bundle):
     class I2VRunner(TorchRunner):
         def __init__(self):
             super().__init__(bundle[1], torch.device("cpu"))
-            from exporter.components import vae_stages
+            from exporter.networks.vae.stages import vae_stages
 
             self._stages |= {stage.name: stage for stage in vae_stages(SPEC, I2V)}
 

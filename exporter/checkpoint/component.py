@@ -13,8 +13,8 @@ from exporter.checkpoint.reader import find_weights, open_source
 from exporter.checkpoint.source import TensorMeta, bands
 from exporter.checkpoint.table import Expected, differences, listing
 from exporter.checkpoint.writer import SafetensorsWriter
+from exporter.networks.weight_spec import WeightSpec
 from exporter.pack import FORMAT_VERSION, Packer
-from exporter.weights import WeightSpec
 from plugins.errors import UserError
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from exporter.checkpoint.component import ComponentFormat
 from exporter.checkpoint.table import Expected
 from exporter.checkpoint.text_names import text_expected, text_name, text_sources
+from exporter.checkpoint.vae_names import vae_name
 from exporter.models import ModelSpec
-from exporter.text_encoder import TEXT_ENCODERS, TextSpec, text_weights
-from exporter.vae.halves import HALVES
-from exporter.vae.names import vae_name
-from exporter.vae.spec import VAES, VaeSpec
-from exporter.vae.weights import packed_weights, vae_weights
-from exporter.weights import LinearMode
+from exporter.networks.text.encoder import TEXT_ENCODERS, TextSpec, text_weights
+from exporter.networks.vae.halves import HALVES
+from exporter.networks.vae.spec import VAES, VaeSpec
+from exporter.networks.vae.weights import packed_weights, vae_weights
+from exporter.networks.weight_spec import LinearMode
 from runtime.bundle import MediaComponent
 
 

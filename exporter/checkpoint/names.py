@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 
-from exporter.weights import PROJ_L_SOURCE
+from exporter.networks.dit.weights import PROJ_L_SOURCE
 from plugins.errors import UserError
 
 PREFIXES = ("model.diffusion_model.", "net.")  # ComfyUI; the authors' training files

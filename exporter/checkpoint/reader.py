@@ -21,7 +21,7 @@ from exporter.checkpoint.table import (
 )
 from exporter.checkpoint.torch_file import TorchFile
 from exporter.models import ModelSpec
-from exporter.weights import PROJ_L_SOURCE
+from exporter.networks.dit.weights import PROJ_L_SOURCE
 from plugins.errors import UserError
 
 TORCH_SUFFIXES = (".pth", ".pt")

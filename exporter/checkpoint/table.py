@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from exporter.checkpoint.source import FLOATS, TensorMeta
 from exporter.models import FREQ_DIM, HEAD_DIM, MODELS, OUT_CHANNELS, TEXT_DIM, ModelSpec
-from exporter.weights import PROJ_L_SOURCE, ceil_div
+from exporter.networks.dit.weights import PROJ_L_SOURCE
+from exporter.networks.weight_spec import ceil_div
 
 BLOCK = 128
 _LISTED = 20

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 
 from exporter.checkpoint.table import Expected
-from exporter.text_encoder import TextSpec
+from exporter.networks.text.encoder import TextSpec
 
 _TOP: Mapping[str, str] = {
     "shared": "token_embedding",

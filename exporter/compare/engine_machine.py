@@ -12,8 +12,8 @@ from torch import Tensor
 from exporter.compare.machines import GraphMachine
 from exporter.compare.weights import Weights
 from exporter.flavour import load
-from exporter.trace import OUTPUTS
-from exporter.weights import Stage
+from exporter.networks.dit.stages import OUTPUTS
+from exporter.networks.dit.weights import Stage
 from plugins.errors import UserError
 from plugins.registry import OPS
 from plugins.tensorrt_plugin import register

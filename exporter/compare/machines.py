@@ -12,7 +12,7 @@ from torch import Tensor
 
 from exporter.compare.ops import Call, Evaluate, Outputs
 from exporter.compare.scene import Scene
-from exporter.weights import Stage
+from exporter.networks.dit.weights import Stage
 from runtime.numerics import Update
 
 TOPK = "topk_milli"  # an op with this attribute chooses key blocks, from inputs named q and k

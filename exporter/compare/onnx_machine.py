@@ -18,8 +18,8 @@ from torch.nn import functional as F
 from exporter.compare.machines import BlockInput, GraphMachine, block_feed, watched
 from exporter.compare.ops import Call, Evaluate, by_reference, call_label
 from exporter.compare.weights import Weights
-from exporter.trace import OUTPUTS
-from exporter.weights import Stage
+from exporter.networks.dit.stages import OUTPUTS
+from exporter.networks.dit.weights import Stage
 from plugins.onnx_schema import DOMAIN, PLAN_ATTRIBUTE
 from plugins.registry import OPS
 from runtime.layout import OUTPUT_SUFFIX

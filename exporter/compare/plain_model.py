@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from exporter.models import EPS, HEAD_DIM
-from exporter.weights import PROJ_L_SOURCE
+from exporter.networks.dit.weights import PROJ_L_SOURCE
 
 Load = Callable[[str], Tensor]  # canonical name → fp32 tensor on the device
 BLOCK_Q, BLOCK_K = 128, 64

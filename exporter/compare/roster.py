@@ -19,7 +19,7 @@ from exporter.compare.thresholds import STAGE_BOUNDS, StageBound
 from exporter.compare.torch_machines import PlainMachine, StageMachine, UnroundedMachine
 from exporter.compare.weights import BundleWeights, CheckpointWeights, FloatWeights, Weights
 from exporter.models import ModelSpec, model_named
-from exporter.stages import BlockOptions
+from exporter.networks.dit.options import BlockOptions
 from plugins.errors import UserError
 from plugins.torch_op import device_sm
 from runtime.bundle import Manifest, load_manifest

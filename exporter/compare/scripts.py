@@ -86,7 +86,7 @@ def _size(entry: StageFiles | MediaStage) -> int:
 
 def _activations(manifest: Manifest, entry: StageFiles | MediaStage) -> set[str]:
     """Which of a stage's inputs are no weights."""
-    from exporter.trace import activation_inputs
+    from exporter.networks.dit.stages import activation_inputs
     from runtime.media_layout import is_activation
 
     if isinstance(entry, MediaStage):

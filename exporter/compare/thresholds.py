@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal
 
-from exporter.spec import Attention
-from exporter.weights import LinearMode
+from exporter.networks.dit.options import Attention
+from exporter.networks.weight_spec import LinearMode
 
 #: "fp32": against the model with the checkpoint's own weights. "same": against the same rounded arithmetic.
 Against = Literal["fp32", "same"]

@@ -9,15 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from exporter import stages
 from exporter.checkpoint.reader import Checkpoint
 from exporter.compare import plain_model
 from exporter.compare.machines import BlockInput, Embedded, EmbedInput, HeadInput, Machine, scalars, watched
 from exporter.compare.ops import Evaluate, Intercept, Unrounded, unrounded
 from exporter.compare.plain_model import PlainAttention
 from exporter.compare.weights import Weights, float_tensor
-from exporter.stages import BlockOptions
-from exporter.weights import Stage
+from exporter.networks.dit import functions as stages
+from exporter.networks.dit.options import BlockOptions
+from exporter.networks.dit.weights import Stage
 
 
 class PlainMachine(Machine):

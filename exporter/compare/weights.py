@@ -16,9 +16,10 @@ from exporter.checkpoint.reader import Checkpoint
 from exporter.checkpoint.safetensors_file import SafetensorsFile
 from exporter.checkpoint.source import TensorMeta
 from exporter.models import ModelSpec
+from exporter.networks.dit.weights import Stage, stage_weights
+from exporter.networks.weight_spec import LinearMode, WeightSpec
 from exporter.pack import Packer, sources
 from exporter.quantize import block_dequantize
-from exporter.weights import LinearMode, Stage, WeightSpec, stage_weights
 from runtime.bundle import Manifest
 
 

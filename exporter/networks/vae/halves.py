@@ -12,17 +12,8 @@ from typing import Literal
 
 from torch import Tensor
 
-from exporter.vae.layers import Tape, Weights, pointwise, run_layer
-from exporter.vae.spec import (
-    PIXELS,
-    Layer,
-    Resample,
-    Residual,
-    VaeSpec,
-    down_layers,
-    middle_layers,
-    up_layers,
-)
+from exporter.networks.vae.layers import Tape, Weights, pointwise, run_layer
+from exporter.networks.vae.spec import PIXELS, Layer, Resample, Residual, VaeSpec, down_layers, middle_layers, up_layers
 
 Half = Literal["decode_latent", "decode_pixels", "encode_pixels", "encode_latent"]
 HALVES: tuple[Half, ...] = ("decode_latent", "decode_pixels", "encode_pixels", "encode_latent")

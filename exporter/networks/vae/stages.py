@@ -1,54 +1,21 @@
-"""The components of a bundle and their stages: the DiT, the text encoder, the VAE. One table, one way to export."""
+"""The VAE's stages: decoder and encoder, each in halves, the first chunk apart."""
 
 from __future__ import annotations
 
 from functools import partial
-from typing import Any, get_args
+from typing import Any
 
 from torch import Tensor
 
 from exporter.models import ModelSpec
-from exporter.stage_spec import Component, StageInput, StageSpec, multiple
-from exporter.stages import BlockOptions
-from exporter.text_encoder import TEXT_ENCODERS, TextSpec, block_weights, norm_weights, text_block, text_norm
-from exporter.trace import dit_stage
-from exporter.vae import halves
-from exporter.vae.frames import to_bytes
-from exporter.vae.layers import Weights
-from exporter.vae.spec import CHUNK, PIXELS, VAES, VaeSpec
-from exporter.vae.weights import packed_weights
-from exporter.weights import LinearMode, Stage
+from exporter.networks.stage_spec import StageInput, StageSpec, multiple
+from exporter.networks.vae import halves
+from exporter.networks.vae.frames import to_bytes
+from exporter.networks.vae.spec import CHUNK, PIXELS, VaeSpec
+from exporter.networks.vae.weights import packed_weights
 from runtime.media_layout import CACHE, TOTAL
 
-DIT_STAGES: tuple[Stage, ...] = get_args(Stage)
-_TEXT_PROFILE = (2, 64, 512)  # tokens of a prompt: a word and the end mark, a usual prompt, the most
 _MIN_SIDE = 2  # latents
-
-
-def component_stages(
-    model: ModelSpec, component: Component, options: BlockOptions, text_linear: LinearMode = "bf16"
-) -> tuple[StageSpec, ...]:
-    """A component's stages in the order in which they first run."""
-    if component == "dit":
-        return tuple(dit_stage(model, stage, options) for stage in DIT_STAGES)
-    if component == "text":
-        return text_stages(TEXT_ENCODERS[model.text_encoder], text_linear)
-    return vae_stages(VAES[model.vae], model)
-
-
-def text_stages(spec: TextSpec, linear: LinearMode = "bf16") -> tuple[StageSpec, ...]:
-    """The encoder's block, run once for each layer, and its norm. The embedding is looked up on the host."""
-    x = StageInput("fp32", ("L", spec.dim))
-    buckets = StageInput("int32", ("L", "L"))
-
-    def block(x: Tensor, buckets: Tensor, weights: Weights) -> Tensor:
-        return text_block(x, buckets, weights, spec, linear)
-
-    return (
-        StageSpec("text_block", "text", {"x": x, "buckets": buckets}, block_weights(spec, linear),
-                  ("x",), block, _TEXT_PROFILE),
-        StageSpec("text_norm", "text", {"x": x}, norm_weights(spec), ("embeds",), text_norm, _TEXT_PROFILE),
-    )  # fmt: skip
 
 
 def vae_stages(spec: VaeSpec, model: ModelSpec) -> tuple[StageSpec, ...]:

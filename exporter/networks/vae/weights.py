@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from exporter.vae.halves import HALVES, Half, gamma_of, plan
-from exporter.vae.spec import Layer, Resample, Residual, VaeSpec
-from exporter.weights import WeightSpec
+from exporter.networks.vae.halves import HALVES, Half, gamma_of, plan
+from exporter.networks.vae.spec import Layer, Resample, Residual, VaeSpec
+from exporter.networks.weight_spec import WeightSpec
 
 Shapes = dict[str, tuple[int, ...]]
 

@@ -1,34 +1,23 @@
 """The DiT as three functions of tensors: embed → block × N → head (semantics.md, DiT forward). Batch is 1.
 
-Weights are a mapping by the names of ``exporter.weights.stage_weights``; everything L-sized in the INT8 block goes
-through our ops. The same functions are traced to ONNX, run on CPU through the references, and run on CUDA through the
-compiled plans.
+Weights are a mapping by the names of ``exporter.networks.dit.weights.stage_weights``; everything L-sized in the INT8
+block goes through our ops. The same functions are traced to ONNX, run on CPU through the references, and run on CUDA
+through the compiled plans.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from exporter.spec import Attention
-from exporter.weights import LinearMode
+from exporter.networks.dit.options import BlockOptions
 from plugins.torch_op import call
 
 Weights = Mapping[str, Tensor]
-
-
-@dataclass(frozen=True)
-class BlockOptions:
-    """How a block computes attention and Linears."""
-
-    attention: Attention = "sagesla"
-    topk_milli: int = 100
-    linear: LinearMode = "int8"
 
 
 def _linear_fp32(x: Tensor, weights: Weights, name: str) -> Tensor:

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from exporter.vae.layers import norm_silu
+from exporter.networks.vae.layers import norm_silu
 
 _TILE = 4096  # elements a program works on
 _TINY = tl.constexpr(1e-12)  # the floor of a norm's length, as in ``layers``

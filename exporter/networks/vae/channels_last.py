@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from exporter.vae.layers import Tape, Weights
-from exporter.vae.norm_kernel import norm_silu_into
+from exporter.networks.vae.layers import Tape, Weights
+from exporter.networks.vae.norm_kernel import norm_silu_into
 
 FORMAT = torch.channels_last_3d
 _LANES = 8  # channels come in multiples of these, or cuDNN has no tensor-core kernel

@@ -9,12 +9,11 @@ are still formed in fp32); vectors, which cost nothing, are fp32.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Literal
 
 from exporter.models import FREQ_DIM, HEAD_DIM, OUT_CHANNELS, TEXT_DIM, ModelSpec
+from exporter.networks.weight_spec import LinearMode, WeightSpec, ceil_div
 
-LinearMode = Literal["int8", "bf16"]
 Stage = Literal["embed", "block", "head"]
 
 # One packed Linear: the checkpoint's Linears whose rows it concatenates, in order.
@@ -29,18 +28,6 @@ BLOCK_LINEARS: Mapping[str, tuple[str, ...]] = {
     "ffn.2": ("ffn.2",),
 }
 PROJ_L_SOURCE = "self_attn.attn_op.local_attn.proj_l"
-
-
-@dataclass(frozen=True)
-class WeightSpec:
-    """One packed tensor: shape and dtype ("int8", "fp32" or "bf16")."""
-
-    shape: tuple[int, ...]
-    dtype: str
-
-
-def ceil_div(a: int, b: int) -> int:
-    return -(-a // b)
 
 
 def block_linear_shapes(model: ModelSpec) -> dict[str, tuple[int, int]]:

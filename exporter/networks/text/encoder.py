@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from exporter.models import EPS, TEXT_DIM
-from exporter.weights import LinearMode, WeightSpec, ceil_div
+from exporter.networks.weight_spec import LinearMode, WeightSpec, ceil_div
 from plugins.torch_op import call
 
 Weights = Mapping[str, Tensor]

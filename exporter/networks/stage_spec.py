@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from exporter.weights import WeightSpec
+from exporter.networks.weight_spec import WeightSpec
 from runtime.layout import OUTPUT_SUFFIX
 
 Component = Literal["dit", "text", "vae"]

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from exporter.vae.spec import Attention, Layer, Resample, Residual
+from exporter.networks.vae.spec import Attention, Layer, Resample, Residual
 
 Weights = Mapping[str, Tensor]
 _TINY = 1e-12  # the floor of a norm's length, as in the published code

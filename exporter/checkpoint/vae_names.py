@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from exporter.vae.spec import Resample, VaeSpec, up_layers
+from exporter.networks.vae.spec import Resample, VaeSpec, up_layers
 
 _RESIDUAL = {
     "norm1": "residual.0",

@@ -1,0 +1,1 @@
+"""The networks as functions of tensors, and beside each what its stages take, hold and give."""

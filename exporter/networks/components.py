@@ -1,0 +1,24 @@
+"""The components of a bundle and their stages: the DiT, the text encoder, the VAE. One table, one way to export."""
+
+from __future__ import annotations
+
+from exporter.models import ModelSpec
+from exporter.networks.dit.options import BlockOptions
+from exporter.networks.dit.stages import DIT_STAGES, dit_stage
+from exporter.networks.stage_spec import Component, StageSpec
+from exporter.networks.text.encoder import TEXT_ENCODERS
+from exporter.networks.text.stages import text_stages
+from exporter.networks.vae.spec import VAES
+from exporter.networks.vae.stages import vae_stages
+from exporter.networks.weight_spec import LinearMode
+
+
+def component_stages(
+    model: ModelSpec, component: Component, options: BlockOptions, text_linear: LinearMode = "bf16"
+) -> tuple[StageSpec, ...]:
+    """A component's stages in the order in which they first run."""
+    if component == "dit":
+        return tuple(dit_stage(model, stage, options) for stage in DIT_STAGES)
+    if component == "text":
+        return text_stages(TEXT_ENCODERS[model.text_encoder], text_linear)
+    return vae_stages(VAES[model.vae], model)

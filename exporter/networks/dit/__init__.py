@@ -1,0 +1,1 @@
+"""The DiT: embed, block and head, their weights and their stages."""

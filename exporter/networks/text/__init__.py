@@ -1,0 +1,1 @@
+"""The umT5 text encoder: its block, its norm and their stages."""
