@@ -38,7 +38,7 @@ from runtime.checks import pack_command, rebuild_command
 from runtime.versions import own_version
 
 if TYPE_CHECKING:
-    from exporter.packing import PackedWeights
+    from exporter.packing.dit import PackedWeights
 
 app = typer.Typer(
     help="Exports TurboDiffusion's distilled Wan video models to TensorRT engines, on a machine without a GPU.",
@@ -135,7 +135,7 @@ def export(
 
 def _closing_lines(spec: ExportSpec, folder: Path) -> list[str]:
     """What came out, and how to add weights where there are none."""
-    from exporter.packing import weight_paths
+    from exporter.packing.dit import weight_paths
 
     what = "ONNX graphs and plans" if spec.onnx_only else "engines, ONNX graphs and plans"
     lines = polygraphy_lines(folder, spec.flavour)
@@ -224,7 +224,7 @@ def pack(
         raise UserError(
             "--out is not a name for packed weights.", expected="a name ending in .safetensors", got=str(out)
         )
-    from exporter.packing import add_to_bundle, bundle_of, pack_checkpoint
+    from exporter.packing.dit import add_to_bundle, bundle_of, pack_checkpoint
 
     manifest = bundle_of(out, spec, mode)
     chosen = attention or (manifest.sampler.attention if manifest else "sagesla")
@@ -259,7 +259,7 @@ def merge(
     if out.suffix != ".safetensors":
         raise UserError("--out is not a name for a checkpoint.", expected="a name ending in .safetensors", got=str(out))
     from exporter.checkpoint.hub import resolve
-    from exporter.merge import merge as merge_checkpoints
+    from exporter.packing.merge import merge as merge_checkpoints
 
     out.parent.mkdir(parents=True, exist_ok=True)
     with RichProgress().stage(f"merge {out.name}") as update:

@@ -18,16 +18,16 @@ from exporter.checkpoint.hub import look_for
 from exporter.engines import build_stage, engine_key, kept_engine
 from exporter.flavour import check_buildable
 from exporter.graphs import StageGraph, onnx_name, stage_graph, tools
-from exporter.media_weights import TOKENIZER_NAME, kept_media, pack_media
 from exporter.models import FPS, FREQ_DIM, TEXT_LENGTH
 from exporter.networks.components import component_stages
 from exporter.networks.dit.options import BlockOptions
 from exporter.one_file import add_one_file, carry_one_file, check_memory
-from exporter.packing import add_to_bundle, pack_checkpoint
+from exporter.packing.dit import add_to_bundle, pack_checkpoint
+from exporter.packing.media import TOKENIZER_NAME, kept_media, pack_media
+from exporter.packing.recovery import kept_weights, previous_manifest
 from exporter.passes import plan_file
 from exporter.polygraphy_files import README_NAME, SCRIPTS_NAME, readme_text, script_text
 from exporter.progress import Progress
-from exporter.recovery import kept_weights, previous_manifest
 from exporter.spec import ExportSpec
 from exporter.staging import staging_folder
 from exporter.vram import vram_estimate

@@ -17,7 +17,7 @@ from exporter.engines import build_stage, engine_key, kept_engine, log_name
 from exporter.graphs import StageGraph, onnx_name, tensors
 from exporter.models import ModelSpec
 from exporter.networks.dit.weights import packed_bytes
-from exporter.packing import weight_paths
+from exporter.packing.dit import weight_paths
 from exporter.progress import Progress
 from exporter.spec import ExportSpec
 from exporter.staging import scratch_folder

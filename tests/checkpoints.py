@@ -11,10 +11,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from exporter.checkpoint import open_checkpoint
+from exporter.checkpoint.reader import open_checkpoint
 from exporter.checkpoint.table import checkpoint_tensors
 from exporter.models import MODELS, ModelSpec
-from exporter.quantize import block_quantize
+from exporter.packing.quantize import block_quantize
 from plugins.errors import UserError
 
 State = dict[str, torch.Tensor]

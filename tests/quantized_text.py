@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from exporter.networks.text.encoder import TextSpec, text_weights
-from exporter.quantize import block_dequantize, block_quantize
+from exporter.packing.quantize import block_dequantize, block_quantize
 
 Tensors = dict[str, torch.Tensor]
 

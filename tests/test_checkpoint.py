@@ -10,8 +10,9 @@ import pytest
 import torch
 from checkpoints import refused
 
-from exporter.checkpoint import TensorMeta, open_checkpoint
+from exporter.checkpoint.reader import open_checkpoint
 from exporter.checkpoint.safetensors_file import SafetensorsFile
+from exporter.checkpoint.source import TensorMeta
 from exporter.checkpoint.table import checkpoint_tensors
 from exporter.models import MODELS
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 from checkpoints import refused
 
-from exporter.checkpoint import NamedTensors, open_checkpoint
+from exporter.checkpoint.reader import NamedTensors, open_checkpoint
 from exporter.models import MODELS
 from plugins.errors import UserError
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from exporter.checkpoint import expert_paths, resolve
-from exporter.checkpoint.hub import look_for, parse_hub_id
+from exporter.checkpoint.experts import expert_paths
+from exporter.checkpoint.hub import look_for, parse_hub_id, resolve
 from exporter.models import MODELS
 from exporter.progress import SilentProgress
 from exporter.spec import export_spec

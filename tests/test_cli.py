@@ -375,7 +375,7 @@ def test_pack_refuses_a_bundle_of_other_weights(
 
 
 def test_pack_names_each_experts_file(tmp_path: Path) -> None:
-    from exporter.packing import weight_paths
+    from exporter.packing.dit import weight_paths
 
     out = tmp_path / "weights.safetensors"
     names = {expert: path.name for expert, path in weight_paths(out, MODELS["wan2.2-i2v-a14b-720p"]).items()}

@@ -16,7 +16,7 @@ import checkpoints as ck
 import plain_dit
 from random_bundle import facts
 
-from exporter.checkpoint import open_checkpoint
+from exporter.checkpoint.reader import open_checkpoint
 from exporter.compare.machines import forward
 from exporter.compare.metrics import distance, frame_distance, ssim
 from exporter.compare.ops import Intercept, Recorder, Replay, by_reference, call_label, unrounded
@@ -31,7 +31,7 @@ from exporter.networks.dit.options import (
     ATTENTIONS,
     BlockOptions,
 )
-from exporter.quantize import block_dequantize
+from exporter.packing.quantize import block_dequantize
 from exporter.spec import LINEARS
 from plugins.registry import OPS
 from plugins.torch_op import call

@@ -25,16 +25,16 @@ from typer.testing import CliRunner
 from exporter import polygraphy_files as files
 from exporter.build import build_engine
 from exporter.build_child import BuildRequest
-from exporter.checkpoint.component import ComponentCheckpoint, pack_component
-from exporter.checkpoint.formats import component_format
 from exporter.checkpoint.text_names import text_name
 from exporter.checkpoint.vae_names import vae_name
 from exporter.cli import app
 from exporter.export import export_bundle
-from exporter.media_weights import kept_media
 from exporter.models import MODELS
 from exporter.networks.text.encoder import TEXT_ENCODERS
 from exporter.networks.vae.spec import VAES
+from exporter.packing.component import ComponentCheckpoint, pack_component
+from exporter.packing.formats import component_format
+from exporter.packing.media import kept_media
 from exporter.progress import SilentProgress
 from exporter.spec import export_spec
 from plugins.errors import UserError

@@ -9,9 +9,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from exporter.checkpoint import open_checkpoint
-from exporter.merge import merge
+from exporter.checkpoint.reader import open_checkpoint
 from exporter.models import MODELS
+from exporter.packing.merge import merge
 from plugins.errors import UserError
 
 TINY = MODELS["wan-tiny"]
@@ -31,7 +31,7 @@ def _save(folder: Path, base: ck.State = BASE, sla: ck.State = SLA, rcm: ck.Stat
 
 @pytest.mark.parametrize("weight", [1.0, 0.3, 0.0])
 def test_formula(weight: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("exporter.merge._PIECE", 1000)  # pieces must not show
+    monkeypatch.setattr("exporter.packing.merge._PIECE", 1000)  # pieces must not show
     out = tmp_path / "out" / "merged.safetensors"
     merge(*_save(tmp_path), out, weight=weight)
     got = load_file(out)

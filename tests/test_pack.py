@@ -14,12 +14,12 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from exporter.checkpoint import open_checkpoint
+from exporter.checkpoint.reader import open_checkpoint
 from exporter.checkpoint.table import checkpoint_tensors
 from exporter.models import MODELS
 from exporter.networks.dit.weights import packed_bytes, packed_tensors
-from exporter.pack import pack
-from exporter.quantize import block_quantize
+from exporter.packing.packer import pack
+from exporter.packing.quantize import block_quantize
 from plugins.errors import UserError
 
 TINY = MODELS["wan-tiny"]
@@ -172,7 +172,7 @@ def test_not_finite_weights_are_refused(tmp_path: Path) -> None:
 
 def test_no_room(canonical: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = type("Usage", (), {"free": packed_bytes(TINY)})  # room for the tensors, not for the header
-    monkeypatch.setattr("exporter.checkpoint.writer.shutil.disk_usage", lambda path: usage)
+    monkeypatch.setattr("exporter.packing.writer.shutil.disk_usage", lambda path: usage)
     with pytest.raises(UserError, match="no room"):
         pack(open_checkpoint(canonical, TINY), TINY, tmp_path / "out")
     assert not list(tmp_path.iterdir())

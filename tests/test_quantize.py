@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from exporter.quantize import block_dequantize, block_quantize
+from exporter.packing.quantize import block_dequantize, block_quantize
 from plugins.errors import UserError
 
 
@@ -44,7 +44,7 @@ def test_matches_the_loops(shape: tuple[int, int], dtype: torch.dtype) -> None:
 def test_bands_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
     weight = torch.randn((700, 200), generator=torch.Generator().manual_seed(2))
     whole = block_quantize(weight)
-    monkeypatch.setattr("exporter.quantize._BAND_ELEMENTS", 1)
+    monkeypatch.setattr("exporter.packing.quantize._BAND_ELEMENTS", 1)
     banded = block_quantize(weight)
     assert all(torch.equal(a, b) for a, b in zip(whole, banded, strict=True))
 

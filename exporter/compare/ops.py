@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakIdKeyDictionary
 
-from exporter.quantize import block_dequantize
+from exporter.packing.quantize import block_dequantize
 from plugins.op import AttrValue, Op
 from plugins.registry import OPS
 from plugins.torch_op import NAMESPACE, reference

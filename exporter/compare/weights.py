@@ -18,8 +18,8 @@ from exporter.checkpoint.source import TensorMeta
 from exporter.models import ModelSpec
 from exporter.networks.dit.weights import Stage, stage_weights
 from exporter.networks.weight_spec import LinearMode, WeightSpec
-from exporter.pack import Packer, sources
-from exporter.quantize import block_dequantize
+from exporter.packing.packer import Packer, sources
+from exporter.packing.quantize import block_dequantize
 from runtime.bundle import Manifest
 
 

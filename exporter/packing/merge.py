@@ -11,8 +11,8 @@ import torch
 from exporter.checkpoint.reader import NamedTensors
 from exporter.checkpoint.source import FLOATS, TensorMeta
 from exporter.checkpoint.table import listing
-from exporter.checkpoint.writer import SafetensorsWriter
 from exporter.networks.dit.weights import PROJ_L_SOURCE
+from exporter.packing.writer import SafetensorsWriter
 from plugins.errors import UserError
 
 _PIECE = 2**22  # elements merged at once: bounds the fp32 temporaries to some 16 MiB each

@@ -10,11 +10,11 @@ import torch
 
 from exporter.checkpoint.reader import Checkpoint
 from exporter.checkpoint.source import TORCH_DTYPES, TensorMeta
-from exporter.checkpoint.writer import SafetensorsWriter
 from exporter.models import ModelSpec
 from exporter.networks.dit.weights import BLOCK_LINEARS, PROJ_L_SOURCE, packed_tensors
 from exporter.networks.weight_spec import LinearMode
-from exporter.quantize import block_quantize
+from exporter.packing.quantize import block_quantize
+from exporter.packing.writer import SafetensorsWriter
 from plugins.errors import UserError
 
 FORMAT_VERSION = "1"

@@ -12,9 +12,9 @@ from exporter.checkpoint.foreign import refuse_foreign
 from exporter.checkpoint.reader import find_weights, open_source
 from exporter.checkpoint.source import TensorMeta, bands
 from exporter.checkpoint.table import Expected, differences, listing
-from exporter.checkpoint.writer import SafetensorsWriter
 from exporter.networks.weight_spec import WeightSpec
-from exporter.pack import FORMAT_VERSION, Packer
+from exporter.packing.packer import FORMAT_VERSION, Packer
+from exporter.packing.writer import SafetensorsWriter
 from plugins.errors import UserError
 
 

@@ -11,17 +11,17 @@ from typing import get_args
 
 import msgspec
 
-from exporter.checkpoint.component import (
+from exporter.checkpoint.hub import resolve, resolve_file
+from exporter.checkpoint.safetensors_file import SafetensorsFile
+from exporter.packing.component import (
     ComponentCheckpoint,
     ComponentFormat,
     component_metadata,
     component_table,
     pack_component,
 )
-from exporter.checkpoint.formats import component_format
-from exporter.checkpoint.hub import resolve, resolve_file
-from exporter.checkpoint.safetensors_file import SafetensorsFile
-from exporter.packing import files_key, is_current
+from exporter.packing.dit import files_key, is_current
+from exporter.packing.formats import component_format
 from exporter.progress import Progress
 from exporter.spec import ExportSpec
 from plugins.errors import UserError

@@ -77,7 +77,7 @@ def pack_checkpoint(
     """
     from exporter.checkpoint.experts import expert_paths
     from exporter.checkpoint.reader import open_checkpoint
-    from exporter.pack import pack
+    from exporter.packing.packer import pack
 
     out.parent.mkdir(parents=True, exist_ok=True)
     readers = {
@@ -112,7 +112,7 @@ def pack_checkpoint(
 
 def packing_key(reader: Checkpoint, model: ModelSpec, linear: LinearMode, progress: Progress) -> str:
     """Hash of all that decides a packed file's bytes: the checkpoint's files and the way they are packed."""
-    from exporter.pack import FORMAT_VERSION
+    from exporter.packing.packer import FORMAT_VERSION
 
     return files_key(f"{model.name} {linear} {FORMAT_VERSION}\n", reader.path.name, reader.files, progress)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from exporter.checkpoint.component import ComponentFormat
 from exporter.checkpoint.table import Expected
 from exporter.checkpoint.text_names import text_expected, text_name, text_sources
 from exporter.checkpoint.vae_names import vae_name
@@ -12,6 +11,7 @@ from exporter.networks.vae.halves import HALVES
 from exporter.networks.vae.spec import VAES, VaeSpec
 from exporter.networks.vae.weights import packed_weights, vae_weights
 from exporter.networks.weight_spec import LinearMode
+from exporter.packing.component import ComponentFormat
 from runtime.bundle import MediaComponent
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from exporter.checkpoint.safetensors_file import SafetensorsFile
 from exporter.checkpoint.source import TensorMeta
 from exporter.networks.dit.weights import packed_tensors
-from exporter.pack import FORMAT_VERSION
-from exporter.packing import weight_paths
+from exporter.packing.dit import weight_paths
+from exporter.packing.packer import FORMAT_VERSION
 from exporter.progress import Progress
 from exporter.spec import ExportSpec
 from plugins.errors import UserError
