@@ -9,10 +9,10 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from exporter.bundle.vram import vram_estimate
 from exporter.gpus import GPUS, GpuSpec
 from exporter.models import MODELS, ModelSpec
 from exporter.networks.dit.weights import packed_bytes
-from exporter.vram import vram_estimate
 
 
 def model_row(model: ModelSpec) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from exporter import cli_bench_media, cli_kernels, cli_run
+from exporter.bundle.polygraphy_files import closing_lines as polygraphy_lines
 from exporter.cli_compare import compare
 from exporter.command import (
     CHECKPOINT_HELP,
@@ -28,7 +29,6 @@ from exporter.command import (
     console,
 )
 from exporter.models import model_named
-from exporter.polygraphy_files import closing_lines as polygraphy_lines
 from exporter.progress import RichProgress
 from exporter.spec import ExportSpec, export_spec, parse_linear
 from plugins.errors import UserError

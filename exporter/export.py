@@ -13,24 +13,24 @@ from typing import Any
 
 import msgspec
 
+from exporter.builder.flavour import check_buildable
+from exporter.builder.one_file import add_one_file, carry_one_file, check_memory
+from exporter.builder.stage_engine import build_stage, engine_key, kept_engine
+from exporter.bundle.polygraphy_files import README_NAME, SCRIPTS_NAME, readme_text, script_text
+from exporter.bundle.swap import staging_folder
+from exporter.bundle.vram import vram_estimate
 from exporter.checkpoint.experts import check_checkpoint
 from exporter.checkpoint.hub import look_for
-from exporter.engines import build_stage, engine_key, kept_engine
-from exporter.flavour import check_buildable
-from exporter.graphs import StageGraph, onnx_name, stage_graph, tools
+from exporter.graphs.passes import plan_file
+from exporter.graphs.stage_graph import StageGraph, onnx_name, stage_graph, tools
 from exporter.models import FPS, FREQ_DIM, TEXT_LENGTH
 from exporter.networks.components import component_stages
 from exporter.networks.dit.options import BlockOptions
-from exporter.one_file import add_one_file, carry_one_file, check_memory
 from exporter.packing.dit import add_to_bundle, pack_checkpoint
 from exporter.packing.media import TOKENIZER_NAME, kept_media, pack_media
 from exporter.packing.recovery import kept_weights, previous_manifest
-from exporter.passes import plan_file
-from exporter.polygraphy_files import README_NAME, SCRIPTS_NAME, readme_text, script_text
 from exporter.progress import Progress
 from exporter.spec import ExportSpec
-from exporter.staging import staging_folder
-from exporter.vram import vram_estimate
 from runtime.bundle import (
     FileInfo,
     GpuFacts,

@@ -22,9 +22,9 @@ from media_bundle import write_tokenizer
 from polygraphy.json import load_json
 from typer.testing import CliRunner
 
-from exporter import polygraphy_files as files
-from exporter.build import build_engine
-from exporter.build_child import BuildRequest
+from exporter.builder.child import BuildRequest
+from exporter.builder.parent import build_engine
+from exporter.bundle import polygraphy_files as files
 from exporter.checkpoint.text_names import text_name
 from exporter.checkpoint.vae_names import vae_name
 from exporter.cli import app

@@ -20,17 +20,19 @@ onnx = pytest.importorskip("onnx")
 from checkpoints import canonical_state_dict, save_safetensors
 from conftest import Exported
 
-from exporter import build, engines, graphs
-from exporter.build import build_engine
-from exporter.build_child import BuildRequest
+from exporter.builder import parent as build
+from exporter.builder import stage_engine as engines
+from exporter.builder.child import BuildRequest
+from exporter.builder.parent import build_engine
+from exporter.bundle.vram import vram_estimate
 from exporter.export import export_bundle
+from exporter.graphs import stage_graph as graphs
+from exporter.graphs.trace import trace_stage
 from exporter.models import MODELS
 from exporter.networks.dit.stages import DIT_STAGES as STAGES
 from exporter.networks.stage_spec import StageSpec
 from exporter.progress import SilentProgress
 from exporter.spec import export_spec
-from exporter.trace import trace_stage
-from exporter.vram import vram_estimate
 from plugins.errors import UserError
 from plugins.plan import decode
 from runtime.bundle import load_manifest, sha256_of, verify_files, write_manifest

@@ -18,7 +18,7 @@ pytest.importorskip("triton")
 
 from conftest import Exported
 
-from exporter.staging import staging_folder
+from exporter.bundle.swap import staging_folder
 from plugins.errors import UserError
 from runtime.bundle import load_manifest, sha256_of, verify_files
 

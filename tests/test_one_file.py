@@ -21,13 +21,14 @@ from conftest import Exported
 from onnx_reference import run_onnx
 from safetensors.torch import load_file
 
-from exporter import graphs, one_file
-from exporter.build import build_engine
-from exporter.build_child import BuildRequest
+from exporter.builder import one_file
+from exporter.builder.child import BuildRequest
+from exporter.builder.parent import build_engine
 from exporter.checkpoint.safetensors_file import SafetensorsFile
 from exporter.cli import app
 from exporter.export import export_bundle
 from exporter.gpus import GPUS
+from exporter.graphs import stage_graph as graphs
 from exporter.models import MODELS
 from exporter.networks.dit.weights import packed_bytes, stage_weights
 from exporter.progress import SilentProgress

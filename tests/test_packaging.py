@@ -16,12 +16,12 @@ from typing import Any
 import pytest
 from typer.main import get_command
 
+from exporter.bundle.vram import vram_estimate
 from exporter.catalogue import gigabytes
 from exporter.cli import app
 from exporter.gpus import GPUS
 from exporter.models import MODELS
 from exporter.networks.dit.weights import packed_bytes
-from exporter.vram import vram_estimate
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()

@@ -12,7 +12,7 @@ pytest.importorskip("polygraphy")
 from compared import typed
 from conftest import Exported
 
-from exporter import polygraphy_files as files
+from exporter.bundle import polygraphy_files as files
 from exporter.networks.dit.stages import DIT_STAGES as STAGES
 from runtime.bundle import load_manifest
 

@@ -17,6 +17,7 @@ from onnx_reference import run_onnx
 from safetensors.torch import load_file
 
 from exporter.checkpoint.reader import open_checkpoint
+from exporter.graphs.trace import trace_stage
 from exporter.models import MODELS, ModelSpec
 from exporter.networks.dit import functions as stages
 from exporter.networks.dit.options import BlockOptions
@@ -24,7 +25,6 @@ from exporter.networks.dit.stages import OUTPUTS, activation_inputs, dit_stage
 from exporter.networks.dit.weights import Stage, stage_weights
 from exporter.networks.weight_spec import LinearMode
 from exporter.packing.packer import pack
-from exporter.trace import trace_stage
 from plugins.onnx_schema import register_schemas
 from runtime import numerics
 from runtime.layout import OUTPUT_SUFFIX

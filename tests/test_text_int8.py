@@ -20,17 +20,17 @@ from quantized_text import dequantized, plain_block, quantized
 from random_bundle import make_random_bundle
 from safetensors.torch import load_file, save_file
 
-from exporter.build import build_engine
-from exporter.build_child import BuildRequest
+from exporter.builder.child import BuildRequest
+from exporter.builder.parent import build_engine
 from exporter.checkpoint.text_names import text_name, text_sources
-from exporter.graphs import stage_graph
+from exporter.graphs.stage_graph import stage_graph
+from exporter.graphs.trace import trace_stage
 from exporter.models import MODELS
 from exporter.networks.text.encoder import TEXT_ENCODERS, TextSpec, text_block, text_norm, text_weights
 from exporter.networks.text.stages import text_stages
 from exporter.progress import SilentProgress
 from exporter.spec import export_spec
 from exporter.torch_media import TorchRunner
-from exporter.trace import trace_stage
 from plugins.errors import UserError
 from plugins.onnx_schema import DOMAIN
 from plugins.plan import decode

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from exporter.bundle.vram import vram_estimate
 from exporter.models import MODELS
 from exporter.networks.dit.weights import packed_bytes
-from exporter.vram import vram_estimate
 
 #: "Total Activation Memory" of the block at max L, in bytes, from exports for rtx5090 with TensorRT for RTX 1.7.1.
 BUILT = {"wan2.1-1.3b-480p": 686_857_216, "wan2.1-14b-480p": 1_965_120_512, "wan2.1-14b-720p": 4_564_090_368}

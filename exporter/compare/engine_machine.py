@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from exporter.builder.flavour import load
 from exporter.compare.machines import GraphMachine
 from exporter.compare.weights import Weights
-from exporter.flavour import load
 from exporter.networks.dit.stages import OUTPUTS
 from exporter.networks.dit.weights import Stage
 from plugins.errors import UserError

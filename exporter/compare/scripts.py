@@ -25,8 +25,8 @@ def network(bundle: Path, stage: str) -> tuple[Any, Any, Any]:
     """Builder, parsed network and parser of a stage's ONNX graph, our plugins registered. Raises RuntimeError."""
     from polygraphy.backend.trt import get_trt_logger
 
-    from exporter.build_child import parse
-    from exporter.flavour import load
+    from exporter.builder.child import parse
+    from exporter.builder.flavour import load
     from plugins.registry import OPS
     from plugins.tensorrt_plugin import register
 
@@ -39,8 +39,8 @@ def network(bundle: Path, stage: str) -> tuple[Any, Any, Any]:
 
 def config(bundle: Path, stage: str, builder: Any, made: Any) -> Any:
     """The builder config that export used: the bundle's GPU, no TF32, the stage's profile."""
-    from exporter.build_child import builder_config
-    from exporter.flavour import load
+    from exporter.builder.child import builder_config
+    from exporter.builder.flavour import load
 
     manifest = load_manifest(bundle)
     limits = _stage(manifest, stage).profile

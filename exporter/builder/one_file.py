@@ -12,15 +12,15 @@ from pathlib import Path
 
 import msgspec
 
-from exporter.compose import ONE_FILE, compose
-from exporter.engines import build_stage, engine_key, kept_engine, log_name
-from exporter.graphs import StageGraph, onnx_name, tensors
+from exporter.builder.stage_engine import build_stage, engine_key, kept_engine, log_name
+from exporter.bundle.swap import scratch_folder
+from exporter.graphs.compose import ONE_FILE, compose
+from exporter.graphs.stage_graph import StageGraph, onnx_name, tensors
 from exporter.models import ModelSpec
 from exporter.networks.dit.weights import packed_bytes
 from exporter.packing.dit import weight_paths
 from exporter.progress import Progress
 from exporter.spec import ExportSpec
-from exporter.staging import scratch_folder
 from plugins.errors import UserError
 from plugins.onnx_schema import DOMAIN
 from runtime.bundle import FileInfo, Manifest, StageFiles, file_info, verify_file, write_manifest

@@ -9,11 +9,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from exporter.graphs.passes import finish
+from exporter.graphs.trace import trace_stage
 from exporter.networks.stage_spec import StageSpec
-from exporter.passes import finish
 from exporter.progress import Progress
 from exporter.spec import ExportSpec
-from exporter.trace import trace_stage
 from plugins.dtypes import DTYPES
 from plugins.onnx_schema import DOMAIN, PLAN_ATTRIBUTE
 from plugins.tensorrt_plugin import PLUGIN_VERSION
@@ -22,7 +22,7 @@ from runtime.checks import PLUGIN_TOOL
 from runtime.versions import installed_versions
 
 _TOOLS = ("turbotrt", "torch", "triton", "onnx", "onnxscript", "onnx-graphsurgeon", "tensorrt-rtx", "tensorrt")
-_ROOT = Path(__file__).resolve().parent.parent
+_ROOT = Path(__file__).resolve().parents[2]
 
 
 @dataclass(frozen=True)

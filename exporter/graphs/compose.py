@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from exporter.checkpoint.safetensors_file import SafetensorsFile
-from exporter.graphs import StageGraph
+from exporter.graphs.passes import export_graph, import_graph
+from exporter.graphs.stage_graph import StageGraph
 from exporter.models import ModelSpec
-from exporter.passes import export_graph, import_graph
 from plugins.dtypes import DTYPES
 from plugins.onnx_schema import DOMAIN, PLAN_ATTRIBUTE
 from runtime.layout import OUTPUT_SUFFIX

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import msgspec
 
-from exporter.build_child import BuildRequest, BuildResult
-from exporter.flavour import library_folder
+from exporter.builder.child import BuildRequest, BuildResult
+from exporter.builder.flavour import library_folder
 from exporter.gpus import gpu_named
 from exporter.progress import Update
 from plugins.errors import UserError
 
-_ROOT = Path(__file__).resolve().parent.parent
+_ROOT = Path(__file__).resolve().parents[2]
 _LOG_LINES = 15
 
 
@@ -26,7 +26,7 @@ def build_engine(request: BuildRequest, update: Update) -> BuildResult:
     with tempfile.TemporaryDirectory(prefix="turbotrt-build-") as scratch:
         folder = Path(scratch)
         (folder / "request.json").write_bytes(msgspec.json.encode(request))
-        command = [sys.executable, "-m", "exporter.build_child", str(folder / "request.json")]
+        command = [sys.executable, "-m", "exporter.builder.child", str(folder / "request.json")]
         errors = folder / "stderr"
         with errors.open("wb") as stderr:
             child = subprocess.Popen(

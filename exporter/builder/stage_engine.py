@@ -8,9 +8,9 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-from exporter.build import build_engine
-from exporter.build_child import BuildRequest
-from exporter.graphs import tools
+from exporter.builder.child import BuildRequest
+from exporter.builder.parent import build_engine
+from exporter.graphs.stage_graph import tools
 from exporter.progress import Progress
 from exporter.spec import ExportSpec
 from runtime.bundle import FileInfo, Manifest, MediaStage, Profile, StageFiles, file_info, verify_file

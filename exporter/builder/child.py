@@ -1,4 +1,4 @@
-"""The child process that builds one engine: ``python -m exporter.build_child REQUEST.json``.
+"""The child process that builds one engine: ``python -m exporter.builder.child REQUEST.json``.
 
 A process of its own, because TensorRT may end the process it runs in, and because libtensorrt_rtx.so must be on
 LD_LIBRARY_PATH before the process starts. Writes JSON lines to stdout: progress while building, then the result.
@@ -105,7 +105,7 @@ def parse(trt: Any, builder: Any, logger: Any, onnx: str) -> tuple[Any, Any]:
 
 def builder_config(trt: Any, builder: Any, network: Any, gpu: str, profile: Sequence[int]) -> Any:
     """For a GPU by its name, and (min, opt, max) of each of the network's symbols."""
-    from exporter.flavour import target
+    from exporter.builder.flavour import target
     from exporter.gpus import gpu_named
 
     config = builder.create_builder_config()
@@ -132,7 +132,7 @@ def _shape(tensor: Any, size: int) -> tuple[int, ...]:
 
 def build(request: BuildRequest) -> BuildResult:
     """Build one engine in this process and write it. Raises RuntimeError with TensorRT's own errors."""
-    from exporter.flavour import load
+    from exporter.builder.flavour import load
     from exporter.gpus import gpu_named
     from plugins.registry import OPS
     from plugins.tensorrt_plugin import register
@@ -159,7 +159,7 @@ def _fix_addresses() -> None:
     """Start this process anew without address randomization; return where it is so already, or not allowed."""
     libc = ctypes.CDLL(None)
     if sys.argv[2:] != [_ANEW] and libc.personality(libc.personality(_ASK) | _NO_RANDOMIZE) != -1:
-        os.execv(sys.executable, [sys.executable, "-m", "exporter.build_child", sys.argv[1], _ANEW])
+        os.execv(sys.executable, [sys.executable, "-m", "exporter.builder.child", sys.argv[1], _ANEW])
 
 
 def _build_repeatably(request: BuildRequest) -> BuildResult:
@@ -168,7 +168,7 @@ def _build_repeatably(request: BuildRequest) -> BuildResult:
     Those follow from all that was allocated before, lengths of paths included. So the imports are made here, the graph
     gets a name without a folder, and the engine is built in a new thread, whose heap glibc starts empty.
     """
-    from exporter.flavour import load
+    from exporter.builder.flavour import load
     from exporter.gpus import gpu_named
 
     load(gpu_named(request.gpu).flavour)

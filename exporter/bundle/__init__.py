@@ -1,0 +1,1 @@
+"""The bundle's folder: swapped whole, with Polygraphy's files and the VRAM estimate."""

@@ -1,0 +1,1 @@
+"""Stage functions become ONNX graphs: traced, cleaned, with launch plans attached."""
