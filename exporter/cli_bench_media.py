@@ -27,7 +27,7 @@ def bench_media(
     """
     import torch
 
-    from exporter import bench_media as bench
+    from exporter.bench import media as bench
     from exporter.models import model_named
     from runtime.media.files.video_file import check_folder
 

@@ -96,10 +96,10 @@ def compare(
       turbotrt compare --bundle engines/wan2.1-1.3b-480p-rtx5090 --checkpoint turbowan.pth --top-k 0.05,0.1,0.15,0.2
     """
     from exporter.bundle.polygraphy_files import recorded_lines
+    from exporter.compare.report.tables import show
     from exporter.compare.run import REPORT, summary
     from exporter.compare.run import compare as run_comparison
     from exporter.compare.spec import CompareSpec
-    from exporter.compare.tables import show
 
     shares = tuple(parse_topk(text, "--top-k") for text in top_k.split(",")) if top_k else ()
     spec = CompareSpec(

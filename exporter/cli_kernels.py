@@ -55,13 +55,13 @@ def kernels(spec: ExportSpec, options: BlockOptions) -> Any:
 
     Example: turbotrt kernels --model wan2.1-14b-720p --gpu rtx5090
     """
-    from exporter.kernel_table import block_kernels
+    from exporter.bench.kernel_table import block_kernels
 
     return block_kernels(spec.model, options, spec.gpu.cubin_sm)
 
 
 def _show_kernels(spec: ExportSpec, found: Any) -> None:
-    from exporter.kernel_table import show_kernels
+    from exporter.bench.kernel_table import show_kernels
 
     show_kernels(found, f"{spec.model.name}, a block's kernels for sm_{spec.gpu.cubin_sm}", console())
 
@@ -73,13 +73,13 @@ def estimate(spec: ExportSpec, options: BlockOptions) -> Any:
 
     Example: turbotrt estimate --model wan2.1-14b-720p --gpu rtx5090
     """
-    from exporter import estimate as estimator
+    from exporter.bench import estimate as estimator
 
     return estimator.estimate(spec.model, spec.gpu, options)
 
 
 def _show_estimate(_spec: ExportSpec, found: Any) -> None:
-    from exporter.estimate import show_estimate
+    from exporter.bench.estimate import show_estimate
 
     show_estimate(found, console())
 
@@ -91,13 +91,13 @@ def bench_kernels(spec: ExportSpec, options: BlockOptions) -> Any:
 
     Example: turbotrt bench kernels --model wan2.1-14b-720p --gpu h200 --json
     """
-    from exporter import bench_kernels as bench
+    from exporter.bench import kernels as bench
 
     return bench.bench_kernels(spec.model, spec.gpu, options)
 
 
 def _show_bench_kernels(_spec: ExportSpec, found: Any) -> None:
-    from exporter.bench_kernels import show_kernels_bench
+    from exporter.bench.kernels import show_kernels_bench
 
     show_kernels_bench(found, console())
 
@@ -107,7 +107,7 @@ def bench_step(spec: ExportSpec, options: BlockOptions) -> Any:
 
     Example: turbotrt bench step --model wan2.1-14b-720p --gpu h200
     """
-    from exporter import bench_kernels as bench
+    from exporter.bench import kernels as bench
 
     return bench.bench_step(spec.model, spec.gpu, options)
 
@@ -138,7 +138,7 @@ def tune(
     Example: turbotrt tune --model wan2.1-14b-720p --gpu h200
     """
     spec, options = _spec(model, gpu, attention, topk)
-    from exporter import tune as tuner
+    from exporter.bench import tune as tuner
     from plugins import configs
 
     tuned = tuner.tune(spec.model, spec.gpu, options, RichProgress())

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from plain_block import Weights, plain_block
 
-from exporter.bench_kernels import run_graph
-from exporter.block_graph import block_graph, our_op
+from exporter.bench.block_graph import block_graph, our_op
+from exporter.bench.kernels import run_graph
+from exporter.bench.synthetic import block_inputs, block_weights
 from exporter.models import ModelSpec
 from exporter.networks.dit.options import BlockOptions
-from exporter.synthetic import block_inputs, block_weights
 from plugins.sage_sla.reference import kept_blocks
 
 

@@ -12,8 +12,8 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from exporter.block_graph import OpCall, block_calls
-from exporter.kernel_table import kernel_rows, show_kernels
+from exporter.bench.block_graph import OpCall, block_calls
+from exporter.bench.kernel_table import kernel_rows, show_kernels
 from exporter.models import MODELS
 from exporter.networks.dit.options import ATTENTIONS, BlockOptions
 from exporter.spec import LINEARS

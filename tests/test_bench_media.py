@@ -13,7 +13,7 @@ pytest.importorskip("transformers")
 
 from typer.testing import CliRunner
 
-from exporter import bench_media as bench
+from exporter.bench import media as bench
 from exporter.cli import app
 from exporter.models import MODELS
 from exporter.progress import SilentProgress

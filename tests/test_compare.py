@@ -23,12 +23,12 @@ from compared import Tensors, polygraphy, run, weights_changed
 from conftest import Exported
 from typer.testing import CliRunner
 
+from exporter.bench.estimate import step_ms as estimate_step_ms
 from exporter.cli import app
 from exporter.compare import roster as roster_module
-from exporter.compare.machines import BlockInput
+from exporter.compare.machines.machine import BlockInput
+from exporter.compare.machines.torch_machines import StageMachine
 from exporter.compare.spec import Comparison, Row, runner_named
-from exporter.compare.torch_machines import StageMachine
-from exporter.estimate import step_ms as estimate_step_ms
 from exporter.gpus import GPUS
 from exporter.models import MODELS
 from exporter.networks.dit.options import BlockOptions

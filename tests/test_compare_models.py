@@ -23,7 +23,7 @@ from exporter import models
 from exporter.export import export_bundle
 from exporter.progress import SilentProgress
 from exporter.spec import export_spec
-from exporter.torch_backend import TORCH
+from exporter.torch_backend.backend import TORCH
 from plugins.errors import UserError
 from runtime import Pipeline
 from runtime.bundle import load_manifest, write_manifest

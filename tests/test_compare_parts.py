@@ -17,15 +17,15 @@ import plain_dit
 from random_bundle import facts
 
 from exporter.checkpoint.reader import open_checkpoint
-from exporter.compare.machines import forward
+from exporter.compare.machines.machine import forward
+from exporter.compare.machines.ops import Intercept, Recorder, Replay, by_reference, call_label, unrounded
+from exporter.compare.machines.plain_model import PlainAttention
+from exporter.compare.machines.torch_machines import PlainMachine, StageMachine, UnroundedMachine
+from exporter.compare.machines.weights import CheckpointWeights, FloatWeights
 from exporter.compare.metrics import distance, frame_distance, ssim
-from exporter.compare.ops import Intercept, Recorder, Replay, by_reference, call_label, unrounded
-from exporter.compare.plain_model import PlainAttention
 from exporter.compare.scene import Scene, frames, scene
 from exporter.compare.spec import CompareSpec, Row
 from exporter.compare.thresholds import DEFAULT_OP, OP_BOUNDS, STAGE_BOUNDS, op_bound
-from exporter.compare.torch_machines import PlainMachine, StageMachine, UnroundedMachine
-from exporter.compare.weights import CheckpointWeights, FloatWeights
 from exporter.models import MODELS, ModelSpec
 from exporter.networks.dit.options import (
     ATTENTIONS,
@@ -263,9 +263,9 @@ def test_ode_draws_no_noise_after_the_start() -> None:
 @pytest.mark.parametrize("options", MODES, ids=lambda o: f"{o.attention}-{o.linear}")
 def test_compiled_plans_within_their_bounds(options: BlockOptions, checkpoint: tuple[dict, Path]) -> None:
     """Every op of a block by its plan, on the same inputs as its oracle on the same GPU."""
-    from exporter.compare.machines import BlockInput, embedded, moved
-    from exporter.compare.ops import labelled
-    from exporter.compare.plan_ops import PlanOps
+    from exporter.compare.machines.machine import BlockInput, embedded, moved
+    from exporter.compare.machines.ops import labelled
+    from exporter.compare.machines.plan_ops import PlanOps
     from plugins.torch_op import device_sm
 
     device = torch.device("cuda")

@@ -17,7 +17,7 @@ from conftest import Exported
 from media_bundle import add_media
 
 from exporter.progress import SilentProgress
-from exporter.torch_backend import TORCH
+from exporter.torch_backend.backend import TORCH
 from plugins.errors import UserError
 from runtime.bundle import load_manifest
 from runtime.media.generate import VideoMaker

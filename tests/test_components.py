@@ -191,7 +191,7 @@ def test_the_exported_bundle_makes_a_video(
 ) -> None:
     from importlib.metadata import EntryPoint
 
-    point = EntryPoint("torch", "exporter.torch_backend:TORCH", "turbotrt.backends")
+    point = EntryPoint("torch", "exporter.torch_backend.backend:TORCH", "turbotrt.backends")
     monkeypatch.setattr("runtime.backends.registry.entry_points", lambda group: [point])
     arguments = ["--bundle", bundle[0], "--prompt", "A cat", "--out", tmp_path / "cat.mp4", "--backend", "torch"]
     arguments += ["--size", "48x32", "--frames", "9", "--steps", "1"]

@@ -36,7 +36,7 @@ def _torch_by_entry_point(monkeypatch: pytest.MonkeyPatch) -> None:
     """As installed, whatever pyproject.toml this interpreter's installation was made from."""
     from importlib.metadata import EntryPoint
 
-    point = EntryPoint("torch", "exporter.torch_backend:TORCH", "turbotrt.backends")
+    point = EntryPoint("torch", "exporter.torch_backend.backend:TORCH", "turbotrt.backends")
     monkeypatch.setattr("runtime.backends.registry.entry_points", lambda group: [point])
 
 

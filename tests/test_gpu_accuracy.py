@@ -17,11 +17,11 @@ pytest.importorskip("triton")
 
 from forced import BlockError, biting_weights, forced_errors, relative
 
-from exporter.bench_kernels import run_graph
-from exporter.block_graph import block_graph, call_of, our_op
+from exporter.bench.block_graph import block_graph, call_of, our_op
+from exporter.bench.kernels import run_graph
+from exporter.bench.synthetic import block_inputs
 from exporter.models import MODELS
 from exporter.networks.dit.options import BlockOptions
-from exporter.synthetic import block_inputs
 from plugins import torch_op
 from plugins.op import Op
 

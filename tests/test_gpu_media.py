@@ -20,15 +20,16 @@ torch = pytest.importorskip("torch")
 
 from media_bundle import media_stages, random_tensors, vae_table
 
-from exporter import bench_media
-from exporter.bench_media import OURS, WAYS, Stopwatch, bench_vae
-from exporter.bench_text import bench_text
+from exporter.bench import media as bench_media
+from exporter.bench.stopwatch import Stopwatch
+from exporter.bench.text import bench_text
+from exporter.bench.vae import OURS, WAYS, bench_vae
 from exporter.models import MODELS
 from exporter.networks.vae.frames import to_bytes
 from exporter.networks.vae.layers import norm_silu
 from exporter.networks.vae.norm_kernel import launch
 from exporter.progress import SilentProgress
-from exporter.torch_media import TorchRunner, open_runner
+from exporter.torch_backend.media import TorchRunner, open_runner
 from runtime.media.vae.decoder import Vae
 from runtime.weights.file import WeightsFile
 

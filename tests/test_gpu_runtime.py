@@ -27,7 +27,7 @@ from transfer_rates import disk_rate, pcie_rate
 
 from exporter.models import MODELS, ModelSpec
 from exporter.progress import SilentProgress
-from exporter.torch_backend import CUBLAS_BYTES, TORCH
+from exporter.torch_backend.backend import CUBLAS_BYTES, TORCH
 from plugins.expr import evaluate
 from plugins.plan import shape_of
 from plugins.torch_op import device_sm

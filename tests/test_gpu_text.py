@@ -24,7 +24,7 @@ from quantized_text import dequantized, plain_block, quantized, rounded
 from exporter.checkpoint.text_names import text_name, text_sources
 from exporter.models import MODELS
 from exporter.networks.text.encoder import TEXT_ENCODERS, text_block, text_norm, text_weights
-from exporter.torch_media import open_runner
+from exporter.torch_backend.media import open_runner
 from plugins.torch_op import call, torch_dtype
 from runtime.media.text.encoder import TextEncoder
 from runtime.media.text.relative_position import relative_buckets

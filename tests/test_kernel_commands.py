@@ -13,19 +13,19 @@ from typer.testing import CliRunner
 torch = pytest.importorskip("torch")
 pytest.importorskip("triton")
 
-from exporter import measured
-from exporter.bench_kernels import MeasuringInterpreter, kernel_row, run_graph
-from exporter.block_graph import OpCall, block_calls, block_graph, op_calls
+from exporter.bench import measured
+from exporter.bench.block_graph import OpCall, block_calls, block_graph, op_calls
+from exporter.bench.estimate import efficiency, estimate, estimate_block, transfer_errors
+from exporter.bench.kernels import MeasuringInterpreter, kernel_row, run_graph
+from exporter.bench.roofline import limit
+from exporter.bench.synthetic import block_inputs, block_weights
+from exporter.bench.tune import Tuned, tune_call, updated, write
 from exporter.cli import app
-from exporter.estimate import efficiency, estimate, estimate_block, transfer_errors
 from exporter.gpus import GPUS
 from exporter.models import MODELS
 from exporter.networks.dit.options import BlockOptions
 from exporter.networks.dit.stages import stage_function
 from exporter.progress import SilentProgress
-from exporter.roofline import limit
-from exporter.synthetic import block_inputs, block_weights
-from exporter.tune import Tuned, tune_call, updated, write
 from plugins import configs
 from plugins.cost import Cost
 from plugins.plan import decode
@@ -98,7 +98,7 @@ def test_a_measured_op_is_estimated_as_measured(monkeypatch: pytest.MonkeyPatch)
     calls = block_calls(TINY, BlockOptions())
     chosen = next(call for call in calls if call.op.name == "BlockInt8Gemm")
     entry = measured.Measured(chosen.op.name, chosen.dims, dict(chosen.attributes), 0.125)
-    monkeypatch.setattr("exporter.estimate.measured_ops", lambda gpu, portable: [entry])
+    monkeypatch.setattr("exporter.bench.estimate.measured_ops", lambda gpu, portable: [entry])
     on_h200 = {e.call: e for e in estimate_block(TINY, H200, BlockOptions())}
     assert on_h200[chosen].ms == pytest.approx(0.125)
     assert all(e.efficiency is None and e.ms == e.limit.ms for e in on_h200.values() if e.call.op != chosen.op)
@@ -120,7 +120,7 @@ def test_transfer_error(monkeypatch: pytest.MonkeyPatch) -> None:
         measured.Measured("BlockInt8Gemm", d, {}, limit(kernel_cost(d), H200).ms * slower)
         for d, slower in zip(dims, (2, 4), strict=True)
     ]
-    monkeypatch.setattr("exporter.estimate.measured_ops", lambda gpu, portable: known)
+    monkeypatch.setattr("exporter.bench.estimate.measured_ops", lambda gpu, portable: known)
     assert transfer_errors("BlockInt8Gemm") == pytest.approx([1.0, -0.5])
 
 

@@ -19,7 +19,8 @@ from typer.testing import CliRunner
 
 from exporter.cli import app
 from exporter.models import MODELS
-from exporter.torch_backend import TORCH, TorchDevice
+from exporter.torch_backend.backend import TORCH
+from exporter.torch_backend.device import TorchDevice
 from plugins.errors import UserError
 from runtime.backends import cuda_device
 from runtime.backends.tensorrt import TENSORRT

@@ -60,7 +60,7 @@ def test_wheel_holds_three_packages_and_nothing_else(tmp_path: Path) -> None:
     assert f"{info}/licenses/LICENSE" in names
     assert "turbotrt = exporter.cli:main" in entry_points
     assert "export = exporter.cli:export_main" in entry_points
-    assert "[turbotrt.backends]\ntorch = exporter.torch_backend:TORCH" in entry_points
+    assert "[turbotrt.backends]\ntorch = exporter.torch_backend.backend:TORCH" in entry_points
     sources = {
         p.relative_to(clone).as_posix()
         for top in ("exporter", "plugins", "runtime")

@@ -12,10 +12,10 @@ pytest.importorskip("triton")
 from forced import biting_weights, forced_errors, relative
 from plain_block import plain_block
 
+from exporter.bench.synthetic import block_inputs
 from exporter.models import MODELS
 from exporter.networks.dit.functions import block
 from exporter.networks.dit.options import BlockOptions
-from exporter.synthetic import block_inputs
 from plugins.sage_sla.reference import kept_count
 
 TINY = replace(MODELS["wan-tiny"], name="wan-tiny-forced")

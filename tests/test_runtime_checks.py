@@ -20,7 +20,7 @@ from typer.main import get_command
 from exporter.cli import app
 from exporter.models import MODELS
 from exporter.progress import SilentProgress
-from exporter.torch_backend import TORCH
+from exporter.torch_backend.backend import TORCH
 from plugins.errors import UserError
 from runtime.backends.registry import backend_kind
 from runtime.backends.tensorrt import TENSORRT, installed
@@ -248,8 +248,8 @@ def test_what_is_not_safetensors_is_told(tmp_path: Path, data: bytes) -> None:
 def test_backends_are_found_by_entry_point(monkeypatch: pytest.MonkeyPatch) -> None:
     from importlib.metadata import EntryPoint
 
-    here = [EntryPoint("torch", "exporter.torch_backend:TORCH", "turbotrt.backends"),
-            EntryPoint("broken", "exporter.torch_backend:TorchDevice", "turbotrt.backends")]  # fmt: skip
+    here = [EntryPoint("torch", "exporter.torch_backend.backend:TORCH", "turbotrt.backends"),
+            EntryPoint("broken", "exporter.torch_backend.backend:TorchDevice", "turbotrt.backends")]  # fmt: skip
     monkeypatch.setattr(
         "runtime.backends.registry.entry_points", lambda group: here if group == "turbotrt.backends" else []
     )

@@ -23,7 +23,7 @@ from typer.testing import CliRunner
 from exporter.cli import app
 from exporter.cli_run import parse_size
 from exporter.models import MODELS
-from exporter.torch_backend import TORCH
+from exporter.torch_backend.backend import TORCH
 from plugins.errors import UserError
 from runtime import Pipeline
 from runtime.bundle import write_manifest
@@ -37,7 +37,7 @@ def _torch_by_entry_point(monkeypatch: pytest.MonkeyPatch) -> None:
     """As installed, whatever pyproject.toml this interpreter's installation was made from."""
     from importlib.metadata import EntryPoint
 
-    point = EntryPoint("torch", "exporter.torch_backend:TORCH", "turbotrt.backends")
+    point = EntryPoint("torch", "exporter.torch_backend.backend:TORCH", "turbotrt.backends")
     monkeypatch.setattr("runtime.backends.registry.entry_points", lambda group: [point])
 
 

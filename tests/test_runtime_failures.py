@@ -17,7 +17,7 @@ from lazy_device import LazyDevice, TellingBackend, telling_kind
 from random_bundle import make_random_bundle
 
 from exporter.models import MODELS
-from exporter.torch_backend import TORCH
+from exporter.torch_backend.backend import TORCH
 from runtime import Pipeline
 from runtime.sampler import NonFiniteError
 from runtime.weights.file import WeightsFile

@@ -22,7 +22,7 @@ from exporter.models import MODELS, ModelSpec
 from exporter.networks.dit import functions as stages
 from exporter.networks.dit.options import BlockOptions
 from exporter.networks.dit.weights import stage_weights
-from exporter.torch_backend import TORCH
+from exporter.torch_backend.backend import TORCH
 from plugins.errors import UserError
 from runtime import Pipeline
 from runtime.inputs import text_bits

@@ -17,7 +17,7 @@ from random_bundle import make_random_bundle
 from exporter.models import MODELS
 from exporter.networks.dit.options import BlockOptions
 from exporter.networks.dit.weights import packed_bytes
-from exporter.torch_memory import PeakBytes, stage_bytes
+from exporter.torch_backend.memory import PeakBytes, stage_bytes
 from plugins.errors import UserError
 from runtime.backends.tensorrt import planned_bytes
 from runtime.byte_sizes import gigabytes, gigabytes_up, parse_bytes

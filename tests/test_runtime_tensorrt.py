@@ -20,7 +20,7 @@ from stand_in_tensorrt import StandIn, add_engines, host_view
 
 from exporter.models import MODELS
 from exporter.progress import SilentProgress
-from exporter.torch_backend import TORCH
+from exporter.torch_backend.backend import TORCH
 from plugins.registry import OPS
 from plugins.tensorrt_plugin import register
 from runtime import Pipeline

@@ -12,11 +12,11 @@ pytest.importorskip("triton")
 from kernel_bounds import Bounds, all_rows, bounds, committed, distinct_calls
 
 from plugins.compile import SMS
-from plugins.control_flow import loops, parse
 from plugins.plan import KernelImage
 from plugins.plan_builder import SHARED_LIMIT
 from plugins.registry import OPS
-from plugins.sass import INT8_MMA, main_loops, resident_blocks
+from plugins.sass.control_flow import loops, parse
+from plugins.sass.report import INT8_MMA, main_loops, resident_blocks
 
 #: A kernel as nvdisasm prints it: a loop in a loop whose wait spins behind the end, a spill in the outer one, and a
 #: function that is called; then a loop that only an indirect branch reaches.

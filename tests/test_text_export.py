@@ -140,7 +140,7 @@ def test_a_prompt_is_encoded_by_the_torch_backend(
     from runtime.numerics import from_bf16_bits
     from runtime.report import Silent
 
-    point = EntryPoint("torch", "exporter.torch_backend:TORCH", "turbotrt.backends")
+    point = EntryPoint("torch", "exporter.torch_backend.backend:TORCH", "turbotrt.backends")
     monkeypatch.setattr("runtime.backends.registry.entry_points", lambda group: [point])
     maker = VideoMaker(bundle[0], Silent(), "torch")
     (embeds,) = maker.embeddings(["A cat on a surfboard"])

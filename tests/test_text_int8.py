@@ -30,7 +30,7 @@ from exporter.networks.text.encoder import TEXT_ENCODERS, TextSpec, text_block, 
 from exporter.networks.text.stages import text_stages
 from exporter.progress import SilentProgress
 from exporter.spec import export_spec
-from exporter.torch_media import TorchRunner
+from exporter.torch_backend.media import TorchRunner
 from plugins.errors import UserError
 from plugins.onnx_schema import DOMAIN
 from plugins.plan import decode

@@ -20,7 +20,7 @@ from exporter.networks.vae.channels_last import FORMAT, ChannelsLast
 from exporter.networks.vae.spec import VaeSpec
 from exporter.networks.vae.stages import vae_stages
 from exporter.networks.vae.weights import packed_weights
-from exporter.torch_media import run_stage, stage_peak
+from exporter.torch_backend.media import run_stage, stage_peak
 
 SPEC = VaeSpec(name="test", base=8, residuals=2)
 H, W = 4, 6

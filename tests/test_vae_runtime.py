@@ -18,7 +18,7 @@ from random_bundle import make_random_bundle
 from exporter.models import MODELS
 from exporter.networks.vae import halves
 from exporter.networks.vae.spec import VAES
-from exporter.torch_media import TorchRunner
+from exporter.torch_backend.media import TorchRunner
 from plugins.errors import UserError
 from runtime.media.files.writer import BackgroundWriter
 from runtime.media.vae import plan as plan_module

@@ -12,7 +12,7 @@ from polygraphy.logger import G_LOGGER
 from torch import Tensor
 
 from exporter.compare.accuracy import frame_function, tensor_function
-from exporter.compare.machines import OpMachine, embedded
+from exporter.compare.machines.machine import OpMachine, embedded
 from exporter.compare.roster import Roster
 from exporter.compare.runners import (
     BLOCK_OUTPUT,

@@ -10,14 +10,14 @@ import torch
 
 from exporter.checkpoint.experts import expert_paths
 from exporter.checkpoint.reader import Checkpoint, open_checkpoint
-from exporter.compare.machines import Machine, OpMachine
-from exporter.compare.ops import by_reference
-from exporter.compare.plain_model import PlainAttention
+from exporter.compare.machines.machine import Machine, OpMachine
+from exporter.compare.machines.ops import by_reference
+from exporter.compare.machines.plain_model import PlainAttention
+from exporter.compare.machines.torch_machines import PlainMachine, StageMachine, UnroundedMachine
+from exporter.compare.machines.weights import BundleWeights, CheckpointWeights, FloatWeights, Weights
 from exporter.compare.scene import Scene, scene
 from exporter.compare.spec import RUNNERS, CompareSpec
 from exporter.compare.thresholds import STAGE_BOUNDS, StageBound
-from exporter.compare.torch_machines import PlainMachine, StageMachine, UnroundedMachine
-from exporter.compare.weights import BundleWeights, CheckpointWeights, FloatWeights, Weights
 from exporter.models import ModelSpec, model_named
 from exporter.networks.dit.options import BlockOptions
 from plugins.errors import UserError
@@ -50,7 +50,7 @@ class Roster:
 
     def op_machines(self) -> dict[str, OpMachine]:
         """Candidates whose ops can be seen."""
-        from exporter.compare.onnx_machine import OnnxMachine
+        from exporter.compare.machines.onnx_machine import OnnxMachine
 
         return {
             name: machine
@@ -163,11 +163,11 @@ def _from_bundle(name: str, roster: Roster, spec: CompareSpec, options: BlockOpt
     """The machine that runs what the bundle holds: its graphs, its plans or its engines."""
     manifest, folder, deployed = roster.manifest, spec.bundle, roster.deployed
     if name == "onnx":
-        from exporter.compare.onnx_machine import OnnxMachine
+        from exporter.compare.machines.onnx_machine import OnnxMachine
 
         return OnnxMachine(name, {stage: folder / stage_files(manifest, stage).onnx for stage in OUTPUTS}, deployed)
     if name == "plans":
-        from exporter.compare.plan_ops import PlanOps
+        from exporter.compare.machines.plan_ops import PlanOps
 
         plans = PlanOps([folder / file for file in set(manifest.plans.values())], manifest.gpu.sm, device_sm())
         if plans.recompiled:
@@ -175,7 +175,7 @@ def _from_bundle(name: str, roster: Roster, spec: CompareSpec, options: BlockOpt
                 f"plans: the bundle's are for sm_{manifest.gpu.sm}; the same ops were compiled for sm_{device_sm()}."
             )
         return StageMachine(name, deployed, options, plans, torch.device("cuda"))
-    from exporter.compare.engine_machine import EngineMachine
+    from exporter.compare.machines.engine_machine import EngineMachine
 
     engines = {stage: folder / str(stage_files(manifest, stage).engine) for stage in OUTPUTS}
     return EngineMachine(name, engines, deployed, manifest.gpu.flavour)

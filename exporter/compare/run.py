@@ -16,7 +16,7 @@ from polygraphy.json import save_json
 from torch import Tensor
 
 from exporter.compare.levels import BlockLevels, compare_steps, compare_videos, quietly
-from exporter.compare.report import write_report
+from exporter.compare.report.page import write_report
 from exporter.compare.roster import Roster, open_roster
 from exporter.compare.runners import BLOCK_OUTPUT
 from exporter.compare.spec import CompareSpec, Comparison

@@ -16,8 +16,8 @@ from polygraphy.backend.base import BaseRunner
 from polygraphy.common import TensorMetadata
 from torch import Tensor
 
-from exporter.compare.machines import BlockInput, Machine, OpMachine, forward, moved
-from exporter.compare.ops import Recorder, Replay, labelled
+from exporter.compare.machines.machine import BlockInput, Machine, OpMachine, forward, moved
+from exporter.compare.machines.ops import Recorder, Replay, labelled
 from exporter.compare.scene import Scene
 from exporter.compare.thresholds import SAME_ARITHMETIC, op_bound
 

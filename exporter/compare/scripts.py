@@ -97,7 +97,7 @@ def _activations(manifest: Manifest, entry: StageFiles | MediaStage) -> set[str]
 def _weights(bundle: Path, manifest: Manifest, entry: StageFiles | MediaStage) -> dict[str, Any]:
     """A stage's weights, of the first expert and of block 0; none where the bundle has none."""
     from exporter.checkpoint.safetensors_file import SafetensorsFile
-    from exporter.compare.weights import BundleWeights
+    from exporter.compare.machines.weights import BundleWeights
 
     if isinstance(entry, StageFiles):
         model = model_named(manifest.model.name)

@@ -12,14 +12,14 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from exporter.compare.machines import BlockInput, Machine, embedded, run_free
+from exporter.bench.estimate import step_ms
+from exporter.compare.machines.machine import BlockInput, Machine, embedded, run_free
+from exporter.compare.machines.plan_ops import PlanOps
+from exporter.compare.machines.torch_machines import PlainMachine, StageMachine
 from exporter.compare.metrics import distance, frame_distance
-from exporter.compare.plan_ops import PlanOps
 from exporter.compare.roster import Roster
 from exporter.compare.scene import frames
 from exporter.compare.spec import CompareSpec, Sweep, SweepPoint
-from exporter.compare.torch_machines import PlainMachine, StageMachine
-from exporter.estimate import step_ms
 from exporter.gpus import GPUS
 from exporter.progress import Progress
 from plugins.errors import UserError

@@ -12,8 +12,8 @@ from exporter.compare.metrics import FrameDistance, video_distance
 from exporter.compare.roster import Roster
 from exporter.compare.spec import CompareSpec, Comparison
 from exporter.progress import Progress
-from exporter.torch_backend import TORCH
-from exporter.torch_media import decode_operations
+from exporter.torch_backend.backend import TORCH
+from exporter.torch_backend.media import decode_operations
 from plugins.errors import UserError
 from runtime.media.generate import VideoMaker
 from runtime.numerics import to_latents

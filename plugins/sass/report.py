@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from plugins.compile import inspected
-from plugins.control_flow import Instruction, loops, parse
 from plugins.plan import KernelImage
+from plugins.sass.control_flow import Instruction, loops, parse
 
 #: HMMA bf16/fp16/TF32, IMMA int8, QMMA FP8; G: Hopper's warpgroup form, UTC: data-center Blackwell's.
 _MMA = re.compile(r"(?:UTC)?[DHIQO]G?MMA")

@@ -10,7 +10,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from exporter.compare.ops import Call, Evaluate, Outputs
+from exporter.compare.machines.ops import Call, Evaluate, Outputs
 from exporter.compare.scene import Scene
 from exporter.networks.dit.weights import Stage
 from runtime.numerics import Update

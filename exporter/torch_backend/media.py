@@ -14,8 +14,8 @@ from exporter.networks.components import component_stages
 from exporter.networks.dit.options import BlockOptions
 from exporter.networks.stage_spec import StageSpec
 from exporter.networks.vae.channels_last import ChannelsLast
-from exporter.torch_backend import TorchDevice, _view
-from exporter.torch_memory import PeakBytes
+from exporter.torch_backend.device import TorchDevice, _view
+from exporter.torch_backend.memory import PeakBytes
 from plugins.torch_op import device_sm, torch_dtype
 from runtime.backends.protocol import Device, DeviceTensor
 from runtime.bundle import Manifest

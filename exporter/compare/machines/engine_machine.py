@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from exporter.builder.flavour import load
-from exporter.compare.machines import GraphMachine
-from exporter.compare.weights import Weights
+from exporter.compare.machines.machine import GraphMachine
+from exporter.compare.machines.weights import Weights
 from exporter.networks.dit.stages import OUTPUTS
 from exporter.networks.dit.weights import Stage
 from plugins.errors import UserError

@@ -9,10 +9,9 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
 
-from exporter.compare import charts
-from exporter.compare.spec import LEVELS, Comparison, Level, Row, Sweep
-from exporter.compare.style import CSS
-from exporter.compare.tables import (
+from exporter.compare.report import charts
+from exporter.compare.report.style import CSS
+from exporter.compare.report.tables import (
     bound_text,
     first_metric,
     lines,
@@ -22,6 +21,7 @@ from exporter.compare.tables import (
     seconds_text,
     where,
 )
+from exporter.compare.spec import LEVELS, Comparison, Level, Row, Sweep
 
 _TITLES: dict[str, str] = {"op": "Ops", "block": "Blocks", "step": "Steps", "free": "Free steps",
                            "frame": "Final latents", "video": "Video"}  # fmt: skip

@@ -13,14 +13,14 @@ import torch
 from rich.console import Console
 from rich.table import Table as Grid
 
-from exporter.bench_kernels import MeasuringInterpreter, run_graph
-from exporter.block_graph import OpCall, block_graph
-from exporter.device import median_ms, prepared, require_gpu
+from exporter.bench.block_graph import OpCall, block_graph
+from exporter.bench.device import median_ms, prepared, require_gpu
+from exporter.bench.kernels import MeasuringInterpreter, run_graph
+from exporter.bench.synthetic import block_inputs, block_weights
 from exporter.gpus import GpuSpec
 from exporter.models import ModelSpec
 from exporter.networks.dit.options import BlockOptions
 from exporter.progress import Progress
-from exporter.synthetic import block_inputs, block_weights
 from plugins.compile import build_plan
 from plugins.configs import TUNABLE, Table, dumped, merged, trying
 from plugins.plan import encode

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from exporter.checkpoint.reader import Checkpoint
-from exporter.compare import plain_model
-from exporter.compare.machines import BlockInput, Embedded, EmbedInput, HeadInput, Machine, scalars, watched
-from exporter.compare.ops import Evaluate, Intercept, Unrounded, unrounded
-from exporter.compare.plain_model import PlainAttention
-from exporter.compare.weights import Weights, float_tensor
+from exporter.compare.machines import plain_model
+from exporter.compare.machines.machine import BlockInput, Embedded, EmbedInput, HeadInput, Machine, scalars, watched
+from exporter.compare.machines.ops import Evaluate, Intercept, Unrounded, unrounded
+from exporter.compare.machines.plain_model import PlainAttention
+from exporter.compare.machines.weights import Weights, float_tensor
 from exporter.networks.dit import functions as stages
 from exporter.networks.dit.options import BlockOptions
 from exporter.networks.dit.weights import Stage

@@ -11,13 +11,13 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from exporter.block_graph import OpCall, block_graph, call_of, our_op
-from exporter.device import median_ms, prepared, require_gpu
+from exporter.bench.block_graph import OpCall, block_graph, call_of, our_op
+from exporter.bench.device import median_ms, prepared, require_gpu
+from exporter.bench.roofline import limit
+from exporter.bench.synthetic import block_inputs, block_weights
 from exporter.gpus import GpuSpec
 from exporter.models import ModelSpec
 from exporter.networks.dit.options import BlockOptions
-from exporter.roofline import limit
-from exporter.synthetic import block_inputs, block_weights
 from plugins.cost import cost
 
 Measure = Callable[[OpCall, Sequence[torch.Tensor]], float]

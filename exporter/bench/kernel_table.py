@@ -9,17 +9,17 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from exporter.block_graph import OpCall, block_calls
+from exporter.bench.block_graph import OpCall, block_calls
 from exporter.models import ModelSpec
 from exporter.networks.dit.options import BlockOptions
 from plugins.plan import decode
-from plugins.sass import report
+from plugins.sass.report import report
 
 _BYTES = {"stack": "stack_bytes", "shared": "shared_bytes"}
 
 
 def kernel_rows(calls: Iterable[OpCall], sm: int) -> list[dict[str, Any]]:
-    """One row a distinct cubin: the ops that launch it, and ``plugins.sass.KernelReport``'s fields, bytes so named."""
+    """One row a distinct cubin: the ops that launch it, and the fields of ``plugins.sass.report.KernelReport``."""
     rows: dict[bytes, dict[str, Any]] = {}
     for call in calls:
         for kernel in decode(call.plan(sm)).kernels:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from exporter.bench_media import Stopwatch, compare, opened, random_weights
+from exporter.bench.stopwatch import Stopwatch, compare, opened, random_weights
 from exporter.checkpoint.text_names import text_name, text_sources
 from exporter.models import ModelSpec
 from exporter.networks.text.encoder import TEXT_ENCODERS, TextSpec, block_weights, text_block, text_norm, text_weights

@@ -14,12 +14,12 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from exporter.block_graph import OpCall, block_calls
+from exporter.bench.block_graph import OpCall, block_calls
+from exporter.bench.measured import Measured, measured_ops, measured_step
+from exporter.bench.roofline import Limit, limit
 from exporter.gpus import GPUS, GpuSpec
-from exporter.measured import Measured, measured_ops, measured_step
 from exporter.models import ModelSpec
 from exporter.networks.dit.options import BlockOptions
-from exporter.roofline import Limit, limit
 from plugins.cost import Cost, cost
 from plugins.op import AttrValue, Op
 from plugins.registry import OPS

@@ -15,9 +15,9 @@ from onnx.reference.op_run import OpRun
 from torch import Tensor
 from torch.nn import functional as F
 
-from exporter.compare.machines import BlockInput, GraphMachine, block_feed, watched
-from exporter.compare.ops import Call, Evaluate, by_reference, call_label
-from exporter.compare.weights import Weights
+from exporter.compare.machines.machine import BlockInput, GraphMachine, block_feed, watched
+from exporter.compare.machines.ops import Call, Evaluate, by_reference, call_label
+from exporter.compare.machines.weights import Weights
 from exporter.networks.dit.stages import OUTPUTS
 from exporter.networks.dit.weights import Stage
 from plugins.onnx_schema import DOMAIN, PLAN_ATTRIBUTE

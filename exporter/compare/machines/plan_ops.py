@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from exporter.compare.ops import Call, Outputs
+from exporter.compare.machines.ops import Call, Outputs
 from plugins.compile import plan_bytes
 from plugins.plan import Plan, decode
 from plugins.torch_op import run_plan

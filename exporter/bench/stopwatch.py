@@ -1,0 +1,101 @@
+"""How text encoder and VAE are timed: random weights, a stopwatch, and the distance between two results."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from exporter.networks.weight_spec import WeightSpec
+from exporter.progress import Progress
+from plugins.torch_op import torch_dtype
+
+Weights = dict[str, Tensor]
+
+
+def random_weights(table: Mapping[str, WeightSpec], device: torch.device) -> Weights:
+    """Matrices and kernels of deviation 1/√fan-in, norms around 1, small biases."""
+    generator, made = torch.Generator(device).manual_seed(0), {}
+    for name, spec in table.items():
+        values = torch.randn(spec.shape, device=device, generator=generator)
+        if "norm" in name or "gamma" in name:
+            values = 1 + 0.1 * values
+        else:
+            values *= 0.1 if name.endswith("bias") else prod(spec.shape[1:]) ** -0.5
+        made[name] = values.to(torch_dtype(spec.dtype))
+    return made
+
+
+class Stopwatch:
+    """Times functions on a device; ``rows`` are the results, one dictionary each."""
+
+    def __init__(self, device: torch.device, repeats: int, report: Progress) -> None:
+        self.device, self.rows = device, list[dict[str, Any]]()
+        self._cuda, self._repeats, self._report = device.type == "cuda", repeats, report
+
+    def __call__(self, task: str, name: str, function: Callable[[], Any]) -> Any:
+        """What ``function`` gave the first time; its best seconds after that and the peak of memory are a row."""
+        row: dict[str, Any] = {"task": task, "name": name}
+        self.rows.append(row)
+        if self._cuda:
+            torch.cuda.empty_cache()
+        try:
+            row["first_seconds"], result = self._once(function)
+            if self._cuda:
+                torch.cuda.reset_peak_memory_stats()
+            row["seconds"] = min(self._once(function)[0] for _ in range(self._repeats))
+            row["peak_bytes"] = torch.cuda.max_memory_allocated() if self._cuda else None
+        except Exception as error:  # one variant that fails must not cost the others their figures
+            row["failed"] = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+            result = None
+        said = row.get("failed") or f"{row['seconds']:.3f} s"
+        said += f", peak {row['peak_bytes'] / 1e9:.2f} GB" if row.get("peak_bytes") else ""
+        self._report.note(f"{task}, {name}: {said}")
+        return result
+
+    def _once(self, function: Callable[[], Any]) -> tuple[float, Any]:
+        self._wait()
+        started = time.perf_counter()
+        result = function()
+        self._wait()
+        return time.perf_counter() - started, result
+
+    def _wait(self) -> None:
+        if self._cuda:
+            torch.cuda.synchronize()
+
+
+def distance(got: Tensor | None, want: Tensor | None) -> float | None:
+    """Relative L2, where both are there."""
+    if got is None or want is None:
+        return None
+    return float((got.float() - want.float()).norm() / want.float().norm())
+
+
+def opened(make: Callable[[], Any]) -> tuple[Any, str]:
+    """An oracle, or None and the reason: it is not installed, or does not fit what else is."""
+    try:
+        return make(), ""
+    except Exception as error:
+        return None, f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+
+
+def compare(
+    watch: Stopwatch, task: str, ours: list[tuple[str, Callable[[], Tensor]]], name: str, theirs: Any, why: str
+) -> None:
+    """Rows of all, with their distance to the oracle's result and the oracle's seconds over theirs."""
+    want, row = None, None
+    if theirs is None:
+        watch.rows.append({"task": task, "name": name, "failed": why})
+    else:
+        want, row = watch(task, name, theirs), watch.rows[-1]
+    for title, function in ours:
+        got, own = watch(task, title, function), watch.rows[-1]
+        own["distance"] = distance(got, want)
+        if row is not None and "seconds" in row and "seconds" in own:
+            own["speedup"] = row["seconds"] / own["seconds"]
+        del got

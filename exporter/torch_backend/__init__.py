@@ -1,0 +1,1 @@
+"""The torch backend: the traced functions on torch tensors, behind the runtime's own protocol."""

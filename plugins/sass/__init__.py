@@ -1,0 +1,1 @@
+"""What a cubin's machine code says: registers, instructions, loops."""
