@@ -74,7 +74,7 @@ def committed() -> Bounds:
 
 def write() -> None:
     """Print the rows and rewrite the committed table."""
-    from exporter.command import console
+    from exporter.cli.command import console
 
     rows = all_rows()
     for sm in SMS:

@@ -14,7 +14,7 @@ pytest.importorskip("transformers")
 from typer.testing import CliRunner
 
 from exporter.bench import media as bench
-from exporter.cli import app
+from exporter.cli.app import app
 from exporter.models import MODELS
 from exporter.progress import SilentProgress
 

@@ -20,7 +20,7 @@ from bundle_factory import TINY, make_bundle, make_bundle_of, plan_bytes
 from typer.main import get_command
 from typer.testing import CliRunner, Result
 
-from exporter.cli import app, export_app
+from exporter.cli.app import app, export_app
 from exporter.gpus import GPUS
 from exporter.models import MODELS
 from exporter.spec import ExportSpec, export_spec, parse_topk
@@ -59,7 +59,7 @@ def test_light_commands_import_nothing_heavy(tmp_path: Path, arguments: list[str
     arguments = [str(tmp_path) if argument == "BUNDLE" else argument for argument in arguments]
     code = f"""
 import sys
-from exporter.cli import app
+from exporter.cli.app import app
 try:
     app(args={arguments!r}, prog_name="turbotrt")
 except SystemExit as end:

@@ -8,8 +8,8 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from exporter.catalogue import show_catalogue
-from exporter.cli import app
+from exporter.cli.app import app
+from exporter.cli.catalogue import show_catalogue
 from exporter.gpus import GPUS
 from exporter.models import MODELS
 

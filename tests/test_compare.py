@@ -24,7 +24,7 @@ from conftest import Exported
 from typer.testing import CliRunner
 
 from exporter.bench.estimate import step_ms as estimate_step_ms
-from exporter.cli import app
+from exporter.cli.app import app
 from exporter.compare import roster as roster_module
 from exporter.compare.machines.machine import BlockInput
 from exporter.compare.machines.torch_machines import StageMachine

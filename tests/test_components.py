@@ -27,7 +27,7 @@ from exporter.builder.parent import build_engine
 from exporter.bundle import polygraphy_files as files
 from exporter.checkpoint.text_names import text_name
 from exporter.checkpoint.vae_names import vae_name
-from exporter.cli import app
+from exporter.cli.app import app
 from exporter.export import export_bundle
 from exporter.models import MODELS
 from exporter.networks.text.encoder import TEXT_ENCODERS

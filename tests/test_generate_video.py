@@ -23,7 +23,7 @@ from safetensors.numpy import load_file
 from typer.testing import CliRunner
 
 from exporter import models
-from exporter.cli import app
+from exporter.cli.app import app
 from runtime.media import generate as generate_module
 from runtime.media.part_times import Part, StepParts
 from runtime.report import Silent

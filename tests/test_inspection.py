@@ -11,7 +11,7 @@ from bundle_factory import make_bundle
 from conftest import Exported
 from rich.console import Console
 
-from exporter.inspection import inspect_bundle, show_inspection
+from exporter.cli.inspection import inspect_bundle, show_inspection
 from exporter.progress import SilentProgress
 from runtime.bundle import write_manifest
 

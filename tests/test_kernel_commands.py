@@ -20,7 +20,7 @@ from exporter.bench.kernels import MeasuringInterpreter, kernel_row, run_graph
 from exporter.bench.roofline import limit
 from exporter.bench.synthetic import block_inputs, block_weights
 from exporter.bench.tune import Tuned, tune_call, updated, write
-from exporter.cli import app
+from exporter.cli.app import app
 from exporter.gpus import GPUS
 from exporter.models import MODELS
 from exporter.networks.dit.options import BlockOptions

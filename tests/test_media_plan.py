@@ -17,7 +17,7 @@ from media_bundle import add_media
 from random_bundle import make_random_bundle
 from typer.testing import CliRunner
 
-from exporter.cli import app
+from exporter.cli.app import app
 from exporter.models import MODELS
 from exporter.torch_backend.backend import TORCH
 from exporter.torch_backend.device import TorchDevice

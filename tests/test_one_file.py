@@ -25,7 +25,7 @@ from exporter.builder import one_file
 from exporter.builder.child import BuildRequest
 from exporter.builder.parent import build_engine
 from exporter.checkpoint.safetensors_file import SafetensorsFile
-from exporter.cli import app
+from exporter.cli.app import app
 from exporter.export import export_bundle
 from exporter.gpus import GPUS
 from exporter.graphs import stage_graph as graphs

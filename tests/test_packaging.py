@@ -17,8 +17,8 @@ import pytest
 from typer.main import get_command
 
 from exporter.bundle.vram import vram_estimate
-from exporter.catalogue import gigabytes
-from exporter.cli import app
+from exporter.cli.app import app
+from exporter.cli.catalogue import gigabytes
 from exporter.gpus import GPUS
 from exporter.models import MODELS
 from exporter.networks.dit.weights import packed_bytes
@@ -58,8 +58,8 @@ def test_wheel_holds_three_packages_and_nothing_else(tmp_path: Path) -> None:
     (info,) = (top for top in tops if top.endswith(".dist-info"))
     assert tops == {"exporter", "plugins", "runtime", info}
     assert f"{info}/licenses/LICENSE" in names
-    assert "turbotrt = exporter.cli:main" in entry_points
-    assert "export = exporter.cli:export_main" in entry_points
+    assert "turbotrt = exporter.cli.app:main" in entry_points
+    assert "export = exporter.cli.app:export_main" in entry_points
     assert "[turbotrt.backends]\ntorch = exporter.torch_backend.backend:TORCH" in entry_points
     sources = {
         p.relative_to(clone).as_posix()

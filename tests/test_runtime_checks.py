@@ -17,7 +17,7 @@ from conftest import Exported
 from random_bundle import make_random_bundle
 from typer.main import get_command
 
-from exporter.cli import app
+from exporter.cli.app import app
 from exporter.models import MODELS
 from exporter.progress import SilentProgress
 from exporter.torch_backend.backend import TORCH

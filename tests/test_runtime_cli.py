@@ -20,8 +20,8 @@ from safetensors.torch import load_file as load_torch
 from safetensors.torch import save_file as save_torch
 from typer.testing import CliRunner
 
-from exporter.cli import app
-from exporter.cli_run import parse_size
+from exporter.cli.app import app
+from exporter.cli.options import parse_size
 from exporter.models import MODELS
 from exporter.torch_backend.backend import TORCH
 from plugins.errors import UserError

@@ -22,7 +22,7 @@ from exporter.checkpoint.safetensors_file import SafetensorsFile
 from exporter.checkpoint.source import bands
 from exporter.checkpoint.text_names import text_expected, text_sources
 from exporter.checkpoint.torch_file import TorchFile
-from exporter.cli import app
+from exporter.cli.app import app
 from exporter.export import export_bundle
 from exporter.models import MODELS
 from exporter.networks.text.encoder import TEXT_ENCODERS, text_weights

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from exporter.cli import app
+from exporter.cli.app import app
 from plugins.errors import UserError
 from runtime import versions
 

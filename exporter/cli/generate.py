@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from exporter.cli_run import (
+from exporter.cli.command import console
+from exporter.cli.options import (
     BackendOption,
     BundleOption,
     FramesOption,
@@ -20,7 +21,6 @@ from exporter.cli_run import (
     VramOption,
     parse_size,
 )
-from exporter.command import console
 from exporter.progress import RichProgress
 from plugins.errors import UserError
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from exporter.command import AttentionOption, Command, GpuOption, JsonOption, ModelOption, TopkOption, console
+from exporter.cli.command import console
+from exporter.cli.options import AttentionOption, GpuOption, JsonOption, ModelOption, TopkOption
 from exporter.progress import RichProgress
 from exporter.spec import ExportSpec, export_spec
 
@@ -148,10 +149,13 @@ def tune(
     typer.echo(f"{path}: {sum(one.better for one in tuned)} of {len(tuned)} sizes changed.")
 
 
-def register(app: typer.Typer, bench_app: typer.Typer) -> None:
-    """Add the commands to the command line, and the two benchmarks to its ``bench`` group."""
-    app.command(cls=Command)(_reporting(kernels, _show_kernels))
-    app.command(cls=Command)(_reporting(estimate, _show_estimate))
-    app.command(cls=Command)(tune)
-    bench_app.command("kernels", cls=Command)(_reporting(bench_kernels, _show_bench_kernels))
-    bench_app.command("step", cls=Command)(_reporting(bench_step, _show_bench_step))
+#: What this file adds to the command line, and to its ``bench`` group.
+COMMANDS: Mapping[str, Callable[..., None]] = {
+    "kernels": _reporting(kernels, _show_kernels),
+    "estimate": _reporting(estimate, _show_estimate),
+    "tune": tune,
+}
+BENCHMARKS: Mapping[str, Callable[..., None]] = {
+    "kernels": _reporting(bench_kernels, _show_bench_kernels),
+    "step": _reporting(bench_step, _show_bench_step),
+}

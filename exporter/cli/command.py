@@ -8,13 +8,12 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 from rich.console import Console
 from typer.core import TyperCommand, TyperGroup
 
-from exporter.spec import DEFAULT_TOPK
 from plugins.errors import UserError
 
 # fmt: off
@@ -97,65 +96,6 @@ class Group(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         with _reported():
             return super().invoke(ctx)
-
-
-ModelOption = Annotated[
-    str, typer.Option("--model", metavar="MODEL", help="Model, as [bold]turbotrt list[/] names it.")
-]
-GpuOption = Annotated[str, typer.Option("--gpu", metavar="GPU", help="Target GPU, as [bold]turbotrt list[/] names it.")]
-LinearOption = Annotated[
-    str, typer.Option("--linear", metavar="int8|bf16", help="int8: W8A8 in blocks of 128, half the size of bf16.")
-]
-AttentionOption = Annotated[
-    str,
-    typer.Option(
-        metavar="sagesla|sla|sage",
-        help="Self-attention. sagesla: sparse-linear, INT8 scores; sla: the same, exact; sage: dense INT8.",
-    ),
-]
-TopkOption = Annotated[
-    str | None,
-    typer.Option(
-        metavar="SHARE",
-        help=f"Share of key blocks that sparse attention keeps, 0.001 to 1; 0.1 to 0.15 is usual. "
-        f"[dim]\\[default: {DEFAULT_TOPK}][/]",
-    ),
-]
-ComponentsOption = Annotated[
-    str | None,
-    typer.Option(metavar="LIST", help="Of dit, text and vae, the parts to build. [dim]\\[default: dit,text,vae][/]"),
-]
-TextEncoderOption = Annotated[
-    str | None,
-    typer.Option(
-        metavar="PATH|HF_ID",
-        help="umT5's weights: Wan's models_t5_*.pth, transformers' safetensors, or a folder of either.",
-    ),
-]
-TextLinearOption = Annotated[
-    str,
-    typer.Option(
-        "--text-linear", metavar="bf16|int8", help="The text encoder's Linears. int8: W8A8, half the weights of bf16."
-    ),
-]
-TokenizerOption = Annotated[
-    str | None,
-    typer.Option(
-        metavar="PATH|HF_ID",
-        help="tokenizer.json. [dim]\\[default: the one beside the text encoder, else google/umt5-xxl's][/]",
-    ),
-]
-VaeOption = Annotated[
-    str | None,
-    typer.Option(
-        metavar="PATH|HF_ID", help="The VAE's weights: Wan2.1_VAE.pth, diffusers' safetensors, or a folder of either."
-    ),
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
-CHECKPOINT_HELP = (
-    "Weights: a file or folder (.safetensors, shards with an index, .pth), a Hugging Face id (org/repo or "
-    "org/repo:file), or HIGH,LOW for a model of two experts."
-)
 
 
 def console() -> Console:

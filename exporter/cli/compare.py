@@ -7,8 +7,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from exporter.cli_run import BundleOption, FramesOption, OdeOption, SizeOption, StepsOption, parse_size
-from exporter.command import CHECKPOINT_HELP, JsonOption, console
+from exporter.cli.command import console
+from exporter.cli.options import (
+    CHECKPOINT_HELP,
+    BundleOption,
+    FramesOption,
+    JsonOption,
+    OdeOption,
+    SizeOption,
+    StepsOption,
+    parse_size,
+)
 from exporter.progress import RichProgress
 from exporter.spec import parse_topk
 

@@ -8,7 +8,8 @@ from typing import Annotated
 
 import typer
 
-from exporter.command import Command, JsonOption, ModelOption, console
+from exporter.cli.command import console
+from exporter.cli.options import JsonOption, ModelOption
 from exporter.progress import RichProgress
 from plugins.errors import UserError
 
@@ -54,8 +55,3 @@ def bench_media(
     for row in bench.lines(found):
         table.add_row(*row)
     console().print(table)
-
-
-def register(bench_app: typer.Typer) -> None:
-    """Add the command to the ``bench`` group."""
-    bench_app.command("media", cls=Command)(bench_media)

@@ -11,7 +11,7 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
-from exporter.catalogue import gigabytes, open_table
+from exporter.cli.catalogue import gigabytes, open_table
 from exporter.progress import Progress
 from plugins.plan import Plan, decode
 from runtime.bundle import MANIFEST_NAME, Manifest, MediaStage, StageFiles, load_manifest, verify_file

@@ -1,0 +1,5 @@
+"""``python -m exporter.cli``: the ``turbotrt`` script where none is installed."""
+
+from exporter.cli.app import main
+
+main()

@@ -1,0 +1,124 @@
+"""``turbotrt export``: the bundle of one model for one GPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from exporter.bundle.polygraphy_files import closing_lines as polygraphy_lines
+from exporter.cli.options import (
+    CHECKPOINT_HELP,
+    AttentionOption,
+    ComponentsOption,
+    GpuOption,
+    LinearOption,
+    ModelOption,
+    TextEncoderOption,
+    TextLinearOption,
+    TokenizerOption,
+    TopkOption,
+    VaeOption,
+)
+from exporter.progress import RichProgress
+from exporter.spec import ExportSpec, export_spec
+from runtime.bundle import load_manifest
+from runtime.checks import pack_command, rebuild_command
+
+if TYPE_CHECKING:
+    pass
+
+
+def export(
+    model: ModelOption,
+    gpu: GpuOption,
+    checkpoint: Annotated[
+        str,
+        typer.Option(metavar="PATH|HF_ID|none", help=CHECKPOINT_HELP + " none: engines only, which need no weights."),
+    ] = "none",
+    out: Annotated[
+        Path,
+        typer.Option(metavar="DIR", help="The bundle is DIR/<model>-<gpu>/; an old one is replaced when all is done."),
+    ] = Path("engines"),
+    attention: AttentionOption = "sagesla",
+    topk: TopkOption = None,
+    linear: LinearOption = "int8",
+    onnx_only: Annotated[
+        bool,
+        typer.Option("--onnx-only", help="ONNX graphs, plans and weights, no engines: for GPUs not built for here."),
+    ] = False,
+    one_file: Annotated[
+        bool,
+        typer.Option(
+            "--one-file",
+            help="Also one engine that holds all blocks and weights; takes 3.3 × the weights in RAM.",
+        ),
+    ] = False,
+    components: ComponentsOption = None,
+    text_encoder: TextEncoderOption = None,
+    tokenizer: TokenizerOption = None,
+    vae: VaeOption = None,
+    text_linear: TextLinearOption = "bf16",
+) -> None:
+    """Build the bundle of one [bold]model[/] for one [bold]GPU[/]: engines, ONNX, launch plans and packed weights.
+
+    No GPU is needed for RTX parts. Stages whose inputs have not changed are skipped.
+
+    Examples:
+
+      turbotrt export --model wan2.1-14b-720p --gpu rtx5090
+
+      turbotrt export --model wan-tiny --gpu rtx4090 --out build
+
+      turbotrt export --model wan2.1-1.3b-480p --gpu rtx3090 --checkpoint ./turbowan.pth
+
+      turbotrt export --model wan2.2-i2v-a14b-720p --gpu h100 --onnx-only
+    """
+    spec = export_spec(
+        model=model,
+        gpu=gpu,
+        attention=attention,
+        topk=topk,
+        linear=linear,
+        checkpoint=checkpoint,
+        out=out,
+        onnx_only=onnx_only,
+        one_file=one_file,
+        components=components,
+        text_encoder=text_encoder,
+        tokenizer=tokenizer,
+        vae=vae,
+        text_linear=text_linear,
+    )
+    from exporter.export import export_bundle
+
+    folder = export_bundle(spec, RichProgress())
+    typer.echo("\n".join(_closing_lines(spec, folder)))
+
+
+def _closing_lines(spec: ExportSpec, folder: Path) -> list[str]:
+    """What came out, and how to add weights where there are none."""
+    from exporter.packing.dit import weight_paths
+
+    what = "ONNX graphs and plans" if spec.onnx_only else "engines, ONNX graphs and plans"
+    lines = polygraphy_lines(folder, spec.flavour)
+    weights = folder / "weights.safetensors"
+    if spec.checkpoint is not None or all(path.is_file() for path in weight_paths(weights, spec.model).values()):
+        return [*lines, *_media_lines(spec, folder), f"{folder}: {what}, weights."]
+    manifest = load_manifest(folder)
+    return [
+        *lines,
+        *_media_lines(spec, folder),
+        f"{folder}: {what}. It has no weights yet; add them with one of",
+        f"  {pack_command(folder, manifest)}",
+        f"  {rebuild_command(manifest, folder, checkpoint=True)}",
+    ]
+
+
+def _media_lines(spec: ExportSpec, folder: Path) -> list[str]:
+    """Which weights of text encoder and VAE are missing, and the options that add them."""
+    names = {"text": "--text-encoder", "vae": "--vae"}
+    parts = [part for part in spec.components if part in names and not (folder / f"{part}.safetensors").is_file()]
+    given = " ".join(f"{names[part]} PATH_OR_HF_ID" for part in parts)
+    return [f"Prompts and videos need the weights that export's {given} adds."] if parts else []

@@ -1,0 +1,102 @@
+"""Options that several commands share, and the words that explain them."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from exporter.spec import DEFAULT_TOPK
+from plugins.errors import UserError
+
+ModelOption = Annotated[
+    str, typer.Option("--model", metavar="MODEL", help="Model, as [bold]turbotrt list[/] names it.")
+]
+GpuOption = Annotated[str, typer.Option("--gpu", metavar="GPU", help="Target GPU, as [bold]turbotrt list[/] names it.")]
+LinearOption = Annotated[
+    str, typer.Option("--linear", metavar="int8|bf16", help="int8: W8A8 in blocks of 128, half the size of bf16.")
+]
+AttentionOption = Annotated[
+    str,
+    typer.Option(
+        metavar="sagesla|sla|sage",
+        help="Self-attention. sagesla: sparse-linear, INT8 scores; sla: the same, exact; sage: dense INT8.",
+    ),
+]
+TopkOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SHARE",
+        help=f"Share of key blocks that sparse attention keeps, 0.001 to 1; 0.1 to 0.15 is usual. "
+        f"[dim]\\[default: {DEFAULT_TOPK}][/]",
+    ),
+]
+ComponentsOption = Annotated[
+    str | None,
+    typer.Option(metavar="LIST", help="Of dit, text and vae, the parts to build. [dim]\\[default: dit,text,vae][/]"),
+]
+TextEncoderOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="PATH|HF_ID",
+        help="umT5's weights: Wan's models_t5_*.pth, transformers' safetensors, or a folder of either.",
+    ),
+]
+TextLinearOption = Annotated[
+    str,
+    typer.Option(
+        "--text-linear", metavar="bf16|int8", help="The text encoder's Linears. int8: W8A8, half the weights of bf16."
+    ),
+]
+TokenizerOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="PATH|HF_ID",
+        help="tokenizer.json. [dim]\\[default: the one beside the text encoder, else google/umt5-xxl's][/]",
+    ),
+]
+VaeOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="PATH|HF_ID", help="The VAE's weights: Wan2.1_VAE.pth, diffusers' safetensors, or a folder of either."
+    ),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
+CHECKPOINT_HELP = (
+    "Weights: a file or folder (.safetensors, shards with an index, .pth), a Hugging Face id (org/repo or "
+    "org/repo:file), or HIGH,LOW for a model of two experts."
+)
+
+BundleOption = Annotated[Path, typer.Option("--bundle", metavar="DIR", help="A folder that turbotrt export wrote.")]
+VramOption = Annotated[
+    str | None,
+    typer.Option(
+        "--vram", metavar="SIZE",
+        help="The most device memory to use, such as 12GB or 11.5GiB; weights that do not fit stream. "
+        "[dim]\\[default: what is free][/]",
+    ),
+]  # fmt: skip
+BackendOption = Annotated[
+    str,
+    typer.Option("--backend", metavar="NAME", help="auto is tensorrt, the bundle's engines; torch needs the export "
+                 "extra: compiled plans on CUDA, references on the CPU."),
+]  # fmt: skip
+SizeOption = Annotated[
+    str | None, typer.Option("--size", metavar="WxH", help="Pixels. [dim]\\[default: the model's][/]")
+]
+FramesOption = Annotated[int | None, typer.Option("--frames", help="4n+1. [dim]\\[default: the model's][/]")]
+StepsOption = Annotated[int | None, typer.Option("--steps", help="1 to 4. [dim]\\[default: the model's][/]")]
+OdeOption = Annotated[bool, typer.Option("--ode", help="Deterministic updates: no fresh noise at each step.")]
+NoVerifyOption = Annotated[bool, typer.Option("--no-verify", help="Do not compare the files with their sha256.")]
+
+
+def parse_size(text: str | None) -> tuple[int, int] | None:
+    """(width, height) of "832x480"; None stays None. Raises UserError."""
+    if text is None:
+        return None
+    match = re.fullmatch(r"([0-9]+)[x×]([0-9]+)", text.strip().lower())
+    if match is None:
+        raise UserError("--size cannot be read.", expected="WIDTHxHEIGHT in pixels, such as 832x480", got=text)
+    return int(match[1]), int(match[2])

@@ -1,0 +1,47 @@
+"""``turbotrt list`` and ``inspect``: the tables of models and GPUs, and what a bundle holds."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from exporter.cli.command import console
+from exporter.cli.options import (
+    JsonOption,
+)
+from exporter.progress import RichProgress
+
+if TYPE_CHECKING:
+    pass
+
+
+def list_(as_json: JsonOption = False) -> None:
+    """List the models and GPUs: sizes, tokens, weights, VRAM, and where engines for each GPU can be built."""
+    from exporter.cli import catalogue
+
+    if as_json:
+        typer.echo(json.dumps(catalogue.catalogue(), indent=2))
+    else:
+        catalogue.show_catalogue(console())
+
+
+def inspect(
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A folder that turbotrt export wrote.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Show a bundle and verify its files against the manifest; status 1 if anything is wrong with them.
+
+    Example: turbotrt inspect engines/wan2.1-14b-720p-rtx5090
+    """
+    from exporter.cli.inspection import inspect_bundle, show_inspection
+
+    found = inspect_bundle(bundle, RichProgress())
+    if as_json:
+        typer.echo(json.dumps(found.plain(), indent=2))
+    else:
+        show_inspection(console(), found)
+    if found.problems:
+        raise typer.Exit(1)

@@ -1,0 +1,95 @@
+"""``turbotrt pack`` and ``merge``: checkpoints made ready, without engines."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from exporter.cli.options import (
+    CHECKPOINT_HELP,
+    ModelOption,
+)
+from exporter.models import model_named
+from exporter.progress import RichProgress
+from exporter.spec import parse_linear
+from plugins.errors import UserError
+from runtime.byte_sizes import gigabytes
+
+if TYPE_CHECKING:
+    from exporter.packing.dit import PackedWeights
+
+
+def pack(
+    checkpoint: Annotated[str, typer.Option(metavar="PATH|HF_ID", help=CHECKPOINT_HELP)],
+    model: ModelOption,
+    out: Annotated[
+        Path,
+        typer.Option(
+            metavar="FILE",
+            help="A .safetensors file; two experts add their names to it. In a bundle, it is listed there.",
+        ),
+    ],
+    linear: Annotated[
+        str | None, typer.Option(metavar="int8|bf16", help="[dim]\\[default: the bundle's, else int8][/]")
+    ] = None,
+    attention: Annotated[
+        str | None,
+        typer.Option(
+            metavar="sagesla|sla|sage",
+            help="sla or sage accept a checkpoint without proj_l. [dim]\\[default: the bundle's, else sagesla][/]",
+        ),
+    ] = None,
+) -> None:
+    """Quantize and pack a checkpoint's weights, without engines; needs less than 3 GiB of memory for any size.
+
+    Example: turbotrt pack --checkpoint ./turbowan.pth --model wan2.1-1.3b-480p --out weights.safetensors
+    """
+    spec, mode = model_named(model), None if linear is None else parse_linear(linear)
+    if attention not in (None, "sagesla", "sla", "sage"):
+        raise UserError(f"--attention {attention!r} is not known.", expected="sagesla, sla, sage", got=attention)
+    if out.suffix != ".safetensors":
+        raise UserError(
+            "--out is not a name for packed weights.", expected="a name ending in .safetensors", got=str(out)
+        )
+    from exporter.packing.dit import add_to_bundle, bundle_of, pack_checkpoint
+
+    manifest = bundle_of(out, spec, mode)
+    chosen = attention or (manifest.sampler.attention if manifest else "sagesla")
+    packed: PackedWeights = pack_checkpoint(
+        checkpoint,
+        spec,
+        out,
+        linear=mode or (manifest.sampler.linear if manifest else "int8"),
+        allow_missing_proj_l=chosen in ("sla", "sage"),
+        progress=RichProgress(),
+        bundle=manifest,
+    )
+    if manifest is not None:
+        add_to_bundle(out.parent, manifest, packed, RichProgress())
+        typer.echo(f"{out.parent / 'manifest.json'}: lists the weights.")
+    for path in packed.files.values():
+        typer.echo(f"{path}: {gigabytes(path.stat().st_size)}")
+
+
+def merge(
+    base: Annotated[str, typer.Option(metavar="PATH|HF_ID", help="The model both trainings started from.")],
+    sla: Annotated[str, typer.Option(metavar="PATH|HF_ID", help="Its sparse-linear attention training, with proj_l.")],
+    rcm: Annotated[str, typer.Option(metavar="PATH|HF_ID", help="Its few-step (rCM) training.")],
+    out: Annotated[Path, typer.Option(metavar="FILE", help="The merged checkpoint, .safetensors.")],
+    weight: Annotated[float, typer.Option(help="How much of the sparse-linear training to add.")] = 1.0,
+) -> None:
+    """Merge two trainings of one base as the authors do: base + weight·(sla − base) + (rcm − base), in fp32.
+
+    Example: turbotrt merge --base wan.safetensors --sla sla.pth --rcm rcm.pth --out merged.safetensors
+    """
+    if out.suffix != ".safetensors":
+        raise UserError("--out is not a name for a checkpoint.", expected="a name ending in .safetensors", got=str(out))
+    from exporter.checkpoint.hub import resolve
+    from exporter.packing.merge import merge as merge_checkpoints
+
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with RichProgress().stage(f"merge {out.name}") as update:
+        merge_checkpoints(resolve(base), resolve(sla), resolve(rcm), out, weight=weight, progress=update)
+    typer.echo(f"{out}: {gigabytes(out.stat().st_size)}")
