@@ -42,8 +42,9 @@ class ExportSpec:
         _one_of("--linear", self.linear, LINEARS)
         _one_of("--text-linear", self.text_linear, LINEARS)
         if not 1 <= self.topk_milli <= 1000:
-            raise UserError("This share of kept blocks cannot be used.", expected="1 to 1000 thousandths",
-                            got=str(self.topk_milli))  # fmt: skip
+            raise UserError(
+                "This share of kept blocks cannot be used.", expected="1 to 1000 thousandths", got=str(self.topk_milli)
+            )
         for option, value, component in (
             ("--text-encoder", self.text_encoder, "text"),
             ("--tokenizer", self.tokenizer, "text"),
@@ -51,8 +52,12 @@ class ExportSpec:
             ("--vae", self.vae, "vae"),
         ):
             if value is not None and component not in self.components:
-                raise UserError(f"{option} is for a component that --components leaves out.", expected=component,
-                                got=",".join(self.components), remedy=f"add {component}, or drop {option}")  # fmt: skip
+                raise UserError(
+                    f"{option} is for a component that --components leaves out.",
+                    expected=component,
+                    got=",".join(self.components),
+                    remedy=f"add {component}, or drop {option}",
+                )
         if self.one_file and self.checkpoint is None:
             raise UserError(
                 "A one-file engine holds the weights, and there is no checkpoint.",
@@ -109,8 +114,9 @@ def parse_components(text: str | None) -> tuple[Component, ...]:
     for part in asked:
         _one_of("--components", part, COMPONENTS)
     if "dit" not in asked:
-        raise UserError("--components leaves out the DiT, which a bundle is made around.", expected="dit, and more",
-                        got=text)  # fmt: skip
+        raise UserError(
+            "--components leaves out the DiT, which a bundle is made around.", expected="dit, and more", got=text
+        )
     return tuple(component for component in COMPONENTS if component in asked)
 
 
@@ -133,8 +139,10 @@ def export_spec(
 ) -> ExportSpec:
     """The spec for options as they are typed; ``checkpoint`` None or "none" means engines only. Raises UserError."""
     if topk is not None and attention == "sage":
-        raise UserError("--attention sage is dense: it keeps every block, so --topk has no meaning.",
-                        remedy="drop --topk, or choose --attention sagesla or sla")  # fmt: skip
+        raise UserError(
+            "--attention sage is dense: it keeps every block, so --topk has no meaning.",
+            remedy="drop --topk, or choose --attention sagesla or sla",
+        )
     if checkpoint is not None and not checkpoint.strip():
         raise UserError("--checkpoint is empty.", expected="a path, a Hugging Face id, or none")
     return ExportSpec(

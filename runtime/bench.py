@@ -56,10 +56,16 @@ def _by_stage(times: list[UnitTime], repeats: int) -> list[dict[str, Any]]:
     for unit in times:
         groups[unit.stage].append(unit.seconds)
     return [
-        {"stage": stage, "runs": len(all_) // repeats, "mean_ms": 1e3 * mean(all_), "median_ms": 1e3 * median(all_),
-         "max_ms": 1e3 * max(all_), "seconds": sum(all_) / repeats}
+        {
+            "stage": stage,
+            "runs": len(all_) // repeats,
+            "mean_ms": 1e3 * mean(all_),
+            "median_ms": 1e3 * median(all_),
+            "max_ms": 1e3 * max(all_),
+            "seconds": sum(all_) / repeats,
+        }
         for stage, all_ in groups.items()
-    ]  # fmt: skip
+    ]
 
 
 def _steps(times: list[UnitTime], repeats: int) -> list[float]:

@@ -21,9 +21,15 @@ _CHUNK = 1 << 20
 
 StageName = Literal["embed", "block", "head", "one-file"]
 MediaStageName = Literal[
-    "text_block", "text_norm",
-    "decode_latent", "decode_first", "decode_next", "encode_first", "encode_next", "encode_latent",
-]  # fmt: skip
+    "text_block",
+    "text_norm",
+    "decode_latent",
+    "decode_first",
+    "decode_next",
+    "encode_first",
+    "encode_next",
+    "encode_latent",
+]
 MediaComponent = Literal["text", "vae"]
 Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
 Positive = Annotated[int, Meta(gt=0)]
@@ -207,17 +213,24 @@ def load_manifest(folder: Path) -> Manifest:
     """The manifest of a bundle. Raises UserError where it is missing, corrupt or of another schema version."""
     path = folder / MANIFEST_NAME
     if not path.is_file():
-        raise UserError(f"{folder} is not a bundle.", expected=f"a folder holding {MANIFEST_NAME}",
-                        got="no such folder" if not folder.exists() else f"no {MANIFEST_NAME}",
-                        remedy="give the folder that turbotrt export wrote")  # fmt: skip
+        raise UserError(
+            f"{folder} is not a bundle.",
+            expected=f"a folder holding {MANIFEST_NAME}",
+            got="no such folder" if not folder.exists() else f"no {MANIFEST_NAME}",
+            remedy="give the folder that turbotrt export wrote",
+        )
     if path.stat().st_size > MAX_MANIFEST_BYTES:
         raise _corrupt(path, f"it is longer than {MAX_MANIFEST_BYTES} bytes")
     data = path.read_bytes()
     version = _decode(path, data, _Version).schema_version
     if version != SCHEMA_VERSION:
         newer = version > SCHEMA_VERSION
-        raise UserError(f"{path} has another schema version.", expected=str(SCHEMA_VERSION), got=str(version),
-                        remedy="upgrade turbotrt" if newer else "export the bundle again")  # fmt: skip
+        raise UserError(
+            f"{path} has another schema version.",
+            expected=str(SCHEMA_VERSION),
+            got=str(version),
+            remedy="upgrade turbotrt" if newer else "export the bundle again",
+        )
     return _decode(path, data, Manifest)
 
 

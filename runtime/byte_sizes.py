@@ -18,11 +18,18 @@ def parse_bytes(text: str | int) -> int:
         known = match is not None and match[2] in _UNITS
         count = int(float(match[1]) * _UNITS[match[2]]) if match and known else 0
     if count <= 0:
-        raise UserError("This amount of memory cannot be read.", expected="a size such as 12GB, 11.5GiB or 12000000000",
-                        got=str(text))  # fmt: skip
+        raise UserError(
+            "This amount of memory cannot be read.",
+            expected="a size such as 12GB, 11.5GiB or 12000000000",
+            got=str(text),
+        )
     if isinstance(text, str) and text.strip().isdigit() and count < 10**6:
-        raise UserError("This amount of memory is in bytes, and too few.", expected="a unit", got=text,
-                        remedy=f"write {text.strip()}GB")  # fmt: skip
+        raise UserError(
+            "This amount of memory is in bytes, and too few.",
+            expected="a unit",
+            got=text,
+            remedy=f"write {text.strip()}GB",
+        )
     return count
 
 

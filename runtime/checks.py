@@ -67,24 +67,36 @@ def check_weights(folder: Path, manifest: Manifest, experts: Sequence[str]) -> V
     missing = [expert for expert in experts if expert not in manifest.weights]
     if not missing:
         return FINE
-    return mismatch("The bundle has no weights yet.", f"weights of {', '.join(experts)}",
-                    ", ".join(manifest.weights) or "none", pack_command(folder, manifest))  # fmt: skip
+    return mismatch(
+        "The bundle has no weights yet.",
+        f"weights of {', '.join(experts)}",
+        ", ".join(manifest.weights) or "none",
+        pack_command(folder, manifest),
+    )
 
 
 def check_engines(folder: Path, manifest: Manifest, versions: dict[str, str]) -> Verdict:
     """Whether the engines are there and were built by the TensorRT that is here; ``versions``: package → version."""
     if any(stage.engine is None for stage in manifest.stages):
         again = rebuild_command(manifest, folder, engines=True)
-        return mismatch("The bundle has no engines: it was exported with --onnx-only.", "engines of all stages", "none",
-                        f"{again}, or run it with --backend torch")  # fmt: skip
+        return mismatch(
+            "The bundle has no engines: it was exported with --onnx-only.",
+            "engines of all stages",
+            "none",
+            f"{again}, or run it with --backend torch",
+        )
     package = manifest.gpu.flavour.replace("_", "-")
     built, here = manifest.tools.get(package, "unknown"), versions.get(package)
     if here is None:
         extra = "pip install 'turbotrt[tensorrt]'" if package == "tensorrt" else f"pip install {package}=={built}"
         return mismatch(f"The engines need {package}, which is not installed.", f"{package} {built}", "none", extra)
     if built != here:
-        return mismatch("The engines were built by another TensorRT.", f"{package} {built}", f"{package} {here}",
-                        f"{rebuild_command(manifest, folder)}, or pip install {package}=={built}")  # fmt: skip
+        return mismatch(
+            "The engines were built by another TensorRT.",
+            f"{package} {built}",
+            f"{package} {here}",
+            f"{rebuild_command(manifest, folder)}, or pip install {package}=={built}",
+        )
     return FINE
 
 
@@ -102,15 +114,23 @@ def check_plugins(folder: Path, manifest: Manifest) -> Verdict:
     """Whether our plugins in the engines are of the version that this turbotrt runs."""
     built = manifest.tools.get(PLUGIN_TOOL, "unknown")
     if built != PLUGIN_VERSION:
-        return mismatch("The engines hold plugins of another version.", f"plugins {built}", f"plugins {PLUGIN_VERSION}",
-                        rebuild_command(manifest, folder))  # fmt: skip
+        return mismatch(
+            "The engines hold plugins of another version.",
+            f"plugins {built}",
+            f"plugins {PLUGIN_VERSION}",
+            rebuild_command(manifest, folder),
+        )
     for name in sorted(set(manifest.plans.values())):
         with (folder / name).open("rb") as file:
             head = file.read(8)
         if head[:4] != MAGIC or int.from_bytes(head[4:], "little") != FORMAT_VERSION:
             found = int.from_bytes(head[4:], "little") if head[:4] == MAGIC else "no launch plan"
-            return mismatch(f"{name} is not a launch plan that this turbotrt runs.", f"format {FORMAT_VERSION}",
-                            str(found), rebuild_command(manifest, folder))  # fmt: skip
+            return mismatch(
+                f"{name} is not a launch plan that this turbotrt runs.",
+                f"format {FORMAT_VERSION}",
+                str(found),
+                rebuild_command(manifest, folder),
+            )
     return FINE
 
 
@@ -122,15 +142,22 @@ def check_files(folder: Path, manifest: Manifest, names: Iterable[str], *, verif
         size = path.stat().st_size if path.is_file() else None
         if size != info.bytes:
             found = "missing" if size is None else f"{size} bytes"
-            return mismatch(f"{name} is not the file of the manifest.", f"{info.bytes} bytes", found,
-                            _mending(folder, manifest, name))  # fmt: skip
+            return mismatch(
+                f"{name} is not the file of the manifest.",
+                f"{info.bytes} bytes",
+                found,
+                _mending(folder, manifest, name),
+            )
     if not verify or not wanted:
         return FINE
     found_wrong = {name: p for name, p in zip(wanted, _hashes(folder, manifest, wanted, report), strict=True) if p}
     if found_wrong:
-        return mismatch("A file is damaged: " + "; ".join(found_wrong.values()) + ".", "the sha256 of the manifest",
-                        "another", f"{_mending(folder, manifest, next(iter(found_wrong)))}, or --no-verify at your own "
-                        "risk")  # fmt: skip
+        return mismatch(
+            "A file is damaged: " + "; ".join(found_wrong.values()) + ".",
+            "the sha256 of the manifest",
+            "another",
+            f"{_mending(folder, manifest, next(iter(found_wrong)))}, or --no-verify at your own risk",
+        )
     return FINE
 
 

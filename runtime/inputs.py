@@ -44,14 +44,19 @@ def text_bits(embeds: npt.NDArray[Any], model: ModelFacts) -> npt.NDArray[np.uin
     ``embeds`` is fp32 or fp16, or bf16 as ml_dtypes' dtype or as raw bits in uint16. Raises UserError.
     """
     if embeds.ndim != 2 or embeds.shape[1] != TEXT_DIM or not 1 <= embeds.shape[0] <= model.text_length:
-        raise UserError("These are not text embeddings of one prompt.",
-                        expected=f"[n, {TEXT_DIM}] with n from 1 to {model.text_length}",
-                        got=str(list(embeds.shape)))  # fmt: skip
+        raise UserError(
+            "These are not text embeddings of one prompt.",
+            expected=f"[n, {TEXT_DIM}] with n from 1 to {model.text_length}",
+            got=str(list(embeds.shape)),
+        )
     if embeds.dtype.name == "bfloat16":
         embeds = embeds.view(np.uint16)
     if embeds.dtype not in (np.float32, np.float16, np.uint16):
-        raise UserError("Text embeddings have another dtype than these.", expected="float32, float16, or bf16's bits "
-                        "as uint16", got=str(embeds.dtype))  # fmt: skip
+        raise UserError(
+            "Text embeddings have another dtype than these.",
+            expected="float32, float16, or bf16's bits as uint16",
+            got=str(embeds.dtype),
+        )
     raw = embeds.dtype == np.uint16
     if not np.isfinite(from_bf16_bits(embeds) if raw else embeds).all():
         raise UserError("The text embeddings hold NaN or infinity.", expected="finite embeddings")
@@ -69,8 +74,9 @@ def condition_tokens(condition: Array | None, model: ModelFacts, shape: tuple[in
     channels = model.in_channels - LATENT_CHANNELS
     if channels == 0:
         if condition is not None:
-            raise UserError(f"{model.name} makes video from text alone: it takes no conditioning latents.",
-                            remedy="leave them out")  # fmt: skip
+            raise UserError(
+                f"{model.name} makes video from text alone: it takes no conditioning latents.", remedy="leave them out"
+            )
         return None
     wanted = (channels - MASK_CHANNELS, *shape)
     if condition is None or condition.shape != wanted:

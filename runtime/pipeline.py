@@ -121,15 +121,19 @@ class Pipeline:
     def _alone(self) -> Iterator[None]:
         """One caller at a time."""
         if not self._busy.acquire(blocking=False):
-            raise UserError("This pipeline is in use by another call.", expected="one caller at a time",
-                            remedy="wait for the other call, or load a second pipeline")  # fmt: skip
+            raise UserError(
+                "This pipeline is in use by another call.",
+                expected="one caller at a time",
+                remedy="wait for the other call, or load a second pipeline",
+            )
         try:
             yield
         finally:
             self._busy.release()
 
-    def plan(self, size: tuple[int, int] | None = None, frames: int | None = None, steps: int | None = None
-             ) -> MemoryPlan:  # fmt: skip
+    def plan(
+        self, size: tuple[int, int] | None = None, frames: int | None = None, steps: int | None = None
+    ) -> MemoryPlan:
         """What a call of that size, frames and steps would keep on the device. Raises UserError if nothing fits."""
         experts = _experts(plan_steps(self.manifest, steps))
         return self._planned(tokens_of(latent_shape(self.manifest, size, frames)), experts)
@@ -203,8 +207,7 @@ class Pipeline:
             raise run.located(error) from None
 
     def _planned(self, tokens: int, experts: tuple[str, ...]) -> MemoryPlan:
-        return plan_memory(self._sizes(tokens), self.manifest.model.layers, experts, tokens,
-                           self._budget)  # fmt: skip
+        return plan_memory(self._sizes(tokens), self.manifest.model.layers, experts, tokens, self._budget)
 
     def _check_files(self, experts: tuple[str, ...]) -> None:
         """What ``load`` does for the experts it loads, for those that a call asks for later."""

@@ -38,9 +38,15 @@ class Run:
     """A context that holds what one generation needs besides weights, and gives it back however it ends."""
 
     def __init__(
-        self, manifest: Manifest, backend: Backend, storage: Storage, shape: tuple[int, int, int],
-        *, debug: bool, times: list[UnitTime] | None,
-    ) -> None:  # fmt: skip
+        self,
+        manifest: Manifest,
+        backend: Backend,
+        storage: Storage,
+        shape: tuple[int, int, int],
+        *,
+        debug: bool,
+        times: list[UnitTime] | None,
+    ) -> None:
         self._model, self._backend, self._storage, self._shape = manifest.model, backend, storage, shape
         self._device, self._debug, self._times = backend.device, debug, times
         self._layers = manifest.model.layers

@@ -53,9 +53,12 @@ class NonFiniteError(UserError):
             f"The latents of step {step} are not finite.{place}{'.' if place else ''}",
             expected="finite latents",
             got=f"NaN or infinity in the weight {weight}" if weight else None,
-            remedy="debug=True (--debug) names the first bad block" if look else
-            "pack the weights again, from a checkpoint that is whole" if weight else None,
-        )  # fmt: skip
+            remedy="debug=True (--debug) names the first bad block"
+            if look
+            else "pack the weights again, from a checkpoint that is whole"
+            if weight
+            else None,
+        )
         self.step, self.stage, self.block, self.weight = step, stage, block, weight
 
 
@@ -72,10 +75,11 @@ def plan_steps(
     experts, boundary = manifest.model.experts, manifest.sampler.boundary
     at = times(steps, sigma_max)
     return tuple(
-        Step(i, t, following, experts[-1 if boundary is not None and t < boundary else 0],
-             update(t, following, ode=ode))
+        Step(
+            i, t, following, experts[-1 if boundary is not None and t < boundary else 0], update(t, following, ode=ode)
+        )
         for i, (t, following) in enumerate(pairwise(at))
-    )  # fmt: skip
+    )
 
 
 def check_seed(seed: int) -> None:
@@ -119,8 +123,9 @@ class Noise:
         return to_tokens(self._random.standard_normal(self._shape, dtype=np.float32))
 
 
-def sample(forward: Forward, steps: Sequence[Step], seed: int, shape: tuple[int, int, int],
-           after: AfterStep | None = None) -> Array:  # fmt: skip
+def sample(
+    forward: Forward, steps: Sequence[Step], seed: int, shape: tuple[int, int, int], after: AfterStep | None = None
+) -> Array:
     """Clean tokens fp32 [L, 64] for latents of (T, H, W). Raises NonFiniteError with the step that went wrong."""
     with Noise(seed, shape, 1 + sum(step.update.c != 0 for step in steps)) as noise:
         fresh = noise.draw()

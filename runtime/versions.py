@@ -24,9 +24,12 @@ def own_version() -> str:
     try:
         return version(OURS)
     except PackageNotFoundError as error:
-        raise UserError(f"The version of {OURS} is not known, and files must say what made them.",
-                        expected=f"{OURS} installed, or pyproject.toml beside its packages", got="neither",
-                        remedy=f"pip install {OURS}, or copy pyproject.toml too") from error  # fmt: skip
+        raise UserError(
+            f"The version of {OURS} is not known, and files must say what made them.",
+            expected=f"{OURS} installed, or pyproject.toml beside its packages",
+            got="neither",
+            remedy=f"pip install {OURS}, or copy pyproject.toml too",
+        ) from error
 
 
 def installed_versions(packages: Iterable[str]) -> dict[str, str]:

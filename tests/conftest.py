@@ -5,21 +5,12 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-
-@dataclass(frozen=True)
-class Exported:
-    """A finished bundle, the checkpoint it was made from, and what the export said."""
-
-    folder: Path
-    checkpoint: Path
-    titles: list[str]
-    notes: list[str]
+from tests.support.exported import Exported
 
 
 @pytest.fixture(scope="session")
@@ -27,12 +18,11 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
     """wan-tiny's DiT for the RTX 5090 with random weights. Read-only: a test that exports again works on a copy."""
     for module in ("torch", "triton", "onnx", "onnx_graphsurgeon", "tensorrt_rtx"):
         pytest.importorskip(module)
-    from checkpoints import canonical_state_dict, save_safetensors
-
     from exporter.export import export_bundle
     from exporter.models import model_named
     from exporter.progress import SilentProgress
     from exporter.spec import export_spec
+    from tests.support.checkpoints import canonical_state_dict, save_safetensors
 
     folder = tmp_path_factory.mktemp("exported")
     checkpoint = save_safetensors(folder / "checkpoint.safetensors", canonical_state_dict(model_named("wan-tiny")))
@@ -70,6 +60,6 @@ def figures() -> Iterator[dict[str, Any]]:
     found: dict[str, Any] = {}
     yield found
     text = json.dumps(found, indent=2)
-    print("\n" + text)  # noqa: T201
+    print("\n" + text)
     if path := os.environ.get("TURBOTRT_FIGURES"):
         Path(path).write_text(text)

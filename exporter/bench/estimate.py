@@ -161,11 +161,17 @@ def show_estimate(found: dict[str, Any], console: Console) -> None:
     for row in found["kernels"]:
         reached, error = row["efficiency"], row["h200_worst_error"]
         table.add_row(
-            row["op"], " ".join(f"{name}={value}" for name, value in (row["dims"] | row["attributes"]).items()),
-            str(row["count"]), f"{row['traffic_bytes'] / 1e9:.2f}", f"{sum(row['operations'].values()) / 1e12:.2f}",
-            row["bound"], f"{row['limit_ms']:.3f}", "(100%)" if reached is None else f"{reached:.0%}",
-            f"{row['ms']:.3f}", "–" if error is None else f"{error:+.0%}",
-        )  # fmt: skip
+            row["op"],
+            " ".join(f"{name}={value}" for name, value in (row["dims"] | row["attributes"]).items()),
+            str(row["count"]),
+            f"{row['traffic_bytes'] / 1e9:.2f}",
+            f"{sum(row['operations'].values()) / 1e12:.2f}",
+            row["bound"],
+            f"{row['limit_ms']:.3f}",
+            "(100%)" if reached is None else f"{reached:.0%}",
+            f"{row['ms']:.3f}",
+            "–" if error is None else f"{error:+.0%}",
+        )
     console.print(table)
     console.print(
         f"one step's blocks: about {found['step_ms']:.0f} ms (at every limit {found['step_limit_ms']:.0f} ms).\n"

@@ -45,9 +45,14 @@ def show_kernels(rows: list[dict[str, Any]], title: str, console: Console) -> No
         table.add_column(heading, justify="right", no_wrap=True)
     for row in rows:
         table.add_row(
-            row["name"], ", ".join(row["ops"]), " ".join(f"{name}×{n}" for name, n in row["main_mma"].items()),
-            str(row["registers"]), str(row["stack_bytes"]), f"{row['shared_bytes'] / 1024:.1f}",
-            str(row["warps_per_sm"]), f"{row['occupancy']:.0%}",
+            row["name"],
+            ", ".join(row["ops"]),
+            " ".join(f"{name}×{n}" for name, n in row["main_mma"].items()),
+            str(row["registers"]),
+            str(row["stack_bytes"]),
+            f"{row['shared_bytes'] / 1024:.1f}",
+            str(row["warps_per_sm"]),
+            f"{row['occupancy']:.0%}",
             f"{row['main_local']}/{row['loop_local']}/{row['local']}",
-        )  # fmt: skip
+        )
     console.print(table)

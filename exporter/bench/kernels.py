@@ -139,7 +139,13 @@ def show_kernels_bench(found: dict[str, Any], console: Console) -> None:
     for row in sorted(found["kernels"], key=operator.itemgetter("ms"), reverse=True):
         dims = " ".join(f"{name}={value}" for name, value in (row["dims"] | row["attributes"]).items())
         table.add_row(
-            row["op"], dims, str(row["count"]), f"{row['ms']:.3f}", f"{row['tops']:.0f}" if row["tops"] else "–",
-            f"{row['tb_s']:.2f}", row["bound"], f"{row['share']:.0%}",
-        )  # fmt: skip
+            row["op"],
+            dims,
+            str(row["count"]),
+            f"{row['ms']:.3f}",
+            f"{row['tops']:.0f}" if row["tops"] else "–",
+            f"{row['tb_s']:.2f}",
+            row["bound"],
+            f"{row['share']:.0%}",
+        )
     console.print(table)

@@ -22,9 +22,13 @@ def transformers_encoder(spec: TextSpec, device: torch.device) -> Any:
     import transformers
 
     config = transformers.UMT5Config(
-        vocab_size=spec.vocabulary, d_model=spec.dim, d_kv=spec.head_dim, d_ff=spec.ffn_dim, num_layers=spec.layers,
+        vocab_size=spec.vocabulary,
+        d_model=spec.dim,
+        d_kv=spec.head_dim,
+        d_ff=spec.ffn_dim,
+        num_layers=spec.layers,
         num_heads=spec.heads,
-    )  # fmt: skip
+    )
     with torch.device(device):
         torch.manual_seed(0)
         return transformers.UMT5EncoderModel(config).to(torch.bfloat16).eval()

@@ -21,8 +21,12 @@ def staging_folder(folder: Path) -> Iterator[Path]:
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"{folder.parent} cannot be a folder for bundles.", expected="a folder, there or new",
-                        got=error.strerror, remedy="choose another --out") from error  # fmt: skip
+        raise UserError(
+            f"{folder.parent} cannot be a folder for bundles.",
+            expected="a folder, there or new",
+            got=error.strerror,
+            remedy="choose another --out",
+        ) from error
     staging, retired, scratch = (_beside(folder, suffix) for suffix in ("partial", "previous", "scratch"))
     with _turn(folder):
         _restore(folder, staging, retired)

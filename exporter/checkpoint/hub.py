@@ -145,8 +145,11 @@ def _unavailable(repo: str, file: str | None, error: Exception) -> UserError:
 def _require_file(repo: str, wanted: str, files: Sequence[str]) -> None:
     """Raises UserError where a repository has neither a file nor a folder of this name."""
     if not any(name == wanted or name.startswith(f"{wanted}/") for name in files):
-        raise UserError(f"{repo} on Hugging Face has no {wanted}.", expected="a file or a folder of the repository",
-                        got=", ".join(sorted(files)[:20]) or "no files")  # fmt: skip
+        raise UserError(
+            f"{repo} on Hugging Face has no {wanted}.",
+            expected="a file or a folder of the repository",
+            got=", ".join(sorted(files)[:20]) or "no files",
+        )
 
 
 def _refuse_two_variants(repo: str, files: Iterable[str]) -> None:

@@ -35,8 +35,12 @@ def bench_media(
     spec = model_named(model)
     cuda = torch.cuda.is_available()
     if not cuda and spec.name != "wan-tiny":
-        raise UserError(f"{spec.name}'s text encoder and VAE are timed on a GPU.", expected="a CUDA device",
-                        got="none", remedy="run it there, or --model wan-tiny here")  # fmt: skip
+        raise UserError(
+            f"{spec.name}'s text encoder and VAE are timed on a GPU.",
+            expected="a CUDA device",
+            got="none",
+            remedy="run it there, or --model wan-tiny here",
+        )
     if out is not None:
         check_folder(out)
     pixels = dict.fromkeys([(832, 480), spec.size] if spec.name != "wan-tiny" else [spec.size])

@@ -69,9 +69,14 @@ def show_catalogue(console: Console) -> None:
         row = model_row(model)
         count = f"{len(model.experts)} × " if len(model.experts) > 1 else ""
         models.add_row(
-            model.name, row["size"], f"{row['tokens']:,}", f"{row['max_tokens']:,}", str(model.steps),
-            count + gigabytes(row["weights_bytes"]), gigabytes(row["vram_estimate_bytes"]),
-        )  # fmt: skip
+            model.name,
+            row["size"],
+            f"{row['tokens']:,}",
+            f"{row['max_tokens']:,}",
+            str(model.steps),
+            count + gigabytes(row["weights_bytes"]),
+            gigabytes(row["vram_estimate_bytes"]),
+        )
     console.print(models)
     gpus = open_table("GPUs (--gpu)", "on that GPU: with the tensorrt extra; --onnx-only makes the rest anywhere")
     for heading in ("gpu", "product", "SM", "flavour", "VRAM", "engines"):

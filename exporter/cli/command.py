@@ -16,12 +16,21 @@ from typer.core import TyperCommand, TyperGroup
 
 from plugins.errors import UserError
 
-# fmt: off
-EXPORT_EXTRA = frozenset((
-    "torch", "triton", "sageattention", "onnx", "onnx_ir", "onnxscript", "onnx_graphsurgeon", "polygraphy",
-    "matplotlib", "huggingface_hub", "ml_dtypes",
-))
-# fmt: on
+EXPORT_EXTRA = frozenset(
+    (
+        "torch",
+        "triton",
+        "sageattention",
+        "onnx",
+        "onnx_ir",
+        "onnxscript",
+        "onnx_graphsurgeon",
+        "polygraphy",
+        "matplotlib",
+        "huggingface_hub",
+        "ml_dtypes",
+    )
+)
 _DISK = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EROFS))
 EPILOG = "All sizes are in GB = 10⁹ bytes. A mistake of the caller ends with one message and status 2."
 

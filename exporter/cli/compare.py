@@ -66,10 +66,12 @@ VideoOption = Annotated[
 SweepOption = Annotated[
     str | None,
     typer.Option(
-        "--top-k", metavar="SHARES", help="Sweep shares of kept key blocks, such as 0.05,0.1,0.15,0.2: quality against "
-        "time, measured on a GPU, else estimated for the bundle's."
+        "--top-k",
+        metavar="SHARES",
+        help="Sweep shares of kept key blocks, such as 0.05,0.1,0.15,0.2: quality against "
+        "time, measured on a GPU, else estimated for the bundle's.",
     ),
-]  # fmt: skip
+]
 OutOption = Annotated[Path, typer.Option(metavar="DIR", help="Where report.html and the JSON files go.")]
 
 
@@ -112,10 +114,22 @@ def compare(
 
     shares = tuple(parse_topk(text, "--top-k") for text in top_k.split(",")) if top_k else ()
     spec = CompareSpec(
-        bundle, checkpoint, _runners(against), steps=steps, size=parse_size(size), frames=frames, seed=seed, ode=ode,
-        embeds=embeds, condition=condition, block_step=at_step - 1, same_blocks=same_blocks, video=video, sweep=shares,
+        bundle,
+        checkpoint,
+        _runners(against),
+        steps=steps,
+        size=parse_size(size),
+        frames=frames,
+        seed=seed,
+        ode=ode,
+        embeds=embeds,
+        condition=condition,
+        block_step=at_step - 1,
+        same_blocks=same_blocks,
+        video=video,
+        sweep=shares,
         out=out,
-    )  # fmt: skip
+    )
     found = run_comparison(spec, RichProgress())
     if as_json:
         typer.echo(summary(found).decode())

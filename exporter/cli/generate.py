@@ -35,8 +35,11 @@ def generate(
     bundle: BundleOption,
     out: Annotated[
         Path,
-        typer.Option(metavar="FILE", help="NAME.mp4; a name without a suffix for a folder of png frames; "
-                     "NAME.safetensors for latents, fp32 \\[16, T, H, W]. A batch adds numbers to the name."),
+        typer.Option(
+            metavar="FILE",
+            help="NAME.mp4; a name without a suffix for a folder of png frames; "
+            "NAME.safetensors for latents, fp32 \\[16, T, H, W]. A batch adds numbers to the name.",
+        ),
     ],
     prompt: Annotated[str | None, typer.Option(metavar="TEXT", help="What the video shows.")] = None,
     prompts: Annotated[
@@ -44,21 +47,29 @@ def generate(
     ] = None,
     embeds: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="In place of a prompt: a safetensors file whose text_embeds is "
-                     "\\[n ≤ 512, 4096], umT5's output."),
+        typer.Option(
+            metavar="FILE",
+            help="In place of a prompt: a safetensors file whose text_embeds is \\[n ≤ 512, 4096], umT5's output.",
+        ),
     ] = None,
     negative: Annotated[str | None, typer.Option(metavar="TEXT", help="Refused: distilled models take none.")] = None,
     image: Annotated[Path | None, typer.Option(metavar="FILE", help="Image-to-video: the first frame.")] = None,
     image_size: Annotated[
         str,
-        typer.Option(metavar="fixed|adaptive", help="fixed: the image is stretched to --size; adaptive: the video has "
-                     "--size's area at the image's aspect, in steps of 16 pixels."),
+        typer.Option(
+            metavar="fixed|adaptive",
+            help="fixed: the image is stretched to --size; adaptive: the video has "
+            "--size's area at the image's aspect, in steps of 16 pixels.",
+        ),
     ] = _FIXED,
     crop: Annotated[bool, typer.Option("--crop", help="Cut the image to the video's aspect, not stretch it.")] = False,
     condition: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="In place of an image: a safetensors file whose condition is the VAE's "
-                     "latents of \\[image, zeros…], fp32 \\[16, T, H, W]."),
+        typer.Option(
+            metavar="FILE",
+            help="In place of an image: a safetensors file whose condition is the VAE's "
+            "latents of \\[image, zeros…], fp32 \\[16, T, H, W].",
+        ),
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the noise: the same seed, the same noise on every backend.")] = 0,
     steps: StepsOption = None,
@@ -72,7 +83,7 @@ def generate(
     backend: BackendOption = "auto",
     no_verify: NoVerifyOption = False,
     debug: Annotated[bool, typer.Option("--debug", help="Look for NaN after every block: slow.")] = False,
-) -> None:  # fmt: skip
+) -> None:
     """Make a video from a prompt, and an image where the model takes one, with a bundle.
 
     Text encoder, DiT and VAE run one after the other, so that none competes with another for memory. A table at the
@@ -87,8 +98,10 @@ def generate(
       turbotrt generate --bundle engines/wan2.1-1.3b-480p-rtx5090 --prompts prompts.txt --out videos.mp4 --seed 7
     """
     if negative is not None:
-        raise UserError("Distilled models take no negative prompt: they were trained to need no guidance.",
-                        remedy="drop --negative, and say in the prompt what the video shall show")  # fmt: skip
+        raise UserError(
+            "Distilled models take no negative prompt: they were trained to need no guidance.",
+            remedy="drop --negative, and say in the prompt what the video shall show",
+        )
     given = _exactly_one({"--prompt": prompt, "--prompts": prompts, "--embeds": embeds})
     _check_image_options(image, condition, image_size, crop=crop)
     pixels = parse_size(size)
@@ -135,8 +148,11 @@ def _exactly_one(options: dict[str, object]) -> str:
     """The one option that is given."""
     given = [name for name, value in options.items() if value is not None]
     if len(given) != 1:
-        raise UserError("A video is made from one source of text.", expected="one of " + ", ".join(options),
-                        got=", ".join(given) or "none")  # fmt: skip
+        raise UserError(
+            "A video is made from one source of text.",
+            expected="one of " + ", ".join(options),
+            got=", ".join(given) or "none",
+        )
     return given[0]
 
 

@@ -170,8 +170,9 @@ def _show_facts(console: Console, manifest: Manifest, folder: Path) -> None:
 def _show_stages(console: Console, manifest: Manifest) -> None:
     """Of the inputs as many names as there is room for: nearly all are weights or caches, and --json lists them."""
     wide = console.width >= WIDE
-    stages = _table("Stages", "stage", "min/opt/max>", "activations>", "inputs" if wide else "inputs>", "outputs",
-                    wraps="outputs")  # fmt: skip
+    stages = _table(
+        "Stages", "stage", "min/opt/max>", "activations>", "inputs" if wide else "inputs>", "outputs", wraps="outputs"
+    )
     made: tuple[StageFiles | MediaStage, ...] = (*manifest.stages, *manifest.media)
     for stage in made:
         profile = stage.profile
@@ -182,9 +183,12 @@ def _show_stages(console: Console, manifest: Manifest) -> None:
         given = [t.name for t in stage.inputs if "." not in t.name][:4]
         first = f": {', '.join(given)}" + (" …" if len(stage.inputs) > len(given) else "")
         stages.add_row(
-            _title(stage), f"{profile.min}/{profile.opt}/{profile.max}", activation,
-            f"{len(stage.inputs)}{first if wide else ''}", "\n".join(outputs),
-        )  # fmt: skip
+            _title(stage),
+            f"{profile.min}/{profile.opt}/{profile.max}",
+            activation,
+            f"{len(stage.inputs)}{first if wide else ''}",
+            "\n".join(outputs),
+        )
     console.print(stages)
     if without := [stage.name for stage in made if stage.engine is None]:
         console.print(f"stages without an engine (--onnx-only): {', '.join(without)}")

@@ -73,16 +73,21 @@ BundleOption = Annotated[Path, typer.Option("--bundle", metavar="DIR", help="A f
 VramOption = Annotated[
     str | None,
     typer.Option(
-        "--vram", metavar="SIZE",
+        "--vram",
+        metavar="SIZE",
         help="The most device memory to use, such as 12GB or 11.5GiB; weights that do not fit stream. "
         "[dim]\\[default: what is free][/]",
     ),
-]  # fmt: skip
+]
 BackendOption = Annotated[
     str,
-    typer.Option("--backend", metavar="NAME", help="auto is tensorrt, the bundle's engines; torch needs the export "
-                 "extra: compiled plans on CUDA, references on the CPU."),
-]  # fmt: skip
+    typer.Option(
+        "--backend",
+        metavar="NAME",
+        help="auto is tensorrt, the bundle's engines; torch needs the export "
+        "extra: compiled plans on CUDA, references on the CPU.",
+    ),
+]
 SizeOption = Annotated[
     str | None, typer.Option("--size", metavar="WxH", help="Pixels. [dim]\\[default: the model's][/]")
 ]

@@ -53,10 +53,8 @@ class Roster:
         from exporter.compare.machines.onnx_machine import OnnxMachine
 
         return {
-            name: machine
-            for name, machine in self.machines.items()
-            if isinstance(machine, StageMachine | OnnxMachine)
-        }  # fmt: skip
+            name: machine for name, machine in self.machines.items() if isinstance(machine, StageMachine | OnnxMachine)
+        }
 
     def pairs(self) -> list[tuple[str, str]]:
         """(candidate, reference): all against the reference, and against the quantized model if that is another."""
@@ -83,8 +81,11 @@ def open_roster(spec: CompareSpec) -> Roster:
     fresh: Weights | None = CheckpointWeights(readers, model, sampler.linear) if readers else None
     deployed = BundleWeights(spec.bundle, manifest, model) if manifest.weights else fresh
     if deployed is None:
-        raise UserError(f"{spec.bundle} holds no weights.", expected="weights to run",
-                        remedy="give --checkpoint, or pack one into the bundle: turbotrt pack")  # fmt: skip
+        raise UserError(
+            f"{spec.bundle} holds no weights.",
+            expected="weights to run",
+            remedy="give --checkpoint, or pack one into the bundle: turbotrt pack",
+        )
     roster = Roster(
         manifest,
         model,
@@ -101,9 +102,12 @@ def open_roster(spec: CompareSpec) -> Roster:
     _enlist(roster, spec, readers, options, device)
     if len(roster.machines) < 2:
         why = "; ".join(f"{name}: {reason}" for name, reason in roster.left_out.items())
-        raise UserError("There is nothing to compare with.", expected="two runners or more",
-                        got=f"{', '.join(roster.machines) or 'none'}; left out: {why or 'none'}",
-                        remedy="name more of them with --against")  # fmt: skip
+        raise UserError(
+            "There is nothing to compare with.",
+            expected="two runners or more",
+            got=f"{', '.join(roster.machines) or 'none'}; left out: {why or 'none'}",
+            remedy="name more of them with --against",
+        )
     return roster
 
 
@@ -186,8 +190,10 @@ def _follow(roster: Roster) -> None:
     plain = roster.machines.get("fp32")
     leaders = [machine for name, machine in roster.op_machines().items() if name != "fp32"]
     if not isinstance(plain, PlainMachine) or not leaders or roster.manifest.sampler.attention == "sage":
-        raise UserError("--same-blocks has nothing to do.",
-                        expected="fp32, another runner whose ops can be seen, and sparse attention")  # fmt: skip
+        raise UserError(
+            "--same-blocks has nothing to do.",
+            expected="fp32, another runner whose ops can be seen, and sparse attention",
+        )
     leader = roster.machines[leaders[0].name]
     leader.record_selections = True
     roster.machines["fp32"] = plain.following(leader)

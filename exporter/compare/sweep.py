@@ -35,8 +35,11 @@ def check_sweep(roster: Roster, spec: CompareSpec) -> None:
     if spec.sweep and roster.manifest.sampler.attention == "sage":
         raise UserError("Dense attention keeps every key block: --top-k has nothing to sweep.", remedy="drop --top-k")
     if spec.sweep and _swept(roster) is None:
-        raise UserError("--top-k needs a runner whose share can be changed.", expected="plans or quantized",
-                        got=", ".join(roster.machines))  # fmt: skip
+        raise UserError(
+            "--top-k needs a runner whose share can be changed.",
+            expected="plans or quantized",
+            got=", ".join(roster.machines),
+        )
 
 
 def sweep(roster: Roster, spec: CompareSpec, progress: Progress) -> Sweep:

@@ -28,8 +28,10 @@ def why_no_video(spec: CompareSpec, roster: Roster) -> str | None:
         return "was not asked for (--no-video)"
     if "vae" not in roster.manifest.media_weights:
         if spec.video:
-            raise UserError("--video needs the VAE, and the bundle holds no weights of one.",
-                            remedy="export again with --vae PATH_OR_HF_ID")  # fmt: skip
+            raise UserError(
+                "--video needs the VAE, and the bundle holds no weights of one.",
+                remedy="export again with --vae PATH_OR_HF_ID",
+            )
         return "needs the VAE, and the bundle holds no weights of one (turbotrt export --vae PATH_OR_HF_ID)"
     if spec.video or torch.cuda.is_available():
         return None

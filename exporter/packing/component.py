@@ -87,8 +87,11 @@ def _renamed(stored: Iterable[str], rename: Callable[[str], str]) -> dict[str, s
     for theirs in stored:
         name = rename(theirs)
         if name in found and {theirs, found[name]} != _TIED:
-            raise UserError(f"The checkpoint holds {name} twice.", got=f"{found[name]} and {theirs}",
-                            remedy="keep one of the two sets of weights")  # fmt: skip
+            raise UserError(
+                f"The checkpoint holds {name} twice.",
+                got=f"{found[name]} and {theirs}",
+                remedy="keep one of the two sets of weights",
+            )
         found[name] = theirs
     return found
 

@@ -65,8 +65,10 @@ def sources(name: str) -> tuple[str, ...]:
         return (name,)
     _, layer, rest = name.split(".", 2)
     module, _, leaf = rest.rpartition(".")
-    return tuple(f"blocks.{layer}.{part}.{leaf}" if part else f"blocks.{layer}.{leaf}"
-                 for part in BLOCK_LINEARS.get(module, (module,)))  # fmt: skip
+    return tuple(
+        f"blocks.{layer}.{part}.{leaf}" if part else f"blocks.{layer}.{leaf}"
+        for part in BLOCK_LINEARS.get(module, (module,))
+    )
 
 
 class Bands(Protocol):

@@ -104,9 +104,24 @@ def _quantized(y, amax):
 
 @gluon.jit
 def _consume(
-    GROUP: gl.constexpr, x_scale, weight_scale, bias, gate, residual, y, y_scale, a_ring, b_ring, full, empty, M,
-    N: gl.constexpr, K: gl.constexpr, EPILOGUE: gl.constexpr, GROUP_M: gl.constexpr,
-):  # fmt: skip
+    GROUP: gl.constexpr,
+    x_scale,
+    weight_scale,
+    bias,
+    gate,
+    residual,
+    y,
+    y_scale,
+    a_ring,
+    b_ring,
+    full,
+    empty,
+    M,
+    N: gl.constexpr,
+    K: gl.constexpr,
+    EPILOGUE: gl.constexpr,
+    GROUP_M: gl.constexpr,
+):
     """Rows 128·GROUP… of every tile, then the epilogue."""
     STAGES: gl.constexpr = full.shape[0]
     K_BLOCKS: gl.constexpr = (K + 127) // 128
@@ -160,9 +175,22 @@ def _consume(
 
 @gluon.jit
 def block_int8_gemm_hopper(
-    x_ptr, x_scale_ptr, weight_ptr, weight_scale_ptr, bias_ptr, gate_ptr, residual_ptr, y_ptr, y_scale_ptr, M,
-    N: gl.constexpr, K: gl.constexpr, EPILOGUE: gl.constexpr, GROUP_M: gl.constexpr, STAGES: gl.constexpr,
-):  # fmt: skip
+    x_ptr,
+    x_scale_ptr,
+    weight_ptr,
+    weight_scale_ptr,
+    bias_ptr,
+    gate_ptr,
+    residual_ptr,
+    y_ptr,
+    y_scale_ptr,
+    M,
+    N: gl.constexpr,
+    K: gl.constexpr,
+    EPILOGUE: gl.constexpr,
+    GROUP_M: gl.constexpr,
+    STAGES: gl.constexpr,
+):
     """y by 256×128 tiles; EPILOGUE is "bias", "gelu" or "residual". Any number of programs, one an SM is best."""
     TILE: gl.constexpr = gl.NVMMASharedLayout(128, 8, 2)
     a_ring = gl.allocate_shared_memory(gl.int8, [STAGES, 256, 128], TILE)
@@ -175,12 +203,52 @@ def block_int8_gemm_hopper(
     # Two consumers, then the producer; Triton's compiler reads no starred arguments.
     gl.warp_specialize(
         [
-            (_consume, (0, x_scale_ptr, weight_scale_ptr, bias_ptr, gate_ptr, residual_ptr, y_ptr, y_scale_ptr,
-                        a_ring, b_ring, full, empty, M, N, K, EPILOGUE, GROUP_M)),
-            (_consume, (1, x_scale_ptr, weight_scale_ptr, bias_ptr, gate_ptr, residual_ptr, y_ptr, y_scale_ptr,
-                        a_ring, b_ring, full, empty, M, N, K, EPILOGUE, GROUP_M)),
+            (
+                _consume,
+                (
+                    0,
+                    x_scale_ptr,
+                    weight_scale_ptr,
+                    bias_ptr,
+                    gate_ptr,
+                    residual_ptr,
+                    y_ptr,
+                    y_scale_ptr,
+                    a_ring,
+                    b_ring,
+                    full,
+                    empty,
+                    M,
+                    N,
+                    K,
+                    EPILOGUE,
+                    GROUP_M,
+                ),
+            ),
+            (
+                _consume,
+                (
+                    1,
+                    x_scale_ptr,
+                    weight_scale_ptr,
+                    bias_ptr,
+                    gate_ptr,
+                    residual_ptr,
+                    y_ptr,
+                    y_scale_ptr,
+                    a_ring,
+                    b_ring,
+                    full,
+                    empty,
+                    M,
+                    N,
+                    K,
+                    EPILOGUE,
+                    GROUP_M,
+                ),
+            ),
             (_produce, (x_ptr, weight_ptr, a_ring, b_ring, full, empty, M, N, K, GROUP_M)),
         ],
         [4, 1],
         [232, 40],
-    )  # fmt: skip
+    )

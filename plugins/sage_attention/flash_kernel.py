@@ -40,9 +40,18 @@ def load_full(x, block, head, BLOCK: tl.constexpr, STRIDE: tl.constexpr, OFFSET:
 
 @triton.jit
 def score_block(
-    q, k, k_scale, q_scale, head, block, nk, S,
-    D: tl.constexpr, PV: tl.constexpr, SHORT: tl.constexpr,
-):  # fmt: skip
+    q,
+    k,
+    k_scale,
+    q_scale,
+    head,
+    block,
+    nk,
+    S,
+    D: tl.constexpr,
+    PV: tl.constexpr,
+    SHORT: tl.constexpr,
+):
     """(q·kᵀ before scaling, its scale for exp2) of one key block: int32 or fp32 [128,64]; keys past S are lowest."""
     real = (block * BLOCK_K + tl.arange(0, BLOCK_K) < S)[None, :]
     if PV == "bf16":
@@ -87,9 +96,19 @@ def fragments(p, PV: tl.constexpr):
 
 @triton.jit
 def value_block(
-    p, acc, v, head, block, nk, S,
-    D: tl.constexpr, E: tl.constexpr, PV: tl.constexpr, SUMS: tl.constexpr, SHORT: tl.constexpr,
-):  # fmt: skip
+    p,
+    acc,
+    v,
+    head,
+    block,
+    nk,
+    S,
+    D: tl.constexpr,
+    E: tl.constexpr,
+    PV: tl.constexpr,
+    SUMS: tl.constexpr,
+    SHORT: tl.constexpr,
+):
     """acc + p·v of one key block, [128,128] in SUMS; without acc, p·v."""
     # No early returns: Triton refuses them in an inlined function.
     sums: tl.constexpr = tl.float16 if SUMS == "fp16" else tl.float32
@@ -115,10 +134,27 @@ def row_maximum(s, scale, PV: tl.constexpr):
 
 @triton.jit
 def attend(
-    q, k, v, k_scale, q_scale, acc, total, best, head, block, second, nk, S, BLOCKS: tl.constexpr,
-    D: tl.constexpr, E: tl.constexpr, PV: tl.constexpr, SUMS: tl.constexpr, P_SHIFT: tl.constexpr,
+    q,
+    k,
+    v,
+    k_scale,
+    q_scale,
+    acc,
+    total,
+    best,
+    head,
+    block,
+    second,
+    nk,
+    S,
+    BLOCKS: tl.constexpr,
+    D: tl.constexpr,
+    E: tl.constexpr,
+    PV: tl.constexpr,
+    SUMS: tl.constexpr,
+    P_SHIFT: tl.constexpr,
     SHORT: tl.constexpr,
-):  # fmt: skip
+):
     """One step of online softmax (FlashAttention-2, algorithm 1) over one or two blocks; ``best`` is in exp2 units."""
     s, scale = score_block(q, k, k_scale, q_scale, head, block, nk, S, D, PV, SHORT)
     new_best = tl.maximum(best, row_maximum(s, scale, PV))
@@ -194,10 +230,29 @@ def store_output(o, o_scale, acc, q_block, head, L, D: tl.constexpr, QUANTIZE: t
 
 @triton.jit
 def flash_attention(
-    q, k, v, o, o_scale, k_scale, v_scale, lut, kv_proj, z, bias, L, S, kept, D: tl.constexpr, E: tl.constexpr,
-    PV: tl.constexpr, SUMS: tl.constexpr, P_SHIFT: tl.constexpr, BLOCKS: tl.constexpr,
-    SPARSE: tl.constexpr, QUANTIZE: tl.constexpr,
-):  # fmt: skip
+    q,
+    k,
+    v,
+    o,
+    o_scale,
+    k_scale,
+    v_scale,
+    lut,
+    kv_proj,
+    z,
+    bias,
+    L,
+    S,
+    kept,
+    D: tl.constexpr,
+    E: tl.constexpr,
+    PV: tl.constexpr,
+    SUMS: tl.constexpr,
+    P_SHIFT: tl.constexpr,
+    BLOCKS: tl.constexpr,
+    SPARSE: tl.constexpr,
+    QUANTIZE: tl.constexpr,
+):
     """Attention of one block of 128 queries of one head. Grid (⌈L/128⌉, H): a head's programs run together, its k and
     v stay in L2.
 
@@ -230,16 +285,52 @@ def flash_attention(
         block = tl.load(lut + i * BLOCKS) if SPARSE else scalar(i * BLOCKS)
         second = tl.load(lut + i * BLOCKS + BLOCKS - 1) if SPARSE else scalar(i * BLOCKS + BLOCKS - 1)
         acc, total, best = attend(
-            queries, k, v, k_scale, q_scale, acc, total, best, head, block, second, nk, S, BLOCKS,
-            D, E, PV, SUMS, P_SHIFT, False,
-        )  # fmt: skip
+            queries,
+            k,
+            v,
+            k_scale,
+            q_scale,
+            acc,
+            total,
+            best,
+            head,
+            block,
+            second,
+            nk,
+            S,
+            BLOCKS,
+            D,
+            E,
+            PV,
+            SUMS,
+            P_SHIFT,
+            False,
+        )
     # What is left, an odd block and the short last one: a second loop keeps masks out of the first.
     for i in tl.range(steps * BLOCKS, count, num_stages=1):
         block = tl.load(lut + i) if SPARSE else scalar(i)
         acc, total, best = attend(
-            queries, k, v, k_scale, q_scale, acc, total, best, head, block, block, nk, S, 1,
-            D, E, PV, SUMS, P_SHIFT, True,
-        )  # fmt: skip
+            queries,
+            k,
+            v,
+            k_scale,
+            q_scale,
+            acc,
+            total,
+            best,
+            head,
+            block,
+            block,
+            nk,
+            S,
+            1,
+            D,
+            E,
+            PV,
+            SUMS,
+            P_SHIFT,
+            True,
+        )
     acc = acc * (1.0 / total)[:, None]
     if PV != "bf16":
         acc = acc * tl.load(v_scale + head * HEAD + tl.arange(0, HEAD))[None, :]

@@ -80,9 +80,21 @@ def kv_pass(k, v, pool, ksum, vmax, kv, z, S, D: tl.constexpr, E: tl.constexpr, 
 
 @triton.jit
 def kv_reduce(
-    ksum, vmax, kv, z, weight, kmean, vscale, kv_proj, z_total, S, splits,
-    V_MAX: tl.constexpr, ROWS: tl.constexpr, LINEAR: tl.constexpr,
-):  # fmt: skip
+    ksum,
+    vmax,
+    kv,
+    z,
+    weight,
+    kmean,
+    vscale,
+    kv_proj,
+    z_total,
+    S,
+    splits,
+    V_MAX: tl.constexpr,
+    ROWS: tl.constexpr,
+    LINEAR: tl.constexpr,
+):
     """Add the splits, ROWS of the 128 channels a program. Grid (128/ROWS, H).
 
     kmean, z_total, vscale = max|v| / V_MAX fp32 [H,128]; kv_proj = KV·weightᵀ bf16 [H,128,128] (proj_l in KV).
@@ -111,9 +123,19 @@ def kv_reduce(
 
 @triton.jit
 def kv_quantize(
-    k, v, kmean, vscale, kq, kscale, vq, S,
-    D: tl.constexpr, E: tl.constexpr, PV: tl.constexpr, V_MAX: tl.constexpr,
-):  # fmt: skip
+    k,
+    v,
+    kmean,
+    vscale,
+    kq,
+    kscale,
+    vq,
+    S,
+    D: tl.constexpr,
+    E: tl.constexpr,
+    PV: tl.constexpr,
+    V_MAX: tl.constexpr,
+):
     """k − kmean to int8 with a scale per block, v to PV within ±V_MAX with a scale per channel. Grid (nk, H)."""
     block, head = tl.program_id(0), tl.program_id(1)
     c = tl.arange(0, HEAD)

@@ -25,9 +25,24 @@ NEVER = gl.constexpr(-(1 << 21))  # below any int32 score (128 products of ±127
 
 @gluon.jit
 def _produce(
-    lut, kq, k_scale, vq, kv_proj, k_ring, v_ring, scale_ring, proj, full, empty, proj_full, proj_empty, nq, nk, kept,
+    lut,
+    kq,
+    k_scale,
+    vq,
+    kv_proj,
+    k_ring,
+    v_ring,
+    scale_ring,
+    proj,
+    full,
+    empty,
+    proj_full,
+    proj_empty,
+    nq,
+    nk,
+    kept,
     H: gl.constexpr,
-):  # fmt: skip
+):
     """Keep the ring full of pairs of kept blocks with their k scales; a tile's kv_proj follows its last pair."""
     STAGES: gl.constexpr = full.shape[0]
     both = gl.arange(0, 2, gl.BlockedLayout([1], [32], [1], [0]))
@@ -109,9 +124,19 @@ def _scores(q, k_ring, full, step, STAGES: gl.constexpr, LAYOUT: gl.constexpr):
 
 @gluon.jit
 def _softmax(
-    s, s2, scale_ring, stage, q_scale, total, best, limit, limit2,
-    S_LAYOUT: gl.constexpr, O_LAYOUT: gl.constexpr, MASKED: gl.constexpr,
-):  # fmt: skip
+    s,
+    s2,
+    scale_ring,
+    stage,
+    q_scale,
+    total,
+    best,
+    limit,
+    limit2,
+    S_LAYOUT: gl.constexpr,
+    O_LAYOUT: gl.constexpr,
+    MASKED: gl.constexpr,
+):
     """One step of online softmax: FP8 operands of p·v, then alpha, total, best; MASKED: ``limit`` keys of a block."""
     scale, scale2 = q_scale * _scale(scale_ring, stage, 0), q_scale * _scale(scale_ring, stage, 1)
     keys = gl.arange(0, 64, gl.SliceLayout(0, S_LAYOUT))
@@ -160,9 +185,23 @@ def _features(x, z, LAYOUT: gl.constexpr):
 
 @gluon.jit
 def _add_linear_branch(
-    acc, total, q, v_scale, z, bias, proj, proj_full, proj_empty, first, head, tiles, L,
-    D: gl.constexpr, O_LAYOUT: gl.constexpr, B_LAYOUT: gl.constexpr,
-):  # fmt: skip
+    acc,
+    total,
+    q,
+    v_scale,
+    z,
+    bias,
+    proj,
+    proj_full,
+    proj_empty,
+    first,
+    head,
+    tiles,
+    L,
+    D: gl.constexpr,
+    O_LAYOUT: gl.constexpr,
+    B_LAYOUT: gl.constexpr,
+):
     """acc/total·v_scale + φ(q)·KV_proj / (1e-5 + φ(q)·z) + bias of the group's 64 queries, once kv_proj is there."""
     columns = gl.arange(0, 128, gl.SliceLayout(0, O_LAYOUT))
     inverse = gl.convert_layout(1.0 / total, gl.SliceLayout(1, O_LAYOUT))[:, None]
@@ -188,9 +227,21 @@ def _larger_maximum(mine, maxima, met, tiles, GROUP: gl.constexpr, ROW: gl.const
 
 @gluon.jit
 def _store_tile(
-    o, o_scale, acc, maxima, met, first, tile, tiles, L, nq,
-    GROUP: gl.constexpr, H: gl.constexpr, B_LAYOUT: gl.constexpr, QUANTIZE: gl.constexpr,
-):  # fmt: skip
+    o,
+    o_scale,
+    acc,
+    maxima,
+    met,
+    first,
+    tile,
+    tiles,
+    L,
+    nq,
+    GROUP: gl.constexpr,
+    H: gl.constexpr,
+    B_LAYOUT: gl.constexpr,
+    QUANTIZE: gl.constexpr,
+):
     """The group's 64 rows to o: bf16, or with QUANTIZE int8 under the scale of both groups' 128."""
     ROW: gl.constexpr = gl.SliceLayout(1, B_LAYOUT)
     D: gl.constexpr = H * 128
@@ -211,9 +262,32 @@ def _store_tile(
 
 @gluon.jit
 def _consume(
-    GROUP: gl.constexpr, q, o, o_scale, v_scale, lut, z, bias, k_ring, v_ring, scale_ring, proj, maxima,
-    full, empty, proj_full, proj_empty, turn, met, L, nq, nk, kept, H: gl.constexpr, QUANTIZE: gl.constexpr,
-):  # fmt: skip
+    GROUP: gl.constexpr,
+    q,
+    o,
+    o_scale,
+    v_scale,
+    lut,
+    z,
+    bias,
+    k_ring,
+    v_ring,
+    scale_ring,
+    proj,
+    maxima,
+    full,
+    empty,
+    proj_full,
+    proj_empty,
+    turn,
+    met,
+    L,
+    nq,
+    nk,
+    kept,
+    H: gl.constexpr,
+    QUANTIZE: gl.constexpr,
+):
     """Queries 64·GROUP… of every tile of 128."""
     STAGES: gl.constexpr = full.shape[0]
     D: gl.constexpr = H * 128
@@ -272,9 +346,25 @@ def _consume(
 
 @gluon.jit
 def sage_sla_hopper(
-    q, o, o_scale, kq, k_scale, vq, v_scale, lut, kv_proj, z, bias, L, nq, nk, kept,
-    H: gl.constexpr, STAGES: gl.constexpr, QUANTIZE: gl.constexpr,
-):  # fmt: skip
+    q,
+    o,
+    o_scale,
+    kq,
+    k_scale,
+    vq,
+    v_scale,
+    lut,
+    kv_proj,
+    z,
+    bias,
+    L,
+    nq,
+    nk,
+    kept,
+    H: gl.constexpr,
+    STAGES: gl.constexpr,
+    QUANTIZE: gl.constexpr,
+):
     """Tensors as flash_attention's with SPARSE and PV = "fp8". Any number of programs, one an SM is best."""
     k_ring = gl.allocate_shared_memory(gl.int8, [2 * STAGES, 64, 128], gl.NVMMASharedLayout(128, 8, 2))
     v_ring = gl.allocate_shared_memory(gl.float8e4nv, [2 * STAGES, 128, 64], gl.NVMMASharedLayout(64, 8, 2))
@@ -298,13 +388,89 @@ def sage_sla_hopper(
     # Two consumers, then the producer; Triton's compiler reads no starred arguments.
     gl.warp_specialize(
         [
-            (_consume, (0, q, o, o_scale, v_scale, lut, z, bias, k_ring, v_ring, scale_ring, proj, maxima,
-                        full, empty, proj_full, proj_empty, turn, met, L, nq, nk, kept, H, QUANTIZE)),
-            (_consume, (1, q, o, o_scale, v_scale, lut, z, bias, k_ring, v_ring, scale_ring, proj, maxima,
-                        full, empty, proj_full, proj_empty, turn, met, L, nq, nk, kept, H, QUANTIZE)),
-            (_produce, (lut, kq, k_scale, vq, kv_proj, k_ring, v_ring, scale_ring, proj, full, empty,
-                        proj_full, proj_empty, nq, nk, kept, H)),
+            (
+                _consume,
+                (
+                    0,
+                    q,
+                    o,
+                    o_scale,
+                    v_scale,
+                    lut,
+                    z,
+                    bias,
+                    k_ring,
+                    v_ring,
+                    scale_ring,
+                    proj,
+                    maxima,
+                    full,
+                    empty,
+                    proj_full,
+                    proj_empty,
+                    turn,
+                    met,
+                    L,
+                    nq,
+                    nk,
+                    kept,
+                    H,
+                    QUANTIZE,
+                ),
+            ),
+            (
+                _consume,
+                (
+                    1,
+                    q,
+                    o,
+                    o_scale,
+                    v_scale,
+                    lut,
+                    z,
+                    bias,
+                    k_ring,
+                    v_ring,
+                    scale_ring,
+                    proj,
+                    maxima,
+                    full,
+                    empty,
+                    proj_full,
+                    proj_empty,
+                    turn,
+                    met,
+                    L,
+                    nq,
+                    nk,
+                    kept,
+                    H,
+                    QUANTIZE,
+                ),
+            ),
+            (
+                _produce,
+                (
+                    lut,
+                    kq,
+                    k_scale,
+                    vq,
+                    kv_proj,
+                    k_ring,
+                    v_ring,
+                    scale_ring,
+                    proj,
+                    full,
+                    empty,
+                    proj_full,
+                    proj_empty,
+                    nq,
+                    nk,
+                    kept,
+                    H,
+                ),
+            ),
         ],
         [4, 1],
         [232, 40],
-    )  # fmt: skip
+    )

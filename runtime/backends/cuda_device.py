@@ -24,8 +24,11 @@ def checked(result: tuple[Any, ...]) -> Any:
     """The values of a driver call, without its status. Raises UserError where there is no room, else RuntimeError."""
     status, *values = result
     if int(status) == 2:  # CUDA_ERROR_OUT_OF_MEMORY
-        raise UserError("The GPU or the host has not that much memory free.", got="CUDA_ERROR_OUT_OF_MEMORY",
-                        remedy="a smaller --vram, or end what else uses the GPU")  # fmt: skip
+        raise UserError(
+            "The GPU or the host has not that much memory free.",
+            got="CUDA_ERROR_OUT_OF_MEMORY",
+            remedy="a smaller --vram, or end what else uses the GPU",
+        )
     if int(status) != 0:
         raise RuntimeError(f"the CUDA driver answered {status!r}")
     return values[0] if len(values) == 1 else tuple(values)

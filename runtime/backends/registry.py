@@ -20,15 +20,22 @@ def backend_kind(choice: str | BackendKind) -> BackendKind:
         return TENSORRT
     found = {point.name: point for point in entry_points(group=GROUP)}
     if choice not in found:
-        raise UserError(f"There is no backend named {choice!r} here.",
-                        expected=", ".join(["auto", "tensorrt", *sorted(found)]), got=choice,
-                        remedy="pip install 'turbotrt[export]' brings torch")  # fmt: skip
+        raise UserError(
+            f"There is no backend named {choice!r} here.",
+            expected=", ".join(["auto", "tensorrt", *sorted(found)]),
+            got=choice,
+            remedy="pip install 'turbotrt[export]' brings torch",
+        )
     try:
         kind = found[choice].load()
     except ModuleNotFoundError as error:
-        raise UserError(f"Backend {choice!r} needs {error.name}, which is not installed.",
-                        remedy="pip install 'turbotrt[export]'") from error  # fmt: skip
+        raise UserError(
+            f"Backend {choice!r} needs {error.name}, which is not installed.", remedy="pip install 'turbotrt[export]'"
+        ) from error
     if not isinstance(kind, BackendKind):
-        raise UserError(f"The entry point of backend {choice!r} is not a backend.", expected="a BackendKind",
-                        got=type(kind).__name__)  # fmt: skip
+        raise UserError(
+            f"The entry point of backend {choice!r} is not a backend.",
+            expected="a BackendKind",
+            got=type(kind).__name__,
+        )
     return kind

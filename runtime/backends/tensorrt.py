@@ -106,8 +106,11 @@ def planned_media_bytes(manifest: Manifest, stage: str, sizes: Sizes) -> int:
 
 def _builders_figure(found: int | None) -> int:
     if found is None:
-        raise UserError("The bundle holds no figure for its engines' memory.", expected="a bundle with engines",
-                        remedy="--backend torch plans without engines")  # fmt: skip
+        raise UserError(
+            "The bundle holds no figure for its engines' memory.",
+            expected="a bundle with engines",
+            remedy="--backend torch plans without engines",
+        )
     return found
 
 

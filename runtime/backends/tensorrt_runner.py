@@ -74,8 +74,10 @@ class TensorrtRunner:
         if name not in self._engines:
             stage = media_stage(self._manifest, name)
             if stage.engine is None:
-                raise UserError(f"The bundle has no engine of {name}: it was exported with --onnx-only.",
-                                remedy="export without it, or run with --backend torch")  # fmt: skip
+                raise UserError(
+                    f"The bundle has no engine of {name}: it was exported with --onnx-only.",
+                    remedy="export without it, or run with --backend torch",
+                )
             path = self._folder / stage.engine
             cache = path.with_suffix(".jitcache") if self._manifest.gpu.flavour == "tensorrt_rtx" else None
             self._engines[name] = Engine(self._trt, self._runtime, self._log, path, stage, cache)

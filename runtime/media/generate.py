@@ -75,8 +75,10 @@ class VideoMaker:
         """Raise UserError before anything is loaded, where the model and what it is given do not fit, or the image."""
         name, takes_none = self.manifest.model.name, self.manifest.model.in_channels == LATENT_CHANNELS
         if takes_none and (image is not None or condition):
-            raise UserError(f"{name} makes video from text alone: it takes no image.",
-                            remedy="leave it out, or use a bundle of an image-to-video model")  # fmt: skip
+            raise UserError(
+                f"{name} makes video from text alone: it takes no image.",
+                remedy="leave it out, or use a bundle of an image-to-video model",
+            )
         if not takes_none and image is None and not condition:
             raise UserError(f"{name} makes video from an image, and there is none.", remedy="give --image FILE")
         if image is not None:
@@ -93,8 +95,11 @@ class VideoMaker:
         if not videos and not image:
             return
         if "vae" not in self.manifest.media_weights:
-            raise UserError("The bundle has no VAE's weights.", expected="weights for videos and for images",
-                            remedy="export again with --vae PATH_OR_HF_ID; latents go to NAME.safetensors")  # fmt: skip
+            raise UserError(
+                "The bundle has no VAE's weights.",
+                expected="weights for videos and for images",
+                remedy="export again with --vae PATH_OR_HF_ID; latents go to NAME.safetensors",
+            )
         for name in (["decode_next"] if videos else []) + (["encode_next"] if image else []):
             media_stage(self.manifest, name)
 
@@ -148,8 +153,10 @@ class VideoMaker:
 
     def _tokens(self, prompt: str) -> list[int]:
         if self.manifest.tokenizer is None or "text" not in self.manifest.media_weights:
-            raise UserError("The bundle cannot read prompts: it has no text encoder's weights or no tokenizer.",
-                            remedy="export again with --text-encoder PATH_OR_HF_ID, or give --embeds")  # fmt: skip
+            raise UserError(
+                "The bundle cannot read prompts: it has no text encoder's weights or no tokenizer.",
+                remedy="export again with --text-encoder PATH_OR_HF_ID, or give --embeds",
+            )
         if self._tokenizer is None:
             self._tokenizer = PromptTokenizer(self.folder / self.manifest.tokenizer)
         return self._tokenizer(prompt)
@@ -256,8 +263,10 @@ class VideoMaker:
         name = self.manifest.media_weights.get(component)
         if name is None:
             option = "--vae" if component == "vae" else "--text-encoder"
-            raise UserError(f"The bundle has no weights of the component {component}.",
-                            remedy=f"export again with {option} PATH_OR_HF_ID")  # fmt: skip
+            raise UserError(
+                f"The bundle has no weights of the component {component}.",
+                remedy=f"export again with {option} PATH_OR_HF_ID",
+            )
         if self._kind.open_media is None:
             raise UserError(f"The backend {self._kind.name} runs the DiT alone.", remedy="use another --backend")
         files = [name, *(str(s.engine) for s in self.manifest.media if s.component == component and s.engine)]

@@ -91,8 +91,11 @@ class WeightsFile:
         """One tensor; bfloat16, which numpy lacks, comes as its bits in uint16. Raises UserError if there is none."""
         found = self.tensors.get(name)
         if found is None or found.dtype not in _NUMPY:
-            raise UserError(f"{self.path} has no tensor {name!r} of a readable dtype.", expected=", ".join(_NUMPY),
-                            got=found.dtype if found else ", ".join(list(self.tensors)[:5]) or "none")  # fmt: skip
+            raise UserError(
+                f"{self.path} has no tensor {name!r} of a readable dtype.",
+                expected=", ".join(_NUMPY),
+                got=found.dtype if found else ", ".join(list(self.tensors)[:5]) or "none",
+            )
         out = np.empty(found.shape, _NUMPY[found.dtype])
         self._read(found.start, out.reshape(-1).view(np.uint8))
         return out

@@ -56,10 +56,19 @@ class Staging:
         where = self._layouts[stage]
         starts = range(0, where.nbytes, self._chunk)
         return [
-            Piece(self._files[expert], prefix, where, memory, at, min(self._chunk, where.nbytes - at),
-                  at == 0, at + self._chunk >= where.nbytes, owner)
+            Piece(
+                self._files[expert],
+                prefix,
+                where,
+                memory,
+                at,
+                min(self._chunk, where.nbytes - at),
+                at == 0,
+                at + self._chunk >= where.nbytes,
+                owner,
+            )
             for at in starts
-        ]  # fmt: skip
+        ]
 
     def pour(self, pieces: Iterable[Piece], before: Callable[[Piece], bool], after: Callable[[Piece], None]) -> None:
         """Read and copy all pieces. ``before`` may hold a piece back or end it all; ``after`` hears each enqueued."""
@@ -97,9 +106,13 @@ class Staging:
         piece.file.fill(piece.prefix, piece.where, piece.offset, buffer.array[: piece.count])
 
     def _enqueue(
-        self, piece: Piece, index: int, reading: Future[None],
-        before: Callable[[Piece], bool], after: Callable[[Piece], None],
-    ) -> bool:  # fmt: skip
+        self,
+        piece: Piece,
+        index: int,
+        reading: Future[None],
+        before: Callable[[Piece], bool],
+        after: Callable[[Piece], None],
+    ) -> bool:
         reading.result()
         if not before(piece):
             return False

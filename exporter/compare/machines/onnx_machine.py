@@ -46,8 +46,16 @@ class _Gemm(OpRun):  # type: ignore[misc]
 
     op_domain = ""
 
-    def _run(self, a: Array, b: Array, c: Array | None = None, alpha: float = 1.0, beta: float = 1.0,
-             transA: int = 0, transB: int = 0) -> tuple[Array]:  # fmt: skip
+    def _run(
+        self,
+        a: Array,
+        b: Array,
+        c: Array | None = None,
+        alpha: float = 1.0,
+        beta: float = 1.0,
+        transA: int = 0,
+        transB: int = 0,
+    ) -> tuple[Array]:
         x, y = to_torch(a), to_torch(b)
         out = alpha * ((x.T if transA else x) @ (y.T if transB else y))
         return (to_numpy(out if c is None else out + beta * to_torch(c)),)

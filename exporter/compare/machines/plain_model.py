@@ -64,9 +64,15 @@ def embed(
 
 
 def block(
-    load: Load, x: Tensor, context: Tensor, e0: Tensor, cos: Tensor, sin: Tensor, attention: PlainAttention,
+    load: Load,
+    x: Tensor,
+    context: Tensor,
+    e0: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    attention: PlainAttention,
     kept: Tensor | None = None,
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """One transformer block, fp32 [L, D]. ``kept`` (int [H, nq, K]) replaces the selection of key blocks."""
     shift1, scale1, gate1, shift2, scale2, gate2 = load("modulation")[0] + e0
 

@@ -54,8 +54,16 @@ def _bounds(axes: Any, bounds: Sequence[float]) -> None:
     """Dotted lines, with their values at the right; every other one further out, as they may be near each other."""
     for index, bound in enumerate(sorted(set(bounds))):
         axes.axhline(bound, color=BOUND, linewidth=0.9, linestyle=":")
-        axes.annotate(f"{bound:g}", (1, bound), xycoords=("axes fraction", "data"), xytext=(3 + 20 * (index % 2), 0),
-                      textcoords="offset points", va="center", fontsize=7, color=BOUND)  # fmt: skip
+        axes.annotate(
+            f"{bound:g}",
+            (1, bound),
+            xycoords=("axes fraction", "data"),
+            xytext=(3 + 20 * (index % 2), 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=7,
+            color=BOUND,
+        )
 
 
 def _drawn(value: float) -> float:
@@ -71,8 +79,16 @@ def lines(series: Mapping[str, Sequence[float]], ticks: Sequence[str], bounds: S
             style = "--" if name.endswith("own latents") else "-"
             # Equal series lie on one another: the first ones are wider.
             width, size = (3.6, 6.5) if index == 0 else (1.5, 3.5)
-            axes.plot(range(len(drawn)), drawn, style, marker="o", markersize=size, linewidth=width,
-                      color=COLOURS[index % len(COLOURS)], label=name)  # fmt: skip
+            axes.plot(
+                range(len(drawn)),
+                drawn,
+                style,
+                marker="o",
+                markersize=size,
+                linewidth=width,
+                color=COLOURS[index % len(COLOURS)],
+                label=name,
+            )
         _bounds(axes, bounds)
         axes.set_yscale("log")
         shown = range(0, len(ticks), max(1, len(ticks) // 20))
@@ -211,8 +227,13 @@ def frame_lines(series: Mapping[str, Sequence[Mapping[str, float]]], bounds: Seq
             for index, (name, frames) in enumerate(series.items()):
                 values = [min(frame[metric], CEILING) for frame in frames]
                 width = 3.6 if index == 0 else 1.5  # equal series lie on one another
-                axes.plot(range(len(values)), values, linewidth=width, color=COLOURS[index % len(COLOURS)],
-                          label=name if metric == "psnr_db" else None)  # fmt: skip
+                axes.plot(
+                    range(len(values)),
+                    values,
+                    linewidth=width,
+                    color=COLOURS[index % len(COLOURS)],
+                    label=name if metric == "psnr_db" else None,
+                )
             axes.set_xlabel("frame")
             axes.set_ylabel(label)
             axes.xaxis.get_major_locator().set_params(integer=True)

@@ -23,8 +23,14 @@ from exporter.compare.report.tables import (
 )
 from exporter.compare.spec import LEVELS, Comparison, Level, Row, Sweep
 
-_TITLES: dict[str, str] = {"op": "Ops", "block": "Blocks", "step": "Steps", "free": "Free steps",
-                           "frame": "Final latents", "video": "Video"}  # fmt: skip
+_TITLES: dict[str, str] = {
+    "op": "Ops",
+    "block": "Blocks",
+    "step": "Steps",
+    "free": "Free steps",
+    "frame": "Final latents",
+    "video": "Video",
+}
 
 
 def write_report(path: Path, found: Comparison) -> None:
@@ -85,10 +91,15 @@ def _verdict(found: Comparison) -> str:
     body = f'<div class="verdict">{_badge(not over, text, "big")}<span>{said}</span></div>'
     if over:
         rows = [
-            [escape(where(r)), escape(_TITLES[r.level]), escape(f"{r.candidate} − {r.reference}"), first_metric(r),
-             _bound_cell(r)]
+            [
+                escape(where(r)),
+                escape(_TITLES[r.level]),
+                escape(f"{r.candidate} − {r.reference}"),
+                first_metric(r),
+                _bound_cell(r),
+            ]
             for r in offenders(found)
-        ]  # fmt: skip
+        ]
         body += "<p>The worst first:</p>" + _table(("where", "level", "who", "measured", "bound"), rows, ("measured",))
     left = [f"{escape(name)} was left out: it {escape(reason)}." for name, reason in found.left_out.items()]
     remarks = [*left, *(escape(note) for note in found.notes)]
@@ -103,13 +114,24 @@ def _summary(found: Comparison) -> str:
         worst = line.worst
         second = list(worst.metrics.items())[1]
         rows.append(
-            [escape(_TITLES[worst.level]), escape(line.candidate), escape(line.reference), str(line.count),
-             first_metric(worst), f"{escape(metric_name(second[0]))} {metric(*second)}", _bound_cell(worst),
-             escape(where(worst)), _badge(not line.failed, "ok" if not line.failed else f"{line.failed} over")]
-        )  # fmt: skip
+            [
+                escape(_TITLES[worst.level]),
+                escape(line.candidate),
+                escape(line.reference),
+                str(line.count),
+                first_metric(worst),
+                f"{escape(metric_name(second[0]))} {metric(*second)}",
+                _bound_cell(worst),
+                escape(where(worst)),
+                _badge(not line.failed, "ok" if not line.failed else f"{line.failed} over"),
+            ]
+        )
     headings = ("level", "candidate", "against", "compared", "worst", "and", "bound", "where", "")
-    return _section("Summary", "One line for each level and pair; relative L2 unless said otherwise.",
-                    _table(headings, rows, ("compared", "worst", "and")))  # fmt: skip
+    return _section(
+        "Summary",
+        "One line for each level and pair; relative L2 unless said otherwise.",
+        _table(headings, rows, ("compared", "worst", "and")),
+    )
 
 
 def _of(found: Comparison, level: Level) -> dict[str, list[Row]]:
@@ -142,8 +164,11 @@ def _charts(found: Comparison) -> str:
             series[pair + suffix] = [row.value for row in rows if row.place.endswith(" v")]
     count = max((len(values) for values in series.values()), default=0)
     drawn = charts.lines(series, [str(index + 1) for index in range(count)], bounds, "step")
-    second = _section("Error by step", "Of the velocity v: solid from the reference's latents, dashed from its own.",
-                      _figure(drawn, "svg+xml", "error by step"))  # fmt: skip
+    second = _section(
+        "Error by step",
+        "Of the velocity v: solid from the reference's latents, dashed from its own.",
+        _figure(drawn, "svg+xml", "error by step"),
+    )
     return f'<div class="two">{first}{second}</div>'
 
 
@@ -155,8 +180,12 @@ def _ops(found: Comparison) -> str:
         drawn.append(alone)
         body += f"<p>{escape(name)}, block {found.inspected}:</p>"
         body += _figure(charts.op_bars(alone, found.accumulated[name]), "svg+xml", "error by op")
-    parts = _section("Error by op", "What the rounding of each op costs on the same inputs, and what has summed up to "
-                     "there from the block's start, in the block with the worst result.", body)  # fmt: skip
+    parts = _section(
+        "Error by op",
+        "What the rounding of each op costs on the same inputs, and what has summed up to "
+        "there from the block's start, in the block with the worst result.",
+        body,
+    )
     maps = ""
     for pair, rows in _of(found, "op").items():
         if any(row.value for row in rows):
@@ -173,8 +202,11 @@ def _latents(found: Comparison) -> str:
     if not found.frames:
         return ""
     image = _figure(charts.latent_images(found.frames), "png", "latent frames side by side")
-    return _section("Final latents", "After the last step, each runner on its own; colours are the reference's three "
-                    "principal channels.", image + _frame_table(found, "frame"))  # fmt: skip
+    return _section(
+        "Final latents",
+        "After the last step, each runner on its own; colours are the reference's three principal channels.",
+        image + _frame_table(found, "frame"),
+    )
 
 
 def _frame_table(found: Comparison, level: Level) -> str:
@@ -208,10 +240,15 @@ def _sweep(found: Comparison) -> str:
     if sweep is None:
         return ""
     rows = [
-        [f"{p.topk_milli / 1000:g}", metric("relative_l2", p.relative_l2), metric("psnr_db", p.psnr_db),
-         metric("ssim", p.ssim), seconds_text(p.seconds)]
+        [
+            f"{p.topk_milli / 1000:g}",
+            metric("relative_l2", p.relative_l2),
+            metric("psnr_db", p.psnr_db),
+            metric("ssim", p.ssim),
+            seconds_text(p.seconds),
+        ]
         for p in sweep.points
-    ]  # fmt: skip
+    ]
     headings = ("top-k", "relative L2", "PSNR", "SSIM", sweep.time_label)
     body = _figure(charts.sweep_chart(sweep), "svg+xml", "quality by top-k") + _table(headings, rows, headings)
     return _section(
@@ -243,10 +280,16 @@ def _all_rows(found: Comparison) -> str:
             continue
         metrics = list(rows[0].metrics)
         cells = [
-            [escape(where(r)), escape(r.candidate), escape(r.reference), *(metric(m, r.metrics[m]) for m in metrics),
-             _bound_cell(r), _badge(r.passed, "ok" if r.passed else "over")]
+            [
+                escape(where(r)),
+                escape(r.candidate),
+                escape(r.reference),
+                *(metric(m, r.metrics[m]) for m in metrics),
+                _bound_cell(r),
+                _badge(r.passed, "ok" if r.passed else "over"),
+            ]
             for r in rows
-        ]  # fmt: skip
+        ]
         names = [metric_name(m) for m in metrics]
         table = _table(("where", "candidate", "against", *names, "bound", ""), cells, names)
         body += f"<details><summary>{title}: {len(rows)}</summary>{table}</details>"

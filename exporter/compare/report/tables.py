@@ -13,8 +13,14 @@ from rich.text import Text
 from exporter.compare.spec import LEVELS, Comparison, Row, Sweep
 
 SHOWN_OFFENDERS = 12
-_METRIC_TEXT = {"relative_l2": "relative L2", "cosine": "cosine", "max_abs": "max |Δ|", "snr_db": "SNR",
-                "psnr_db": "PSNR", "ssim": "SSIM"}  # fmt: skip
+_METRIC_TEXT = {
+    "relative_l2": "relative L2",
+    "cosine": "cosine",
+    "max_abs": "max |Δ|",
+    "snr_db": "SNR",
+    "psnr_db": "PSNR",
+    "ssim": "SSIM",
+}
 
 
 @dataclass(frozen=True)
@@ -84,8 +90,16 @@ def show(console: Console, found: Comparison) -> None:
     for line in lines(found):
         mark = Text("ok", "green") if not line.failed else Text(f"{line.failed} over", "bold red")
         worst = line.worst
-        table.add_row(line.level, line.candidate, line.reference, str(line.count), first_metric(worst),
-                      bound_text(worst), where(worst), mark)  # fmt: skip
+        table.add_row(
+            line.level,
+            line.candidate,
+            line.reference,
+            str(line.count),
+            first_metric(worst),
+            bound_text(worst),
+            where(worst),
+            mark,
+        )
     console.print(table)
     for name, reason in found.left_out.items():
         console.print(f"left out: {name}: {reason}")
@@ -120,6 +134,11 @@ def _sweep_table(sweep: Sweep) -> Table:
     for heading in ("top-k", "PSNR", "SSIM", "relative L2", sweep.time_label):
         table.add_column(heading, justify="right")
     for point in sweep.points:
-        table.add_row(f"{point.topk_milli / 1000:g}", metric("psnr_db", point.psnr_db), metric("ssim", point.ssim),
-                      metric("relative_l2", point.relative_l2), seconds_text(point.seconds))  # fmt: skip
+        table.add_row(
+            f"{point.topk_milli / 1000:g}",
+            metric("psnr_db", point.psnr_db),
+            metric("ssim", point.ssim),
+            metric("relative_l2", point.relative_l2),
+            seconds_text(point.seconds),
+        )
     return table

@@ -21,7 +21,14 @@ def text_stages(spec: TextSpec, linear: LinearMode = "bf16") -> tuple[StageSpec,
         return text_block(x, buckets, weights, spec, linear)
 
     return (
-        StageSpec("text_block", "text", {"x": x, "buckets": buckets}, block_weights(spec, linear),
-                  ("x",), block, _TEXT_PROFILE),
+        StageSpec(
+            "text_block",
+            "text",
+            {"x": x, "buckets": buckets},
+            block_weights(spec, linear),
+            ("x",),
+            block,
+            _TEXT_PROFILE,
+        ),
         StageSpec("text_norm", "text", {"x": x}, norm_weights(spec), ("embeds",), text_norm, _TEXT_PROFILE),
-    )  # fmt: skip
+    )

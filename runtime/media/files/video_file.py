@@ -123,8 +123,12 @@ def check_folder(path: Path) -> None:
     """Raise UserError where no file can be made beside this one."""
     folder = path.parent
     if not folder.is_dir():
-        raise UserError(f"{path} cannot be written.", expected="a folder that exists", got=f"no folder {folder}",
-                        remedy=f"mkdir -p {shlex.quote(str(folder))}")  # fmt: skip
+        raise UserError(
+            f"{path} cannot be written.",
+            expected="a folder that exists",
+            got=f"no folder {folder}",
+            remedy=f"mkdir -p {shlex.quote(str(folder))}",
+        )
     try:
         # Permissions alone do not tell: root, read-only and special file systems.
         with tempfile.TemporaryFile(dir=folder):
@@ -141,6 +145,8 @@ def sink_for(path: Path, size: tuple[int, int], fps: int) -> FrameSink:
         return Mp4(path, size, fps)
     if not path.suffix:
         return PngFolder(path)
-    raise UserError(f"--out {path} names no kind of output.",
-                    expected="NAME.mp4, NAME.safetensors for latents, or a name without a suffix for png frames",
-                    got=path.suffix)  # fmt: skip
+    raise UserError(
+        f"--out {path} names no kind of output.",
+        expected="NAME.mp4, NAME.safetensors for latents, or a name without a suffix for png frames",
+        got=path.suffix,
+    )

@@ -34,10 +34,14 @@ def text_bytes(manifest: Manifest, activations: Activations, lengths: Sequence[i
 
 def _places(length: int, dim: int) -> Layout:
     """A prompt's tensors."""
-    return layout([
-        ("x0", (length, dim), "fp32"), ("x1", (length, dim), "fp32"),
-        ("buckets", (length, length), "int32"), ("embeds", (length, dim), "bf16"),
-    ])  # fmt: skip
+    return layout(
+        [
+            ("x0", (length, dim), "fp32"),
+            ("x1", (length, dim), "fp32"),
+            ("buckets", (length, length), "int32"),
+            ("embeds", (length, dim), "bf16"),
+        ]
+    )
 
 
 class TextEncoder:
@@ -53,9 +57,11 @@ class TextEncoder:
         for problem in problems:
             if problem or not self.layers:
                 again = rebuild_command(manifest, file.path.parent)
-                raise UserError(f"The text encoder's weights are not of this bundle: {problem or 'no blocks'}.",
-                                expected=f"weights packed for --text-linear {manifest.text_linear}",
-                                remedy=f"{again} --text-encoder PATH_OR_HF_ID")  # fmt: skip
+                raise UserError(
+                    f"The text encoder's weights are not of this bundle: {problem or 'no blocks'}.",
+                    expected=f"weights packed for --text-linear {manifest.text_linear}",
+                    remedy=f"{again} --text-encoder PATH_OR_HF_ID",
+                )
 
     def nbytes(self, lengths: Sequence[int]) -> int:
         """Bytes of device memory for prompts of these lengths."""
@@ -141,8 +147,9 @@ class TextEncoder:
     def _rows(self, ids: Sequence[int]) -> npt.NDArray[np.float32]:
         vocabulary = self._file.tensors[_EMBEDDING].shape[0]
         if max(ids) >= vocabulary or min(ids) < 0:
-            raise UserError("The tokenizer is not this text encoder's.", expected=f"ids below {vocabulary}",
-                            got=str(max(ids)))  # fmt: skip
+            raise UserError(
+                "The tokenizer is not this text encoder's.", expected=f"ids below {vocabulary}", got=str(max(ids))
+            )
         return from_bf16_bits(self._file.read_rows(_EMBEDDING, ids))
 
     def _upload(self, memory: Memory, offset: int, array: npt.NDArray[np.generic]) -> None:

@@ -24,13 +24,16 @@ class PromptTokenizer:
         try:
             from tokenizers import Tokenizer
         except ImportError as error:
-            raise UserError("Prompts need the tokenizers package, which is not installed.",
-                            remedy="pip install 'turbotrt[video]', or give --embeds") from error  # fmt: skip
+            raise UserError(
+                "Prompts need the tokenizers package, which is not installed.",
+                remedy="pip install 'turbotrt[video]', or give --embeds",
+            ) from error
         try:
             self._tokenizer = Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises plain Exception for a file it cannot read
-            raise UserError(f"{path} is no tokenizer.", got=str(error).splitlines()[0],
-                            remedy="export with --tokenizer again") from error  # fmt: skip
+            raise UserError(
+                f"{path} is no tokenizer.", got=str(error).splitlines()[0], remedy="export with --tokenizer again"
+            ) from error
         self._tokenizer.no_padding()
         self._tokenizer.enable_truncation(MAX_TOKENS)
 
@@ -41,6 +44,10 @@ class PromptTokenizer:
             raise UserError("The prompt is empty.", expected="a description of the video")
         ids = [int(token) for token in self._tokenizer.encode(text).ids]
         if len(ids) < 2 or ids[-1] != END:
-            raise UserError("The tokenizer does not end prompts as umT5's does.", expected=f"a last id of {END}",
-                            got=str(ids[-3:]), remedy="export with --tokenizer google/umt5-xxl")  # fmt: skip
+            raise UserError(
+                "The tokenizer does not end prompts as umT5's does.",
+                expected=f"a last id of {END}",
+                got=str(ids[-3:]),
+                remedy="export with --tokenizer google/umt5-xxl",
+            )
         return ids

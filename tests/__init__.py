@@ -1,0 +1,1 @@
+"""The tests: folders mirror the rooms, support/ holds what they share."""

@@ -1,0 +1,1 @@
+"""The export, whole and by room."""

@@ -1,0 +1,264 @@
+"""turbotrt estimate, tune and bench where no GPU is: their arithmetic, the graph they walk, and their refusals."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from tests.support.paths import ROOT
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("triton")
+
+from exporter.bench import measured
+from exporter.bench.block_graph import OpCall, block_calls, block_graph, op_calls
+from exporter.bench.estimate import efficiency, estimate, estimate_block, transfer_errors
+from exporter.bench.kernels import MeasuringInterpreter, kernel_row, run_graph
+from exporter.bench.roofline import limit
+from exporter.bench.synthetic import block_inputs, block_weights
+from exporter.bench.tune import Tuned, tune_call, updated, write
+from exporter.cli.app import app
+from exporter.gpus import GPUS
+from exporter.models import MODELS
+from exporter.networks.dit.options import BlockOptions
+from exporter.networks.dit.stages import stage_function
+from exporter.progress import SilentProgress
+from plugins import configs
+from plugins.cost import Cost
+from plugins.plan import decode
+from plugins.registry import OPS
+
+TINY, H200, RTX3090 = MODELS["wan-tiny"], GPUS["h200"], GPUS["rtx3090"]
+GEMM = {"M": 1280, "K": 256, "N": 256}
+
+
+def gemm_call(dims: dict[str, int] = GEMM) -> OpCall:
+    m, n, k = dims["M"], dims["N"], dims["K"]
+    blocks = [-(-size // 128) for size in (m, n, k)]
+    shapes = ((m, k), (blocks[0], blocks[2]), (n, k), (blocks[1], blocks[2]), (n,))
+    return OpCall(OPS["BlockInt8Gemm"], shapes, ())
+
+
+def test_limit_is_the_slower_of_memory_and_tensor_cores() -> None:
+    assert limit(Cost(4_800_000_000, {"int8": 1e12}), H200).ms == pytest.approx(1.0)
+    assert limit(Cost(4_800_000_000, {"int8": 1e12}), H200).bound == "memory"
+    both = limit(Cost(1, {"int8": 1979e9, "fp16": 2 * 989e9}), H200)
+    assert (both.ms, both.bound) == (pytest.approx(3.0), "fp16")
+    assert limit(Cost(1, {"fp8": 142e9}), RTX3090).ms == pytest.approx(1.0), "no FP8: FP16, added in FP16"
+    assert limit(Cost(1, {"fp16": 71e9}), RTX3090).ms == pytest.approx(1.0), "added in FP32 at half the rate"
+
+
+def test_measurements_are_of_present_ops() -> None:
+    """A renamed or changed op leaves stale measurements behind: remove them or measure anew."""
+    for run in measured.runs():
+        assert run.gpu in GPUS
+        assert run.model in MODELS
+        for entry in run.kernels:
+            op = OPS[entry.op]
+            assert set(entry.dims) == set(op.symbol_sources()), entry
+            assert set(entry.attributes) == {attr.name for attr in op.attributes}, entry
+            assert entry.ms > 0
+
+
+def test_efficiency_is_of_the_nearest_size() -> None:
+    op = OPS["BlockInt8Gemm"]
+    small, large = ({"M": m, "K": 5120, "N": 5120} for m in (1000, 100_000))
+    at_limit = [limit(kernel_cost(dims), H200).ms for dims in (small, large)]
+    known = [
+        measured.Measured("BlockInt8Gemm", dims, {}, ms * slower)
+        for dims, ms, slower in zip((small, large), at_limit, (4, 2), strict=True)
+    ]
+    assert efficiency(op, {"M": 2000, "K": 5120, "N": 5120}, {}, known) == pytest.approx(1 / 4)
+    assert efficiency(op, {"M": 90_000, "K": 5120, "N": 5120}, {}, known) == pytest.approx(1 / 2)
+    assert efficiency(OPS["RmsNorm"], {"L": 1, "E": 8, "D": 8}, {}, known) is None
+
+
+def test_other_sms_are_estimated_by_the_kernels_that_they_run() -> None:
+    """sm_90's LayerNorm reads its rows once; the others' reads them twice, as the H200 did when it was measured so."""
+    options = BlockOptions()
+    model = MODELS["wan2.1-14b-720p"]
+    reached = {
+        gpu: {e.efficiency for e in estimate_block(model, GPUS[gpu], options) if e.call.op.name == "LayerNormQuantize"}
+        for gpu in ("h200", "h100", "rtx5090")
+    }
+    assert reached["h200"] == reached["h100"]
+    assert max(reached["rtx5090"]) < 0.8 * min(reached["h200"])
+
+
+def kernel_cost(dims: dict[str, int]) -> Cost:
+    from plugins.cost import cost
+
+    return cost(OPS["BlockInt8Gemm"], dims, {})
+
+
+def test_a_measured_op_is_estimated_as_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = block_calls(TINY, BlockOptions())
+    chosen = next(call for call in calls if call.op.name == "BlockInt8Gemm")
+    entry = measured.Measured(chosen.op.name, chosen.dims, dict(chosen.attributes), 0.125)
+    monkeypatch.setattr("exporter.bench.estimate.measured_ops", lambda gpu, portable: [entry])
+    on_h200 = {e.call: e for e in estimate_block(TINY, H200, BlockOptions())}
+    assert on_h200[chosen].ms == pytest.approx(0.125)
+    assert all(e.efficiency is None and e.ms == e.limit.ms for e in on_h200.values() if e.call.op != chosen.op)
+    assert transfer_errors(chosen.op.name) == []
+
+
+def test_another_share_of_kept_blocks_is_another_size() -> None:
+    """Attention at another top-k is as efficient as where it was measured: the estimate then rises with the share."""
+    (call,) = (call for call in block_calls(TINY, BlockOptions()) if dict(call.attributes).get("topk_milli"))
+    entry = measured.Measured(call.op.name, call.dims, dict(call.attributes), 0.125)
+    reached = efficiency(call.op, call.dims, dict(call.attributes), [entry])
+    assert efficiency(call.op, call.dims, {**dict(call.attributes), "topk_milli": 500}, [entry]) == reached
+    assert efficiency(call.op, call.dims, {**dict(call.attributes), "precision": "bf16"}, [entry]) is None
+
+
+def test_transfer_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    dims = [{"M": m, "K": 5120, "N": 5120} for m in (10_000, 20_000)]
+    known = [
+        measured.Measured("BlockInt8Gemm", d, {}, limit(kernel_cost(d), H200).ms * slower)
+        for d, slower in zip(dims, (2, 4), strict=True)
+    ]
+    monkeypatch.setattr("exporter.bench.estimate.measured_ops", lambda gpu, portable: known)
+    assert transfer_errors("BlockInt8Gemm") == pytest.approx([1.0, -0.5])
+
+
+def test_estimate_command() -> None:
+    result = CliRunner().invoke(app, ["estimate", "--model", "wan-tiny", "--gpu", "rtx5090", "--json"])
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    assert found["estimate"] is True
+    assert found["block_ms"] == pytest.approx(sum(row["count"] * row["ms"] for row in found["kernels"]))
+    assert found["step_ms"] == pytest.approx(TINY.layers * found["block_ms"])
+    assert found["step_limit_ms"] <= found["step_ms"]
+    assert all(row["traffic_bytes"] > 0 for row in found["kernels"])
+    shown = CliRunner().invoke(app, ["estimate", "--model", "wan2.1-1.3b-480p", "--gpu", "rtx5090"]).output
+    assert "ESTIMATE, not a measurement" in shown
+    assert "error" in shown
+
+
+def test_graph_is_the_block_and_every_call_is_measured_once() -> None:
+    options = BlockOptions()
+    seen: list[OpCall] = []
+
+    def measure(call: OpCall, inputs: Sequence[torch.Tensor]) -> float:
+        assert tuple(tuple(tensor.shape) for tensor in inputs) == call.shapes
+        seen.append(call)
+        return 1.0
+
+    graph = block_graph(TINY, options, TINY.tokens())
+    interpreter = MeasuringInterpreter(graph, measure)
+    inputs, weights = block_inputs(TINY, 0, "cpu", TINY.latent_shape()), block_weights(TINY, options, 1, "cpu")
+    got = run_graph(interpreter, inputs, weights)
+    assert torch.equal(got, stage_function("block", options)(*inputs, weights))
+    assert len(seen) == len(set(seen))
+    assert interpreter.counts == block_calls(TINY, options)
+    assert sum(interpreter.counts.values()) == len(op_calls(graph))
+
+
+def test_synthetic_weights_are_like_trained_ones() -> None:
+    weights = block_weights(TINY, BlockOptions(), 1, "cpu")
+    q, scale = weights["ffn.0.int8_weight"], weights["ffn.0.scale"]
+    values = q.float() * scale.repeat_interleave(128, 0).repeat_interleave(128, 1)
+    assert float(values.var()) == pytest.approx(1 / 256, rel=0.05)
+    assert not torch.equal(q, block_weights(TINY, BlockOptions(), 2, "cpu")["ffn.0.int8_weight"])
+
+
+def test_kernel_row() -> None:
+    row = kernel_row(gemm_call({"M": 75600, "K": 5120, "N": 5120}), 3, 4.0, H200)
+    assert row["tops"] == pytest.approx(2 * 75600 * 5120 * 5120 / 4e-3 / 1e12)
+    assert row["share"] == pytest.approx(row["limit_ms"] / 4.0)
+    assert (row["count"], row["bound"]) == (3, "int8")
+
+
+@pytest.mark.parametrize("model", [name for name in MODELS if name != "wan-tiny"])
+def test_readme_has_the_estimates(model: str) -> None:
+    """Seconds of four steps: estimated for two parts, and at every limit."""
+    readme = (ROOT / "README.md").read_text().partition("## Speed")[2]
+    (row,) = [line for line in readme.splitlines() if line.startswith(f"| {model} |")]
+    cells = [float(cell) for cell in row.strip("| ").split("|")[1:]]
+    first, second = (estimate(MODELS[model], GPUS[gpu], BlockOptions()) for gpu in ("rtx5090", "rtx4090"))
+    wanted = [4e-3 * found for found in (first["step_ms"], first["step_limit_ms"], second["step_ms"])]
+    assert [cells[0], cells[1], cells[3]] == pytest.approx(wanted, abs=0.06)
+
+
+@pytest.mark.parametrize("command", [["bench", "kernels"], ["bench", "step"], ["tune"]])
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
+def test_no_gpu_is_one_message(command: list[str]) -> None:
+    result = CliRunner().invoke(app, [*command, "--model", "wan-tiny", "--gpu", "h200"])
+    assert result.exit_code == 2
+    assert "no CUDA GPU" in result.stderr
+
+
+def test_another_gpu_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 9))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA L40S")
+    result = CliRunner().invoke(app, ["bench", "kernels", "--model", "wan-tiny", "--gpu", "h200"])
+    assert result.exit_code == 2
+    assert "9.0" in result.stderr
+    assert "8.9 (NVIDIA L40S)" in result.stderr
+
+
+@dataclass(frozen=True)
+class Widths:
+    """A config of two fields."""
+
+    num_warps: int
+    num_stages: int
+
+
+def test_table_overrides_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(configs, "table", lambda: {"k": {"90": {"K=2 N=1": {"num_stages": 4}}, "80": {"": {"x": 1}}}})
+    assert configs.config_for("k", 90, {"N": 1, "K": 2}, Widths(8, 2)) == Widths(8, 4)
+    assert configs.config_for("k", 89, {"N": 1, "K": 2}, Widths(8, 2)) == Widths(8, 2)
+    with pytest.raises(ValueError, match="no config field"):
+        configs.config_for("k", 80, {}, Widths(8, 2))
+
+
+def test_committed_table_is_of_present_kernels() -> None:
+    assert set(configs.table()) <= set(configs.TUNABLE)
+    assert configs.dumped(configs.table()) == configs.FILE.read_text()
+
+
+def test_tuning_measures_every_candidate_and_keeps_the_best() -> None:
+    """The third candidate wins; each is a plan of its own, and outside the trial the table's is built again."""
+    from plugins.block_int8_gemm.kernel import candidates
+
+    plans: list[bytes] = []
+
+    def time(plan: bytes) -> float:
+        plans.append(plan)
+        return 0.5 if len(plans) == 4 else 1.0
+
+    progress = SilentProgress()
+    tuned = tune_call(gemm_call(), 120, time, progress)
+    assert tuned is not None
+    offered = list(candidates(120))
+    assert list(progress.updates.values()) == [(len(offered), len(offered))]
+    assert {config.tile_m for config in candidates(90)} == {256}
+    assert len(plans) == len(offered) + 1
+    assert {decode(plan).sm for plan in plans} == {120}
+    assert tuned.fields == asdict(offered[2])
+    assert tuned.keys == ("K=256 N=256 epilogue=bias",)
+    assert (tuned.old_ms, tuned.new_ms, tuned.better) == (1.0, 0.5, True)
+    assert plans[0] != plans[3]
+    assert gemm_call().plan(120) == plans[0]
+
+
+def test_updated_table(tmp_path: Path) -> None:
+    def one(key: str, old: float, new: float, stages: int) -> Tuned:
+        return Tuned(gemm_call(), "block_int8_gemm", (key,), old, new, {"num_stages": stages})
+
+    start: configs.Table = {"block_int8_gemm": {"89": {"a": {"num_stages": 2}}, "90": {"a": {"num_stages": 2}}}}
+    tuned = [one("a", 5.0, 1.0, 3), one("a", 1.0, 0.5, 4), one("b", 1.0, 0.99, 4), one("c", 1.0, 0.5, 1)]
+    new = updated(start, tuned, 90)
+    assert new["block_int8_gemm"]["90"] == {"a": {"num_stages": 3}, "c": {"num_stages": 1}}
+    assert new["block_int8_gemm"]["89"] == start["block_int8_gemm"]["89"]
+    assert start["block_int8_gemm"]["90"] == {"a": {"num_stages": 2}}
+    write(tmp_path / "configs.json", new)
+    assert json.loads((tmp_path / "configs.json").read_text()) == new
+    assert [path.name for path in tmp_path.iterdir()] == ["configs.json"]

@@ -1,0 +1,83 @@
+"""The bundle's lines for Polygraphy: those that need no GPU are typed as README.txt has them, and work."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("polygraphy")
+
+from exporter.bundle import polygraphy_files as files
+from exporter.networks.dit.stages import DIT_STAGES as STAGES
+from runtime.bundle import load_manifest
+from tests.support.compared import typed
+from tests.support.exported import Exported
+
+
+def test_the_readme_has_every_line(exported: Exported) -> None:
+    manifest = load_manifest(exported.folder)
+    readme = (exported.folder / "README.txt").read_text()
+    lines = [line for group in (files.input_lines, files.build_lines, files.run_lines) for line in group(STAGES)]
+    lines += [*files.look_lines(), *files.setup_lines(manifest.gpu.flavour)]
+    assert len(lines) == 1 + 3 + 3 + 3 + 3
+    assert all(f"  {line}\n" in readme for line in lines)
+    assert not any(line.startswith("trtexec") for line in readme.splitlines())
+    assert {"README.txt", "polygraphy_scripts.py"} <= set(manifest.files)
+
+
+def test_polygraphy_builds_every_stage_with_our_plugins(exported: Exported, tmp_path: Path) -> None:
+    manifest = load_manifest(exported.folder)
+    typed([*files.setup_lines(manifest.gpu.flavour), *files.build_lines(STAGES)], exported.folder, tmp_path)
+    for stage in STAGES:
+        (engine,) = tmp_path.glob(f"*/{stage}.engine")
+        data = engine.read_bytes()
+        assert len(data) > 100_000
+        plans = [file for node, file in manifest.plans.items() if node.startswith(f"{stage}.")]
+        assert all((exported.folder / file).read_bytes() in data for file in plans)
+    assert sum(node.startswith("block.") for node in manifest.plans) > 10
+
+
+def test_polygraphy_reads_the_inputs(exported: Exported, tmp_path: Path) -> None:
+    manifest = load_manifest(exported.folder)
+    lines = [*files.setup_lines(manifest.gpu.flavour), *files.input_lines(STAGES), *files.look_lines()]
+    seen = typed(lines, exported.folder, tmp_path)
+    (block,) = (stage for stage in manifest.stages if stage.name == "block")
+    for tensor in block.inputs:
+        shape = tuple(256 if dim == "L" else dim for dim in tensor.dims)
+        assert f"{tensor.name} [dtype=" in seen
+        assert f"shape={shape}" in seen, tensor.name
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_the_lines_that_run_go_as_far_as_the_gpu(exported: Exported, tmp_path: Path, stage: str) -> None:
+    """Polygraphy takes every argument, reads the inputs and builds the engine; only deserializing it needs a driver."""
+    if pytest.importorskip("torch").cuda.is_available():
+        pytest.skip("there is a GPU")
+    manifest = load_manifest(exported.folder)
+    lines = [*files.setup_lines(manifest.gpu.flavour), *files.input_lines([stage]), *files.run_lines([stage])]
+    seen = typed(lines, exported.folder, tmp_path, status=1)
+    assert "Finished engine building" in seen
+    assert "Could not deserialize engine" in seen
+
+
+def test_the_lines_after_a_comparison_are_polygraphys(exported: Exported, tmp_path: Path) -> None:
+    """Every argument is known to it: it writes the script that would run."""
+    *before, last = files.recorded_lines(exported.folder, tmp_path)
+    typed([*before, f"{last} --gen-script $WORK/script.py"], exported.folder, tmp_path)
+    (script,) = tmp_path.glob("*/script.py")
+    for word in ("block_inputs.json", "block_outputs.json", "block_network", "block_config", "SnrCompareFunc"):
+        assert word in script.read_text()
+
+
+@pytest.mark.gpu
+def test_polygraphy_runs_every_stage(exported: Exported, tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    manifest = load_manifest(exported.folder)
+    major, minor = torch.cuda.get_device_capability()
+    if 10 * major + minor != manifest.gpu.sm:
+        pytest.skip(f"the bundle's engines run on sm_{manifest.gpu.sm}, this GPU is sm_{major}{minor}")
+    lines = [*files.setup_lines(manifest.gpu.flavour), *files.input_lines(STAGES), *files.run_lines(STAGES)]
+    typed(lines, exported.folder, tmp_path)
+    assert len(list(tmp_path.glob("*/*_outputs.json"))) == 3

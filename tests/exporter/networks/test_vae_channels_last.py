@@ -1,0 +1,164 @@
+"""The VAE as the torch backend runs it on CUDA, on the CPU: the same function in another memory format."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from functools import partial
+
+import pytest
+
+from tests.support.paths import ROOT
+
+torch = pytest.importorskip("torch")
+
+from exporter.models import MODELS
+from exporter.networks.vae import halves
+from exporter.networks.vae.channels_last import FORMAT, ChannelsLast
+from exporter.networks.vae.spec import VaeSpec
+from exporter.networks.vae.stages import vae_stages
+from exporter.networks.vae.weights import packed_weights
+from exporter.torch_backend.media import run_stage, stage_peak
+from tests.support.media_bundle import random_tensors, vae_table
+
+SPEC = VaeSpec(name="test", base=8, residuals=2)
+H, W = 4, 6
+STARTS = {
+    "decode_latent": (16, 1, 1),
+    "decode_pixels": (SPEC.top, 1, 1),
+    "encode_pixels": (3, 4, 8),
+    "encode_latent": (SPEC.top, 1, 1),
+}
+
+
+def distance(got, want):
+    return float((got - want).norm() / want.norm())
+
+
+@pytest.mark.parametrize("half", STARTS)
+@torch.no_grad()
+def test_it_is_the_traced_function(half):
+    """fp32, three chunks: outputs and every cache, which are written where they are wanted."""
+    weights = {name: w.float() for name, w in random_tensors(packed_weights(SPEC, half), 3).items()}
+    channels, count, scale = STARTS[half]
+    generator = torch.Generator().manual_seed(0)
+    shapes = {
+        name: (1, c.channels, c.frames, c.scale * H, c.scale * W) for name, c in halves.caches(SPEC, half).items()
+    }
+    plain = before = None
+    if not half.endswith("pixels"):
+        plain = before = {name: torch.zeros(shape) for name, shape in shapes.items()}
+    for frames in (1, count, count):
+        x = torch.randn(1, channels, frames, scale * H, scale * W, generator=generator)
+        into = {name: torch.empty(shape).contiguous(memory_format=FORMAT) for name, shape in shapes.items()}
+        want, plain = halves.run(half, x, plain, weights, SPEC)
+        last = x.contiguous(memory_format=FORMAT)
+        got, kept = halves.run(half, last, before, weights, SPEC, partial(ChannelsLast, into=into))
+        assert distance(got, want) < 1e-5
+        for name, cache in plain.items():
+            assert kept[name].shape == cache.shape
+            assert distance(kept[name], cache) < 1e-5 or not cache.any(), name
+        assert before is None or all(into[name] is kept[name] for name in shapes)
+        before = {name: into[name].copy_(kept[name]) for name in shapes}
+
+
+def test_convolutions_are_given_what_they_want(monkeypatch):
+    """Every input in the right memory format, so that nothing is copied, and channels in multiples of eight."""
+    seen = []
+    convolve = {name: getattr(torch.nn.functional, name) for name in ("conv2d", "conv3d")}
+
+    def watch(name, x, weight, *args, **options):
+        last = torch.channels_last if name == "conv2d" else FORMAT
+        assert x.is_contiguous(memory_format=last) or x[:, :, 2:].is_contiguous(memory_format=last), x.stride()
+        assert weight.is_contiguous(memory_format=last)
+        seen.append((name, weight.shape[0] % 8, weight.shape[1] % 8))
+        return convolve[name](x, weight, *args, **options).contiguous(memory_format=last)  # as cuDNN's is
+
+    for name in convolve:
+        monkeypatch.setattr(torch.nn.functional, name, partial(watch, name))
+    for half, (channels, frames, scale) in STARTS.items():
+        weights = {name: w.float() for name, w in random_tensors(packed_weights(SPEC, half), 3).items()}
+        before = None
+        for count in (1, frames) if half.endswith("pixels") else ():
+            x = torch.randn(1, channels, count, scale * H, scale * W).contiguous(memory_format=FORMAT)
+            with torch.no_grad():
+                _, before = halves.run(half, x, before, weights, SPEC, ChannelsLast)
+    assert {place[1:] for place in seen} == {(0, 0)}
+    assert {place[0] for place in seen} == {"conv2d", "conv3d"}
+
+
+@torch.no_grad()
+def test_the_runners_way_chunk_after_chunk():
+    """Caches pass through raw memory in another order; frames come out as without it."""
+    model = MODELS["wan-tiny"]
+    first, following = (s for s in vae_stages(SPEC, model) if s.name in ("decode_first", "decode_next"))
+    weights = random_tensors(vae_table(model) | packed_weights(SPEC, "decode_pixels"), 5)
+    sizes = {"H": H, "W": W}
+
+    def frames(channels_last):
+        from runtime.dims import shape_of
+
+        held, out = {}, []
+        generator = torch.Generator().manual_seed(0)
+        for stage in (first, following, following):
+            given = {"chunk": torch.randn(1, SPEC.top, 1, H, W, generator=generator).bfloat16(), **held}
+            shapes = [shape_of(dims, sizes) for dims in stage.output_dims]
+            wanted = {name: torch.empty(s, dtype=torch.bfloat16) for name, s in zip(stage.outputs, shapes, strict=True)}
+            wanted |= {"chunk": wanted["chunk"].byte(), "total": wanted["total"].float()}
+            run_stage(stage, {**given, **weights}, wanted, channels_last=channels_last)
+            held = {name: x for name, x in wanted.items() if name.startswith("cache.")}
+            out.append(wanted["chunk"].float())
+        return torch.cat(out) - 127.5
+
+    want = frames(False)
+    assert distance(frames(True), want) < 2e-2  # bf16, roundings in another order
+    assert want.std() > 6
+
+
+def test_it_takes_less_memory():
+    """No copy of a frame in fp32 for the norm: the plan by which tiles are chosen says so too."""
+    (following,) = (s for s in vae_stages(VaeSpec(name="full", base=96), MODELS["wan-tiny"]) if s.name == "decode_next")
+    sizes = {"H": 60, "W": 104}
+    assert stage_peak(following, sizes, None, channels_last=True) < 0.8 * stage_peak(
+        following, sizes, None, channels_last=False
+    )
+
+
+def test_the_kernel_in_the_interpreter(tmp_path):
+    """fp32 (the interpreter's bf16 casts are not trusted), ragged rows, channels that are no power of two, zeros."""
+    script = tmp_path / "interpret.py"
+    script.write_text(
+        "import torch\n"
+        "from exporter.networks.vae.layers import norm_silu\n"
+        "from exporter.networks.vae.norm_kernel import launch\n"
+        "for channels, t, h, w in ((96, 4, 5, 7), (384, 1, 3, 3), (8, 2, 9, 30)):\n"
+        "    last = torch.channels_last_3d\n"
+        "    x = torch.randn(1, channels, t, h, w).contiguous(memory_format=last)\n"
+        "    x[:, :, 0, 0, 0] = 0\n"
+        "    gamma = torch.rand(channels, 1, 1, 1) + 0.5\n"
+        "    joined = torch.full((1, channels, t + 2, h, w), 7.0).contiguous(memory_format=last)\n"
+        "    launch(x, gamma.reshape(-1), joined[:, :, 2:])\n"
+        "    torch.testing.assert_close(joined[:, :, 2:], norm_silu(x, gamma), rtol=1e-5, atol=1e-6)\n"
+        "    assert (joined[:, :, :2] == 7).all()\n"
+    )
+    root = ROOT
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(root)}
+    done = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("sm", [80, 90, 120])
+def test_the_kernel_compiles_where_no_gpu_is(sm):
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from exporter.networks.vae.norm_kernel import norm_silu_kernel
+
+    signature = {"x_ptr": "*bf16", "gamma_ptr": "*fp32", "out_ptr": "*bf16", "rows": "i32", "scale": "fp32"}
+    constants = {"C": 96, "WIDE": 128, "ROWS": 32}
+    source = ASTSource(norm_silu_kernel, {**signature, **dict.fromkeys(constants, "constexpr")}, constants)
+    made = triton.compile(source, target=GPUTarget("cuda", sm, 32), options={"num_warps": 4})
+    assert len(made.asm["cubin"]) > 1000
+    assert "ld.local" not in made.asm["ptx"]  # nothing spilled into the stack

@@ -1,0 +1,1 @@
+"""Ops: references, kernels, plans, the plugin's life."""

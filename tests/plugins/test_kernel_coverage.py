@@ -1,0 +1,46 @@
+"""Which of the kernels that plans launch run on a CPU, in Triton's interpreter, and which are proven on a GPU alone."""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("triton")
+
+from exporter.models import MODELS
+from plugins.compile import SMS
+from plugins.expr import symbol
+from plugins.registry import OPS
+from plugins.sage_sla.kernel import MAX_BLOCKS
+from tests.support.interpreter_process import check_in_interpreter
+
+#: sm_90's own kernels are written in Gluon, which the interpreter does not know: tests/plugins/test_gpu_ops.py and
+#: tests/plugins/test_gpu_selection.py prove them on a Hopper GPU.
+ON_A_GPU_ALONE = {"block_int8_gemm_hopper", "clear_counters", "layer_norm_quantize_hopper", "sage_sla_hopper"}
+STATIC = {"D": 256, "E": 512, "N": 384, "K": 256}
+
+
+def launched() -> set[str]:
+    """The kernels of every op's plan, for every SM and precision."""
+    names = set()
+    for op in OPS.values():
+        make = getattr(import_module(f"plugins.{op.folder}.kernel"), op.plan_function)
+        dims = {name: symbol(name) if name in op.dynamic else STATIC[name] for name in op.symbol_sources()}
+        for precision in ("int8", "bf16") if any(a.name == "precision" for a in op.attributes) else (None,):
+            values = op.attribute_values({"precision": precision} if precision else {})
+            names |= {launch.kernel.__name__ for sm in SMS for launch in make(dims, values, sm).launches}
+    return names
+
+
+def test_every_kernel_runs_in_the_interpreter_or_is_named_here() -> None:
+    interpreted = check_in_interpreter("tests.support.interpret_linear") | check_in_interpreter(
+        "tests.support.interpret_attention"
+    )
+    assert launched() - interpreted == ON_A_GPU_ALONE
+
+
+def test_every_model_stays_within_the_selections_blocks() -> None:
+    """select_blocks holds a row's scores in registers; engines run no L beyond their profile's maximum."""
+    assert max(model.max_tokens for model in MODELS.values()) <= 64 * MAX_BLOCKS

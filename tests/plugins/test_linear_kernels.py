@@ -1,0 +1,110 @@
+"""The linear ops: references against written-out formulas, and their kernels in Triton's interpreter.
+
+Not covered without a GPU: sm_90's Gluon kernels, which the interpreter does not know (test_kernel_coverage.py has
+their names).
+"""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from plugins.block_int8_gemm.reference import (
+    gelu_reference,
+    product,
+    residual_reference,
+)
+from plugins.block_int8_gemm.reference import reference as gemm_reference
+from plugins.block_int8_quantize.reference import reference as quantize
+from plugins.layer_norm_quantize.reference import reference as layer_norm_quantize
+from plugins.rms_norm_rope.reference import qk_reference
+from plugins.rms_norm_rope.reference import reference as rms_norm
+from tests.support.interpreter_process import check_in_interpreter
+
+M, N, K = 130, 140, 144
+BF16 = 2**-8  # relative: half a step of bf16 at the bottom of its binade
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+def dequantized(q: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    rows, columns = (torch.arange(size) // 128 for size in q.shape)
+    return q.double() * scale.double()[rows][:, columns]
+
+
+def operands() -> list[torch.Tensor]:
+    return [*quantize(torch.randn(M, K)), *quantize(torch.randn(N, K)), torch.randn(N)]
+
+
+def test_quantize_reference() -> None:
+    x = torch.randn(M, K)
+    x[:, 128:] = 0
+    x[0, 0] = -9.0
+    q, scale = quantize(x)
+    for i in range(2):
+        block = x[128 * i : 128 * i + 128, :128]
+        amax = float(block.abs().max())
+        assert float(scale[i, 0]) == pytest.approx(amax / 128)
+        assert float(scale[i, 1]) == pytest.approx(1e-8 / 128)
+        for row, column in ((0, 0), (1, 127), (0, 5)):
+            wanted = max(-128, min(127, round(float(block[row, column]) * (128 / amax))))
+            assert int(q[128 * i + row, column]) == wanted
+    assert int(q[0, 0]) == -128
+    assert not q[:, 128:].any()
+
+
+def test_quantize_saturates_and_rounds_half_to_even() -> None:
+    q, scale = quantize(torch.tensor([[128.0, 0.5, 1.5, -2.5]]))
+    assert q.tolist() == [[127, 0, 2, -2]]
+    assert scale.tolist() == [[1.0]]
+
+
+def test_gemm_references() -> None:
+    x, x_scale, weight, weight_scale, bias = args = operands()
+    want = dequantized(x, x_scale) @ dequantized(weight, weight_scale).T + bias.double()
+    assert torch.allclose(product(*args).double(), want, rtol=1e-5, atol=1e-4)
+    assert torch.allclose(gemm_reference(*args).double(), want, rtol=BF16, atol=1e-4)
+    gate, residual = torch.randn(N), torch.randn(M, N).bfloat16()
+    got = residual_reference(*args, gate, residual)
+    assert torch.allclose(got.double(), residual.double() + gate.double() * want, rtol=BF16, atol=1e-4)
+    gelu = want / 2 * (1 + torch.tanh(math.sqrt(2 / math.pi) * (want + 0.044715 * want**3)))
+    q, scale = gelu_reference(*args)
+    step = torch.ones_like(q).double() * dequantized(torch.ones_like(q), scale)
+    saturation = (gelu - 127 * step).clamp_min(0)  # +amax is 128 steps, and becomes 127
+    assert bool(((dequantized(q, scale) - gelu).abs() <= 0.501 * step + saturation).all())
+
+
+def test_layer_norm_quantize_reference() -> None:
+    x, weight, bias = torch.randn(M, K).bfloat16(), torch.randn(K), torch.randn(K)
+    y = x.double()
+    y = (y - y.mean(1, keepdim=True)) / ((y - y.mean(1, keepdim=True)).square().mean(1, keepdim=True) + 1e-6).sqrt()
+    q, scale = layer_norm_quantize(x, weight, bias)
+    want_q, want_scale = quantize((y * weight + bias).float())
+    assert torch.allclose(scale, want_scale, rtol=1e-5)
+    assert int((q.int() - want_q.int()).abs().max()) <= 1
+
+
+def test_rms_norm_and_rope_references() -> None:
+    width = 256
+    qkv, weights = torch.randn(3, 3 * width).bfloat16(), torch.randn(2, width)
+    angle = 7 * torch.rand(3, 64)
+    got = qk_reference(qkv, weights[0], weights[1], angle.cos(), angle.sin())
+    for part in range(2):
+        x = qkv[:, part * width : (part + 1) * width].double()
+        y = x / (x.square().mean(1, keepdim=True) + 1e-6).sqrt() * weights[part]
+        if part == 0:
+            assert torch.allclose(rms_norm(qkv, weights[0]).double(), y, rtol=BF16, atol=1e-6)
+        pairs = torch.view_as_complex(y.view(3, width // 128, 64, 2))
+        turned = pairs * torch.polar(torch.ones(3, 64), angle)[:, None].to(pairs.dtype)
+        assert torch.allclose(got[part].double(), torch.view_as_real(turned).view(3, width), rtol=BF16, atol=1e-5)
+
+
+def test_kernels_in_the_interpreter() -> None:
+    pytest.importorskip("triton")
+    check_in_interpreter("tests.support.interpret_linear")

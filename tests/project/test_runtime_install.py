@@ -1,0 +1,113 @@
+"""The base install in a real second environment: the runtime and its commands without torch, Triton or ONNX.
+
+The packages come from pip's cache where it has them. What is installed is measured; the figures go to the report.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.paths import ROOT
+
+pytest.importorskip("torch")
+
+from exporter.models import MODELS
+from tests.support.random_bundle import make_random_bundle
+
+HEAVY = ("torch", "triton", "onnx", "onnxscript", "onnx_graphsurgeon", "polygraphy", "ml_dtypes", "sageattention")
+
+UNWANTED = {*HEAVY, "exporter", "tensorrt_rtx"}
+
+
+@pytest.fixture(scope="module")
+def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The interpreter of an environment with the base install alone."""
+    folder = tmp_path_factory.mktemp("install")
+    source = folder / "source"
+    for name in ("exporter", "plugins", "runtime"):
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    subprocess.run([sys.executable, "-m", "venv", str(folder / "venv")], check=True)
+    made = folder / "venv" / "bin" / "python"
+    command = [str(made), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-compile", str(source)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode and "No matching distribution" in done.stderr and "turbotrt" not in done.stderr:
+        pytest.skip("no package index within reach")
+    assert done.returncode == 0, done.stderr
+    return made
+
+
+def run(python: Path, *arguments: object, status: int = 0) -> str:
+    done = subprocess.run([str(python), *map(str, arguments)], capture_output=True, text=True, cwd=python.parent)
+    assert done.returncode == status, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def test_the_runtime_imports_alone_and_light(python: Path) -> None:
+    code = f"""
+import importlib.util, json, sys, time
+started = time.perf_counter()
+from runtime import Pipeline
+import runtime.backends.protocol, runtime.backends.tensorrt, runtime.tensor_files, runtime.bench
+seconds = time.perf_counter() - started
+print(json.dumps({{
+    "here": [name for name in {HEAVY!r} if importlib.util.find_spec(name)],
+    "loaded": sorted({{name.partition(".")[0] for name in sys.modules}} & {UNWANTED!r}),
+    "seconds": seconds,
+}}))
+"""
+    found = json.loads(run(python, "-c", code))
+    assert found["here"] == []
+    assert found["loaded"] == []
+    packages = next((python.parents[1] / "lib").glob("python*")) / "site-packages"
+    sizes = {top.name: _size(top) for top in packages.iterdir()}
+    ours = sum(sizes[name] for name in ("runtime", "plugins", "exporter"))
+    print(
+        f"import {found['seconds']:.2f} s; installed {sum(sizes.values()) / 1e6:.0f} MB, ours {ours / 1e6:.2f} MB; "
+        + ", ".join(f"{n} {s / 1e6:.0f}" for n, s in sorted(sizes.items(), key=lambda i: -i[1])[:6])
+    )
+    assert ours < 2e6
+
+
+def _size(path: Path) -> int:
+    if path.is_dir():
+        return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+    return path.stat().st_size
+
+
+def test_every_module_of_runtime_imports_alone(python: Path) -> None:
+    files = [path for path in sorted((ROOT / "runtime").rglob("*.py")) if path.stem != "__init__"]
+    modules = [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in files]
+    assert "runtime.media.generate" in modules
+    for name in modules:
+        run(python, "-c", f"import {name}")
+
+
+def test_the_commands_work_or_say_what_they_need(python: Path, tmp_path: Path) -> None:
+    import msgspec
+
+    from runtime.bundle import write_manifest
+
+    model = replace(MODELS["wan-tiny"], layers=4)
+    manifest: Any = make_random_bundle(tmp_path / "bundle", model)
+    command = python.parent / "turbotrt"
+    for name in ("generate", "plan", "bench"):
+        assert "--bundle" in run(python, command, name, "--help")
+    with_engines = tuple(msgspec.structs.replace(s, engine=s.onnx, activation_bytes=10**6) for s in manifest.stages)
+    write_manifest(tmp_path / "bundle", msgspec.structs.replace(manifest, stages=with_engines))
+    plan = run(python, command, "plan", "--bundle", tmp_path / "bundle", "--json")
+    assert json.loads(plan)["layers"] == 4
+    assert "wan-tiny" in run(python, command, "inspect", tmp_path / "bundle")
+    torch = run(python, command, "plan", "--bundle", tmp_path / "bundle", "--backend", "torch", status=2)
+    assert "turbotrt[export]" in torch
+    code = f"from runtime import Pipeline; Pipeline.load({str(tmp_path / 'bundle')!r})"
+    assert "no CUDA GPU" in run(python, "-c", code, status=1) or shutil.which("nvidia-smi")

@@ -1,0 +1,1 @@
+"""The runtime, whole and by room."""

@@ -1,0 +1,1 @@
+"""What tests share: bundles, checkpoints, oracles written a second time, stand-ins."""

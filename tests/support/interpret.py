@@ -1,0 +1,41 @@
+"""Runs a launch plan with Triton's interpreter. Import only where TRITON_INTERPRET=1 was set before triton's import."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+
+from plugins.dtypes import DTYPES
+from plugins.expr import evaluate
+from plugins.plan_builder import LaunchPlan
+
+#: Names of the kernels that ran in this process.
+RAN: set[str] = set()
+
+
+def tell_kernels() -> None:
+    """Print what ran, as interpreter_process reads it."""
+    print("kernels:", *sorted(RAN))
+
+
+def run_plan(plan: LaunchPlan, tensors: dict[str, torch.Tensor], symbols: Mapping[str, int]) -> dict[str, torch.Tensor]:
+    """Run every launch on the CPU. ``tensors`` holds inputs and outputs (written in place); returns the workspace too.
+
+    Workspace starts as garbage (bytes 0x7F: NaN for floats, large for integers), because on a GPU nothing zeroes it.
+    """
+    bound = dict(tensors)
+    for buffer in plan.buffers:
+        dtype = getattr(torch, DTYPES[buffer.dtype].torch)
+        shape = [evaluate(dim, symbols) for dim in buffer.shape]
+        bound[buffer.name] = torch.full([*shape, dtype.itemsize], 0x7F, dtype=torch.uint8).view(dtype).squeeze(-1)
+    for launch in plan.launches:
+        grid = tuple(evaluate(dim, symbols) for dim in launch.grid)
+        args = {
+            name: bound[value] if isinstance(value, str) else evaluate(value, symbols)
+            for name, value in launch.args.items()
+        }
+        options = {"num_warps": launch.num_warps, "num_stages": launch.num_stages}
+        RAN.add(launch.kernel.__name__)
+        launch.kernel[grid](**args, **launch.constants, **options)
+    return bound
