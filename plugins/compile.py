@@ -17,8 +17,6 @@ from plugins.op import AttrValue, Op, symbol
 from plugins.plan import KernelImage, LaunchSpec, Plan, TensorSpec, encode
 from plugins.plan_builder import Buffer, Launch, LaunchPlan
 
-SMS = (80, 86, 89, 90, 100, 120)
-
 
 def build_plan(op: Op, static_dims: Mapping[str, int], attributes: Mapping[str, AttrValue], sm: int) -> Plan:
     """The compiled plan of an op whose static symbols have these values; its dynamic symbols stay symbolic."""

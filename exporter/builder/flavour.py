@@ -8,6 +8,7 @@ from typing import Any
 
 from exporter.gpus import GpuSpec
 from plugins.errors import UserError
+from plugins.sms import capability, sm_number
 
 
 def check_buildable(gpu: GpuSpec) -> None:
@@ -27,7 +28,7 @@ def check_buildable(gpu: GpuSpec) -> None:
         ) from None
     present = _present_capability()
     if present != gpu.sm:
-        got = "no CUDA GPU" if present is None else f"a GPU of compute capability {present // 10}.{present % 10}"
+        got = "no CUDA GPU" if present is None else f"a GPU of compute capability {capability(present)}"
         raise UserError(f"Engines for {gpu.name} cannot be built here.", expected=wanted, got=got, remedy=remedy)
 
 
@@ -42,7 +43,7 @@ def _present_capability() -> int | None:
     from cuda.core import Device
 
     major, minor = Device(0).compute_capability
-    return int(major) * 10 + int(minor)
+    return sm_number(int(major), int(minor))
 
 
 def load(flavour: str) -> Any:

@@ -13,11 +13,12 @@ import triton.language as tl
 
 from plugins.errors import UserError
 from plugins.expr import Dim, ceil_div, maximum, minimum
-from plugins.plan_builder import HOPPER_SMS, Buffer, Launch, LaunchPlan
+from plugins.plan_builder import Buffer, Launch, LaunchPlan
 from plugins.sage_attention.kernel import attention_config, attention_launch, check_widths
 from plugins.sage_attention.keys_kernel import quantize_launches, statistics_launches
 from plugins.sage_attention.primitives_kernel import BLOCK_K, BLOCK_Q, HEAD, load_rows
 from plugins.sage_sla.hopper import sage_sla_hopper
+from plugins.sms import HOPPER_SMS
 
 MAX_BLOCKS = 2048
 
