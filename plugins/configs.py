@@ -13,7 +13,6 @@ from contextvars import ContextVar
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from pathlib import Path
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
@@ -24,9 +23,6 @@ Config = TypeVar("Config", bound="DataclassInstance")
 Table = dict[str, dict[str, dict[str, dict[str, Any]]]]
 
 FILE = Path(__file__).with_suffix(".json")
-
-#: Kernel name → module with ``CONFIGS`` by SM, ``legal(config, sm)`` and ``candidates(sm)``.
-TUNABLE: Mapping[str, str] = MappingProxyType({"block_int8_gemm": "plugins.block_int8_gemm.kernel"})
 
 
 @dataclass
