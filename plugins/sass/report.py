@@ -14,7 +14,6 @@ from plugins.sms import RESERVED_SHARED, SMS
 
 #: HMMA bf16/fp16/TF32, IMMA int8, QMMA FP8; G: Hopper's warpgroup form, UTC: data-center Blackwell's.
 _MMA = re.compile(r"(?:UTC)?[DHIQO]G?MMA")
-INT8_MMA = frozenset({"IMMA", "IGMMA", "UTCIMMA"})
 LOCAL = frozenset({"LDL", "STL"})
 
 

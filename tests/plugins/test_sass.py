@@ -12,10 +12,12 @@ pytest.importorskip("triton")
 from plugins.plan import KernelImage
 from plugins.registry import OPS
 from plugins.sass.control_flow import loops, parse
-from plugins.sass.report import INT8_MMA, main_loops, resident_blocks
+from plugins.sass.report import main_loops, resident_blocks
 from plugins.sms import SHARED_LIMIT, SMS
 from tests.support.kernel_bounds import Bounds, all_rows, bounds, committed, distinct_calls
 
+#: Tensor-core instructions of INT8 products: mma, Hopper's warpgroup form, data-center Blackwell's.
+INT8_MMA = frozenset({"IMMA", "IGMMA", "UTCIMMA"})
 #: A kernel as nvdisasm prints it: a loop in a loop whose wait spins behind the end, a spill in the outer one, and a
 #: function that is called; then a loop that only an indirect branch reaches.
 LISTING = """
