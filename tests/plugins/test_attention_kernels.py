@@ -12,14 +12,14 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("triton")
 
-from plugins.compile import SMS, compile_kernel
+from plugins.compile import compile_kernel
 from plugins.expr import symbol
-from plugins.plan_builder import SHARED_LIMIT
 from plugins.sage_attention.op import SAGE_ATTENTION
 from plugins.sage_attention.reference import reference as dense_reference
 from plugins.sage_sla.op import SAGE_SLA_QUANTIZE
 from plugins.sage_sla.reference import kept_blocks, selection_scores
 from plugins.sage_sla.reference import reference as sparse_reference
+from plugins.sms import SHARED_LIMIT, SMS
 from tests.support.interpreter_process import check_in_interpreter
 
 STACK_LIMIT = 128  # bytes a thread: a few spills outside the loop; hundreds mean a wrong config

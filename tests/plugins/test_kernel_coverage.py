@@ -10,10 +10,10 @@ pytest.importorskip("torch")
 pytest.importorskip("triton")
 
 from exporter.models import MODELS
-from plugins.compile import SMS
 from plugins.expr import symbol
 from plugins.registry import OPS
 from plugins.sage_sla.kernel import MAX_BLOCKS
+from plugins.sms import SMS
 from tests.support.interpreter_process import check_in_interpreter
 
 #: sm_90's own kernels are written in Gluon, which the interpreter does not know: tests/plugins/test_gpu_ops.py and
