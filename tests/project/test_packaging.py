@@ -22,6 +22,7 @@ from exporter.cli.catalogue import gigabytes
 from exporter.gpus import GPUS
 from exporter.models import MODELS
 from exporter.networks.dit.weights import packed_bytes
+from tests.support.documents import shell_lines
 from tests.support.paths import ROOT
 
 README = (ROOT / "README.md").read_text()
@@ -120,14 +121,10 @@ def test_links_resolve(document: str) -> None:
             assert anchor in {re.sub(r"[^\w\- ]", "", heading).lower().replace(" ", "-") for heading in headings}, link
 
 
-def _shell_lines() -> list[str]:
-    return [line for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL) for line in block.splitlines() if line]
-
-
 def test_readme_commands_parse() -> None:
     group: Any = get_command(app)
     seen = set()
-    for line in _shell_lines():
+    for line in shell_lines(ROOT / "README.md"):
         words = shlex.split(line)
         words = ["turbotrt", *words[1:]] if words[0] == "env" else words
         if words[0] == "make":
@@ -140,7 +137,7 @@ def test_readme_commands_parse() -> None:
 
 
 def test_readme_make_commands_are_targets() -> None:
-    lines = [line for line in _shell_lines() if line.startswith("make ")]
+    lines = [line for line in shell_lines(ROOT / "README.md") if line.startswith("make ")]
     assert "make export MODEL=wan2.1-14b-720p GPU=rtx5090" in lines
     assert "make test" in lines
     makefile = (ROOT / "Makefile").read_text()

@@ -13,19 +13,19 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.support.paths import ROOT
 
-torch = pytest.importorskip("torch")
 pytest.importorskip("tensorrt_rtx")
 
 from exporter.models import MODELS
-from tests.project.test_packaging import _shell_lines
 from tests.support.checkpoints import canonical_state_dict, save_safetensors
+from tests.support.documents import shell_lines
 from tests.support.exported import Exported
 
 NEED_A_GPU = ("generate", "bench", "tune")
-LINES = [line for line in _shell_lines() if line.startswith("turbotrt ")]
+LINES = [line for line in shell_lines(ROOT / "README.md") if line.startswith("turbotrt ")]
 
 
 def tiny(line: str) -> str:
