@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from tests.support.exported import Exported
 
@@ -16,7 +17,7 @@ from tests.support.exported import Exported
 @pytest.fixture(scope="session")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
     """wan-tiny's DiT for the RTX 5090 with random weights. Read-only: a test that exports again works on a copy."""
-    for module in ("torch", "triton", "onnx", "onnx_graphsurgeon", "tensorrt_rtx"):
+    for module in ("onnx_graphsurgeon", "tensorrt_rtx"):
         pytest.importorskip(module)
     from exporter.export import export_bundle
     from exporter.models import model_named
@@ -36,7 +37,6 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
 @pytest.fixture(scope="module")
 def no_gpu() -> Iterator[None]:
     """torch sees no CUDA device, whatever the machine."""
-    torch = pytest.importorskip("torch")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.cuda, "is_available", lambda: False)
         yield
@@ -45,7 +45,6 @@ def no_gpu() -> Iterator[None]:
 @pytest.fixture
 def cuda() -> Iterator[None]:
     """A CUDA device, or the test is skipped; torch's generators at 0, none of its memory held for nothing."""
-    torch = pytest.importorskip("torch")
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device")
     torch.manual_seed(0)

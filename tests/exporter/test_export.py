@@ -11,13 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import onnx
 import pytest
-
-from tests.support.paths import ROOT
-
-pytest.importorskip("torch")
-pytest.importorskip("triton")
-onnx = pytest.importorskip("onnx")
 
 from exporter.builder import parent as build
 from exporter.builder import stage_engine as engines
@@ -37,6 +32,7 @@ from plugins.plan import decode
 from runtime.bundle import load_manifest, sha256_of, verify_files, write_manifest
 from tests.support.checkpoints import canonical_state_dict, save_safetensors
 from tests.support.exported import Exported
+from tests.support.paths import ROOT
 
 ENGINES = [f"{stage}.engine" for stage in STAGES]
 KEPT = [f"{stage}.{kind}: unchanged, kept" for kind in ("onnx", "engine") for stage in STAGES]

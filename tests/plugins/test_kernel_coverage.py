@@ -4,11 +4,6 @@ from __future__ import annotations
 
 from importlib import import_module
 
-import pytest
-
-pytest.importorskip("torch")
-pytest.importorskip("triton")
-
 from exporter.models import MODELS
 from plugins.compile import SMS
 from plugins.expr import symbol

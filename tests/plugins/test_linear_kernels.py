@@ -9,8 +9,7 @@ from __future__ import annotations
 import math
 
 import pytest
-
-torch = pytest.importorskip("torch")
+import torch
 
 from plugins.block_int8_gemm.reference import (
     gelu_reference,
@@ -106,5 +105,4 @@ def test_rms_norm_and_rope_references() -> None:
 
 
 def test_kernels_in_the_interpreter() -> None:
-    pytest.importorskip("triton")
     check_in_interpreter("tests.support.interpret_linear")

@@ -6,9 +6,6 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("torch")
-pytest.importorskip("triton")
-
 from plugins.compile import SMS
 from plugins.plan import KernelImage
 from plugins.plan_builder import SHARED_LIMIT

@@ -18,9 +18,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-
-torch = pytest.importorskip("torch")
-pytest.importorskip("triton")
+import torch
 
 from exporter.models import MODELS, ModelSpec
 from exporter.progress import SilentProgress

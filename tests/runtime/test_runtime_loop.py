@@ -12,9 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-
-torch = pytest.importorskip("torch")
-
+import torch
 from safetensors.torch import load_file
 
 from exporter.models import MODELS, ModelSpec

@@ -8,12 +8,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import pytest
+import torch
 from typer.testing import CliRunner
-
-from tests.support.paths import ROOT
-
-torch = pytest.importorskip("torch")
-pytest.importorskip("triton")
 
 from exporter.bench import measured
 from exporter.bench.block_graph import OpCall, block_calls, block_graph, op_calls
@@ -32,6 +28,7 @@ from plugins import configs
 from plugins.cost import Cost
 from plugins.plan import decode
 from plugins.registry import OPS
+from tests.support.paths import ROOT
 
 TINY, H200, RTX3090 = MODELS["wan-tiny"], GPUS["h200"], GPUS["rtx3090"]
 GEMM = {"M": 1280, "K": 256, "N": 256}

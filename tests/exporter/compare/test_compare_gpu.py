@@ -6,9 +6,8 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
-torch = pytest.importorskip("torch")
-pytest.importorskip("triton")
 pytest.importorskip("polygraphy")
 pytest.importorskip("matplotlib")
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
-torch = pytest.importorskip("torch")
 pytest.importorskip("polygraphy")
 
 from exporter.checkpoint.reader import open_checkpoint

@@ -11,9 +11,7 @@ import sys
 from typing import Any
 
 import pytest
-
-torch = pytest.importorskip("torch")
-pytest.importorskip("triton")
+import torch
 
 from exporter.bench.block_graph import block_graph, call_of, our_op
 from exporter.bench.kernels import run_graph

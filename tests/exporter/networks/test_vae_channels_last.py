@@ -8,10 +8,7 @@ import sys
 from functools import partial
 
 import pytest
-
-from tests.support.paths import ROOT
-
-torch = pytest.importorskip("torch")
+import torch
 
 from exporter.models import MODELS
 from exporter.networks.vae import halves
@@ -21,6 +18,7 @@ from exporter.networks.vae.stages import vae_stages
 from exporter.networks.vae.weights import packed_weights
 from exporter.torch_backend.media import run_stage, stage_peak
 from tests.support.media_bundle import random_tensors, vae_table
+from tests.support.paths import ROOT
 
 SPEC = VaeSpec(name="test", base=8, residuals=2)
 H, W = 4, 6

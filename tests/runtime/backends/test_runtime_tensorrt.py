@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-torch = pytest.importorskip("torch")
 trt = pytest.importorskip("tensorrt_rtx")
 
 from exporter.models import MODELS

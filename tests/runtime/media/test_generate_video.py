@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-pytest.importorskip("torch")
 av = pytest.importorskip("av")
 pytest.importorskip("tokenizers")
 Image = pytest.importorskip("PIL.Image")

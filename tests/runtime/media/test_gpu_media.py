@@ -16,8 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-
-torch = pytest.importorskip("torch")
+import torch
 
 from exporter.bench.stopwatch import Stopwatch
 from exporter.bench.text import bench_text

@@ -9,8 +9,7 @@ from itertools import cycle
 
 import numpy as np
 import pytest
-
-torch = pytest.importorskip("torch")
+import torch
 
 from exporter.models import MODELS
 from exporter.networks.vae import halves

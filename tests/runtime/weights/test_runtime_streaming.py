@@ -10,8 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-pytest.importorskip("torch")
-
 from exporter.models import MODELS, ModelSpec
 from exporter.networks.dit.weights import stage_weights
 from plugins.errors import UserError
