@@ -185,7 +185,7 @@ def test_a_checkpoint_that_is_no_file_is_told_before_any_work(tmp_path: Path) ->
     options: dict[str, Any] = {"model": "wan-tiny", "gpu": "rtx5090", "out": tmp_path}
     for option in ("checkpoint", "vae", "text_encoder"):
         with pytest.raises(UserError, match=r"There is no checkpoint at .*nowhere\.pth"):
-            export_bundle(export_spec(**options, **{option: str(tmp_path / "nowhere.pth")}), report)
+            export_bundle(export_spec(**options | {option: str(tmp_path / "nowhere.pth")}), report)
     assert (report.titles, report.notes, list(tmp_path.iterdir())) == ([], [], [])
 
 

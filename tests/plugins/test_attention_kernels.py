@@ -12,6 +12,7 @@ import torch
 
 from plugins.compile import SMS, compile_kernel
 from plugins.expr import symbol
+from plugins.op import Op
 from plugins.plan_builder import SHARED_LIMIT
 from plugins.sage_attention.op import SAGE_ATTENTION
 from plugins.sage_attention.reference import reference as dense_reference
@@ -75,7 +76,7 @@ def test_kernels_in_the_interpreter() -> None:
 @pytest.mark.parametrize("sm", SMS)
 @pytest.mark.parametrize("precision", ["int8", "bf16"])
 @pytest.mark.parametrize("op", [SAGE_ATTENTION, SAGE_SLA_QUANTIZE], ids=lambda op: op.name)
-def test_kernels_compile(op, precision: str, sm: int) -> None:
+def test_kernels_compile(op: Op, precision: str, sm: int) -> None:
     """Every kernel compiles within the SM's shared memory, with next to no stack."""
     from importlib import import_module
 

@@ -70,7 +70,7 @@ def test_gemm_references() -> None:
     assert torch.allclose(product(*args).double(), want, rtol=1e-5, atol=1e-4)
     assert torch.allclose(gemm_reference(*args).double(), want, rtol=BF16, atol=1e-4)
     gate, residual = torch.randn(N), torch.randn(M, N).bfloat16()
-    got = residual_reference(*args, gate, residual)
+    got = residual_reference(x, x_scale, weight, weight_scale, bias, gate, residual)
     assert torch.allclose(got.double(), residual.double() + gate.double() * want, rtol=BF16, atol=1e-4)
     gelu = want / 2 * (1 + torch.tanh(math.sqrt(2 / math.pi) * (want + 0.044715 * want**3)))
     q, scale = gelu_reference(*args)

@@ -61,7 +61,7 @@ def media_stages(model: ModelSpec, text_linear: LinearMode = "bf16") -> tuple[Me
             made.append(
                 MediaStage(
                     component=component,
-                    name=stage.name,
+                    name=stage.name,  # type: ignore[arg-type]
                     onnx=f"{stage.name}.onnx",
                     inputs=infos(taken),
                     outputs=infos(given),

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
-from exporter.export import tools
+from exporter.graphs.stage_graph import tools
 from exporter.models import FPS, FREQ_DIM, TEXT_LENGTH, ModelSpec
 from exporter.networks.dit.options import Attention
 from exporter.networks.dit.stages import OUTPUTS, activation_inputs
@@ -181,5 +181,5 @@ def facts(
             attention=attention,
             linear=linear,
         ),
-        "stages": tuple(_stage(model, stage, linear, model.max_tokens) for stage in ("embed", "block", "head")),  # type: ignore[arg-type]
+        "stages": tuple(_stage(model, stage, linear, model.max_tokens) for stage in get_args(Stage)),
     }

@@ -77,7 +77,7 @@ class Context:
         return self._needed()
 
     def _needed(self) -> int:
-        return {"embed": 100, "block": 300, "head": 200}[self.stage.name] * self._length()  # type: ignore[index]
+        return {"embed": 100, "block": 300, "head": 200}[self.stage.name] * self._length()
 
     def _length(self) -> int:
         (length,) = {shape[0] for shape in self.shapes.values()}
@@ -119,7 +119,7 @@ class Context:
             }
             activations = [taken.pop(key) for key in ACTIVATIONS[name] if key in taken]
             with torch.no_grad():
-                given = stage_function(name, options_of(manifest))(*activations, taken)  # type: ignore[arg-type]
+                given = stage_function(name, options_of(manifest))(*activations, taken)
             outputs = given if isinstance(given, tuple) else (given,)
             for declared, value in zip(stage_files(manifest, name).outputs, outputs, strict=True):
                 dtype = {torch.bfloat16: "bf16", torch.float32: "fp32"}[value.dtype]

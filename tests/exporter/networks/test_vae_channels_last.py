@@ -6,6 +6,8 @@ import os
 import subprocess
 import sys
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +15,7 @@ import torch
 from exporter.models import MODELS
 from exporter.networks.vae import halves
 from exporter.networks.vae.channels_last import FORMAT, ChannelsLast
+from exporter.networks.vae.halves import Half
 from exporter.networks.vae.spec import VaeSpec
 from exporter.networks.vae.stages import vae_stages
 from exporter.networks.vae.weights import packed_weights
@@ -22,7 +25,7 @@ from tests.support.paths import ROOT
 
 SPEC = VaeSpec(name="test", base=8, residuals=2)
 H, W = 4, 6
-STARTS = {
+STARTS: dict[Half, tuple[int, int, int]] = {
     "decode_latent": (16, 1, 1),
     "decode_pixels": (SPEC.top, 1, 1),
     "encode_pixels": (3, 4, 8),
@@ -30,13 +33,13 @@ STARTS = {
 }
 
 
-def distance(got, want):
+def distance(got: torch.Tensor, want: torch.Tensor) -> float:
     return float((got - want).norm() / want.norm())
 
 
 @pytest.mark.parametrize("half", STARTS)
 @torch.no_grad()
-def test_it_is_the_traced_function(half):
+def test_it_is_the_traced_function(half: Half) -> None:
     """fp32, three chunks: outputs and every cache, which are written where they are wanted."""
     weights = {name: w.float() for name, w in random_tensors(packed_weights(SPEC, half), 3).items()}
     channels, count, scale = STARTS[half]
@@ -61,12 +64,12 @@ def test_it_is_the_traced_function(half):
         before = {name: into[name].copy_(kept[name]) for name in shapes}
 
 
-def test_convolutions_are_given_what_they_want(monkeypatch):
+def test_convolutions_are_given_what_they_want(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every input in the right memory format, so that nothing is copied, and channels in multiples of eight."""
     seen = []
     convolve = {name: getattr(torch.nn.functional, name) for name in ("conv2d", "conv3d")}
 
-    def watch(name, x, weight, *args, **options):
+    def watch(name: str, x: torch.Tensor, weight: torch.Tensor, *args: Any, **options: Any) -> torch.Tensor:
         last = torch.channels_last if name == "conv2d" else FORMAT
         assert x.is_contiguous(memory_format=last) or x[:, :, 2:].is_contiguous(memory_format=last), x.stride()
         assert weight.is_contiguous(memory_format=last)
@@ -87,21 +90,22 @@ def test_convolutions_are_given_what_they_want(monkeypatch):
 
 
 @torch.no_grad()
-def test_the_runners_way_chunk_after_chunk():
+def test_the_runners_way_chunk_after_chunk() -> None:
     """Caches pass through raw memory in another order; frames come out as without it."""
     model = MODELS["wan-tiny"]
     first, following = (s for s in vae_stages(SPEC, model) if s.name in ("decode_first", "decode_next"))
     weights = random_tensors(vae_table(model) | packed_weights(SPEC, "decode_pixels"), 5)
     sizes = {"H": H, "W": W}
 
-    def frames(channels_last):
+    def frames(channels_last: bool) -> torch.Tensor:
         from runtime.dims import shape_of
 
-        held, out = {}, []
+        held: dict[str, torch.Tensor] = {}
+        out = []
         generator = torch.Generator().manual_seed(0)
         for stage in (first, following, following):
             given = {"chunk": torch.randn(1, SPEC.top, 1, H, W, generator=generator).bfloat16(), **held}
-            shapes = [shape_of(dims, sizes) for dims in stage.output_dims]
+            shapes = [shape_of(dims, sizes) for dims in stage.output_dims or ()]
             wanted = {name: torch.empty(s, dtype=torch.bfloat16) for name, s in zip(stage.outputs, shapes, strict=True)}
             wanted |= {"chunk": wanted["chunk"].byte(), "total": wanted["total"].float()}
             run_stage(stage, {**given, **weights}, wanted, channels_last=channels_last)
@@ -114,7 +118,7 @@ def test_the_runners_way_chunk_after_chunk():
     assert want.std() > 6
 
 
-def test_it_takes_less_memory():
+def test_it_takes_less_memory() -> None:
     """No copy of a frame in fp32 for the norm: the plan by which tiles are chosen says so too."""
     (following,) = (s for s in vae_stages(VaeSpec(name="full", base=96), MODELS["wan-tiny"]) if s.name == "decode_next")
     sizes = {"H": 60, "W": 104}
@@ -123,7 +127,7 @@ def test_it_takes_less_memory():
     )
 
 
-def test_the_kernel_in_the_interpreter(tmp_path):
+def test_the_kernel_in_the_interpreter(tmp_path: Path) -> None:
     """fp32 (the interpreter's bf16 casts are not trusted), ragged rows, channels that are no power of two, zeros."""
     script = tmp_path / "interpret.py"
     script.write_text(
@@ -147,7 +151,7 @@ def test_the_kernel_in_the_interpreter(tmp_path):
 
 
 @pytest.mark.parametrize("sm", [80, 90, 120])
-def test_the_kernel_compiles_where_no_gpu_is(sm):
+def test_the_kernel_compiles_where_no_gpu_is(sm: int) -> None:
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
