@@ -23,13 +23,13 @@ from exporter.export import export_bundle
 from exporter.graphs import stage_graph as graphs
 from exporter.graphs.trace import trace_stage
 from exporter.models import MODELS
-from exporter.networks.dit.stages import DIT_STAGES as STAGES
 from exporter.networks.stage_spec import StageSpec
 from exporter.progress import SilentProgress
 from exporter.spec import export_spec
 from plugins.errors import UserError
 from plugins.plan import decode
 from runtime.bundle import load_manifest, sha256_of, verify_files, write_manifest
+from runtime.weights.storage import STAGES
 from tests.support.checkpoints import canonical_state_dict, save_safetensors
 from tests.support.exported import Exported
 from tests.support.paths import ROOT

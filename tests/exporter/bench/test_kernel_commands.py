@@ -22,7 +22,7 @@ from exporter.cli.app import app
 from exporter.gpus import GPUS
 from exporter.models import MODELS
 from exporter.networks.dit.options import BlockOptions
-from exporter.networks.dit.stages import stage_function
+from exporter.networks.dit.stages import dit_functions
 from exporter.progress import SilentProgress
 from plugins import configs
 from plugins.cost import Cost
@@ -155,7 +155,7 @@ def test_graph_is_the_block_and_every_call_is_measured_once() -> None:
     interpreter = MeasuringInterpreter(graph, measure)
     inputs, weights = block_inputs(TINY, 0, "cpu", TINY.latent_shape()), block_weights(TINY, options, 1, "cpu")
     got = run_graph(interpreter, inputs, weights)
-    assert torch.equal(got, stage_function("block", options)(*inputs, weights))
+    assert torch.equal(got, dit_functions(options)["block"](*inputs, weights))
     assert len(seen) == len(set(seen))
     assert interpreter.counts == block_calls(TINY, options)
     assert sum(interpreter.counts.values()) == len(op_calls(graph))

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from exporter.cli.inspection import inspect_bundle, show_inspection
 from exporter.progress import SilentProgress
-from runtime.bundle import MediaStage, StageFiles, write_manifest
+from runtime.bundle import write_manifest
 from tests.support.bundle_factory import make_bundle
 from tests.support.exported import Exported
 
@@ -28,7 +28,7 @@ def test_no_name_is_broken(exported: Exported, width: int) -> None:
     found = inspect_bundle(exported.folder, SilentProgress())
     words = {word.rstrip(",") for word in text.split()}
     assert max(map(len, text.splitlines())) <= width
-    stages: list[StageFiles | MediaStage] = [*found.manifest.stages, *found.manifest.media]
+    stages = found.manifest.stages
     assert {stage.name for stage in stages} <= words
     assert {f"{t.dtype}[{','.join(map(str, t.dims))}]" for s in stages for t in s.outputs if "." not in t.name} <= words
     assert set(found.manifest.plans) <= words

@@ -19,7 +19,7 @@ from exporter.models import MODELS
 from exporter.networks.vae import halves
 from exporter.networks.vae.halves import Half
 from exporter.networks.vae.spec import VAES, Resample, Residual, VaeSpec
-from exporter.torch_backend.media import TorchRunner
+from exporter.torch_backend.runner import TorchRunner
 from plugins.errors import UserError
 from runtime.bundle import Manifest
 from runtime.media.files.writer import BackgroundWriter
@@ -55,7 +55,7 @@ def runner(bundle: Bundle) -> TorchRunner:
             super().__init__(bundle[1], torch.device("cpu"))
             from exporter.networks.vae.stages import vae_stages
 
-            self._stages |= {stage.name: stage for stage in vae_stages(SPEC, I2V)}
+            self._functions |= {stage.name: stage.function for stage in vae_stages(SPEC, I2V)}
 
     return I2VRunner()
 
