@@ -12,6 +12,25 @@ import pytest
 import torch
 
 from tests.support.exported import Exported
+from tests.support.interpreter_process import Interpreter
+from tests.support.shared import Shared
+
+
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Shared:
+    """Where this session's processes leave for each other what is made once."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base) / "shared"
+    folder.mkdir(exist_ok=True)
+    return Shared(folder)
+
+
+@pytest.fixture(scope="session")
+def interpreter(shared: Shared) -> Iterator[Interpreter]:
+    """What runs a case in Triton's interpreter."""
+    made = Interpreter(shared)
+    yield made
+    made.close()
 
 
 @pytest.fixture(scope="session")

@@ -19,7 +19,9 @@ from plugins.sage_attention.reference import reference as dense_reference
 from plugins.sage_sla.op import SAGE_SLA_QUANTIZE
 from plugins.sage_sla.reference import kept_blocks, selection_scores
 from plugins.sage_sla.reference import reference as sparse_reference
-from tests.support.interpreter_process import check_in_interpreter
+from tests.support.interpret import Case
+from tests.support.interpret_attention import cases
+from tests.support.interpreter_process import Interpreter
 
 STACK_LIMIT = 128  # bytes a thread: a few spills outside the loop; hundreds mean a wrong config
 
@@ -69,8 +71,9 @@ def test_selection_shapes_and_ties() -> None:
     assert kept_blocks(q, k, 500).tolist() == [[[0, 1], [0, 1]]]
 
 
-def test_kernels_in_the_interpreter() -> None:
-    check_in_interpreter("tests.support.interpret_attention")
+@pytest.mark.parametrize("case", list(cases()), ids=lambda case: case.name)
+def test_kernels_in_the_interpreter(case: Case, interpreter: Interpreter) -> None:
+    interpreter.run(case)
 
 
 @pytest.mark.parametrize("sm", SMS)

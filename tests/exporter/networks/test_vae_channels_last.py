@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,8 +17,10 @@ from exporter.networks.vae.stages import vae_stages
 from exporter.networks.vae.weights import packed_weights
 from exporter.torch_backend.memory import meta_tensors
 from exporter.torch_backend.runner import run_stage, stage_peak
+from tests.support.interpret import Case
+from tests.support.interpret_vae import cases
+from tests.support.interpreter_process import Interpreter
 from tests.support.media_bundle import random_tensors, vae_table
-from tests.support.paths import ROOT
 
 SPEC = VaeSpec(name="test", base=8, residuals=2)
 H, W = 4, 6
@@ -125,27 +123,9 @@ def test_it_takes_less_memory() -> None:
     assert peaks[0] < 0.8 * peaks[1]
 
 
-def test_the_kernel_in_the_interpreter(tmp_path: Path) -> None:
-    """fp32 (the interpreter's bf16 casts are not trusted), ragged rows, channels that are no power of two, zeros."""
-    script = tmp_path / "interpret.py"
-    script.write_text(
-        "import torch\n"
-        "from exporter.networks.vae.layers import norm_silu\n"
-        "from exporter.networks.vae.norm_kernel import launch\n"
-        "for channels, t, h, w in ((96, 4, 5, 7), (384, 1, 3, 3), (8, 2, 9, 30)):\n"
-        "    last = torch.channels_last_3d\n"
-        "    x = torch.randn(1, channels, t, h, w).contiguous(memory_format=last)\n"
-        "    x[:, :, 0, 0, 0] = 0\n"
-        "    gamma = torch.rand(channels, 1, 1, 1) + 0.5\n"
-        "    joined = torch.full((1, channels, t + 2, h, w), 7.0).contiguous(memory_format=last)\n"
-        "    launch(x, gamma.reshape(-1), joined[:, :, 2:])\n"
-        "    torch.testing.assert_close(joined[:, :, 2:], norm_silu(x, gamma), rtol=1e-5, atol=1e-6)\n"
-        "    assert (joined[:, :, :2] == 7).all()\n"
-    )
-    root = ROOT
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(root)}
-    done = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+@pytest.mark.parametrize("case", list(cases()), ids=lambda case: case.name)
+def test_the_kernel_in_the_interpreter(case: Case, interpreter: Interpreter) -> None:
+    interpreter.run(case)
 
 
 @pytest.mark.parametrize("sm", [80, 90, 120])
