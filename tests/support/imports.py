@@ -52,8 +52,8 @@ def circle(graph: Graph) -> list[str]:
         for name in leaves:
             del left[name]
     path: list[str] = []
-    name: str | None = next(iter(left), None)
-    while name is not None and name not in path:
-        path.append(name)
-        name = min(left[name] & left.keys())
-    return path[path.index(name) :] if name is not None else []
+    at: str | None = next(iter(left), None)
+    while at is not None and at not in path:
+        path.append(at)
+        at = min(left[at] & left.keys())
+    return path[path.index(at) :] if at is not None else []
