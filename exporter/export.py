@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
@@ -35,10 +34,9 @@ from runtime.bundle import (
     FileInfo,
     GpuFacts,
     Manifest,
-    MediaStage,
     ModelFacts,
     SamplerFacts,
-    StageFiles,
+    StageEntry,
     file_info,
     write_manifest,
 )
@@ -89,23 +87,19 @@ def _write(
 ) -> Manifest:
     files: dict[str, FileInfo] = {}
     plans: dict[str, str] = {}
-    stages: list[StageFiles] = []
-    media: list[MediaStage] = []
+    stages: list[StageEntry] = []
     for graph in graphs:
         for node, data in graph.plans.items():
             plans[node] = plan_file(node, data)
             (staging / plans[node]).write_bytes(data)
             files[plans[node]] = file_info(staging / plans[node])
-        made = _stage(spec, graph, previous, staging, files, report)
-        if isinstance(made, MediaStage):
-            media.append(made)
-        else:
-            stages.append(made)
+        stages.append(_stage(spec, graph, previous, staging, files, report))
     weights = kept_weights(spec, WEIGHTS_NAME, previous, report)
     kept = kept_media(spec, previous, report)
     for name in (*weights.files, *kept.files):
         os.link(spec.bundle_dir / name, staging / name)
-    activations = [stage.activation_bytes for stage in stages if stage.activation_bytes is not None]
+    of_dit = [stage.activation_bytes for stage in stages if stage.component == "dit"]
+    activations = [count for count in of_dit if count is not None]
     return Manifest(
         model=_model_facts(spec),
         sampler=_sampler_facts(spec),
@@ -115,7 +109,6 @@ def _write(
         plans=plans,
         files=files | weights.files | kept.files,
         weights=weights.experts,
-        media=tuple(media),
         media_weights=kept.weights,
         text_linear=spec.text_linear,
         tokenizer=kept.tokenizer,
@@ -139,32 +132,20 @@ def _stage(
     staging: Path,
     files: dict[str, FileInfo],
     report: Progress,
-) -> StageFiles | MediaStage:
+) -> StageEntry:
     name = onnx_name(graph.name)
     (staging / name).write_bytes(graph.onnx)
     files[name] = file_info(staging / name, inputs=graph.key)
-    stage = _stage_facts(graph)
+    stage = graph.spec.entry(name)
     if spec.onnx_only:
         return stage
-    key = engine_key(spec, graph.profile, graph.onnx)
+    key = engine_key(spec, stage.profile, graph.onnx)
     if (engine := kept_engine(spec, graph.name, key, previous, staging)) is not None:
         report.note(f"{engine.name}: unchanged, kept")
     else:
-        engine = build_stage(spec, graph.name, graph.profile, key, graph.plans, staging, report)
+        engine = build_stage(spec, graph.name, stage.profile, key, graph.plans, staging, report)
     files[engine.name] = engine.info
     return msgspec.structs.replace(stage, engine=engine.name, activation_bytes=engine.activation_bytes)
-
-
-def _stage_facts(graph: StageGraph) -> StageFiles | MediaStage:
-    facts: dict[str, Any] = {
-        "name": graph.name,
-        "onnx": onnx_name(graph.name),
-        "inputs": graph.inputs,
-        "outputs": graph.outputs,
-        "profile": graph.profile,
-    }
-    component = graph.spec.component
-    return StageFiles(**facts) if component == "dit" else MediaStage(component=component, **facts)
 
 
 def _add_weights(spec: ExportSpec, checkpoint: str, manifest: Manifest, report: Progress) -> Manifest:

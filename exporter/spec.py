@@ -10,9 +10,9 @@ from typing import cast, get_args
 from exporter.gpus import Flavour, GpuSpec, gpu_named
 from exporter.models import ModelSpec, model_named
 from exporter.networks.dit.options import ATTENTIONS, Attention
-from exporter.networks.stage_spec import COMPONENTS, Component
 from exporter.networks.weight_spec import LinearMode
 from plugins.errors import UserError
+from runtime.bundle import COMPONENTS, Component
 
 LINEARS: tuple[str, ...] = get_args(LinearMode)
 DEFAULT_TOPK = "0.1"

@@ -40,7 +40,7 @@ def bench(
         runs.append(generate(times))
     return {
         "model": pipe.manifest.model.name,
-        "device": pipe.backend.device.name,
+        "device": pipe.runner.device.name,
         "tokens": tokens_of(shape),
         "steps": steps or pipe.manifest.sampler.steps,
         "layers_streamed": pipe.placement.streamed,

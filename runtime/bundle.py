@@ -7,20 +7,28 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import msgspec
 from msgspec import Meta, Struct
 
 from plugins.errors import UserError
+from runtime.schema2 import OLD_VERSION, upgraded
 
 MANIFEST_NAME = "manifest.json"
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
+OUTPUT_SUFFIX = "_out"  # a stage may give what it takes: ONNX needs two names
 MAX_MANIFEST_BYTES = 16 << 20  # a manifest is some tens of kilobytes; anything this long is not one
 _CHUNK = 1 << 20
 
-StageName = Literal["embed", "block", "head", "one-file"]
-MediaStageName = Literal[
+Component = Literal["dit", "text", "vae"]
+COMPONENTS: tuple[Component, ...] = get_args(Component)
+MediaComponent = Literal["text", "vae"]  # those whose weights are in one file each
+StageName = Literal[
+    "embed",
+    "block",
+    "head",
+    "one-file",
     "text_block",
     "text_norm",
     "decode_latent",
@@ -30,7 +38,6 @@ MediaStageName = Literal[
     "encode_next",
     "encode_latent",
 ]
-MediaComponent = Literal["text", "vae"]
 Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
 Positive = Annotated[int, Meta(gt=0)]
 Count = Annotated[int, Meta(ge=0)]
@@ -78,15 +85,19 @@ class GpuFacts(_Record, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
 
 class TensorInfo(_Record, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """A stage's input or output; a dim is a number or the name of a symbol."""
+    """A stage's input or output; a dim is a number, a symbol ("L") or a multiple of one ("8*H").
+
+    ``weight``: an input that comes from the packed weights, the same at every run.
+    """
 
     name: str
     dtype: str
     dims: tuple[int | str, ...]
+    weight: bool = False
 
 
 class Profile(_Record, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """The range of L, the number of tokens, that a stage's engine accepts."""
+    """The range of each of a stage's symbols that its engine accepts: tokens L, or latents H and W."""
 
     min: Positive
     opt: Positive
@@ -97,12 +108,14 @@ class Profile(_Record, frozen=True, forbid_unknown_fields=True, kw_only=True):
             raise ValueError(f"a profile must rise: {self.min}, {self.opt}, {self.max}")
 
 
-class StageFiles(_Record, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """One stage. ``engine`` is None in an ONNX-only bundle; ``activation_bytes`` is the builder's own figure.
+class StageEntry(_Record, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """One stage of one component: its files, its tensors and what was built of it.
 
-    ``expert`` says whose weights a one-file engine holds; the other stages take any expert's.
+    ``engine`` is None in an ONNX-only bundle; ``activation_bytes`` is the builder's own figure at the profile's
+    maximum. ``expert`` says whose weights a one-file engine holds; the other stages take any expert's.
     """
 
+    component: Component
     name: StageName
     expert: str | None = None
     engine: str | None = None
@@ -112,18 +125,20 @@ class StageFiles(_Record, frozen=True, forbid_unknown_fields=True, kw_only=True)
     profile: Profile
     activation_bytes: Count | None = None
 
+    @property
+    def activations(self) -> tuple[TensorInfo, ...]:
+        """The inputs that are no weights, in the engine's order."""
+        return tuple(tensor for tensor in self.inputs if not tensor.weight)
 
-class MediaStage(_Record, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """One stage of the text encoder or the VAE; ``profile`` is the range of each of its symbols: L, or H and W."""
+    @property
+    def weights(self) -> tuple[TensorInfo, ...]:
+        """The inputs that are weights, in the engine's order."""
+        return tuple(tensor for tensor in self.inputs if tensor.weight)
 
-    component: MediaComponent
-    name: MediaStageName
-    engine: str | None = None
-    onnx: str
-    inputs: tuple[TensorInfo, ...]
-    outputs: tuple[TensorInfo, ...]
-    profile: Profile
-    activation_bytes: Count | None = None
+    @property
+    def gives(self) -> dict[str, TensorInfo]:
+        """The outputs by their own names, without the suffix that the engine's have."""
+        return {tensor.name.removesuffix(OUTPUT_SUFFIX): tensor for tensor in self.outputs}
 
 
 class FileInfo(_Record, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -135,9 +150,9 @@ class FileInfo(_Record, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
 
 class Manifest(_Record, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Everything about one bundle. ``plans``: plugin node → file; ``weights``: expert → file; no time, no path.
+    """Everything about one bundle: no time, no path. ``plans``: plugin node → file.
 
-    ``media``: the stages of text encoder and VAE, whose weights are in ``media_weights``: component → file;
+    ``weights``: the DiT's, expert → file; ``media_weights``: text encoder's and VAE's, component → file;
     ``text_linear``: how the text encoder's Linears are packed and computed.
     """
 
@@ -146,11 +161,10 @@ class Manifest(_Record, frozen=True, forbid_unknown_fields=True, kw_only=True):
     sampler: SamplerFacts
     gpu: GpuFacts
     tools: dict[str, str]
-    stages: tuple[StageFiles, ...]
+    stages: tuple[StageEntry, ...]
     plans: dict[str, str]
     files: dict[str, FileInfo]
     weights: dict[str, str]
-    media: tuple[MediaStage, ...] = ()
     media_weights: dict[MediaComponent, str] = {}
     text_linear: Literal["int8", "bf16"] = "bf16"
     tokenizer: str | None = None
@@ -167,9 +181,30 @@ class Manifest(_Record, frozen=True, forbid_unknown_fields=True, kw_only=True):
             if expert not in self.model.experts:
                 raise ValueError(f"weights for {expert!r}, but the experts are {', '.join(self.model.experts)}")
 
+    @property
+    def components(self) -> tuple[Component, ...]:
+        """The components that the bundle has stages of."""
+        have = {stage.component for stage in self.stages}
+        return tuple(component for component in COMPONENTS if component in have)
+
+    def stages_of(self, component: Component) -> tuple[StageEntry, ...]:
+        """A component's stages that take weights as inputs: all but one-file engines."""
+        return tuple(stage for stage in self.stages if stage.component == component and stage.expert is None)
+
+    def stage(self, name: str) -> StageEntry:
+        """The entry of a stage that takes weights as inputs. Raises UserError if the bundle was exported without it."""
+        for entry in self.stages:
+            if entry.name == name and entry.expert is None:
+                return entry
+        raise UserError(
+            f"The bundle has no {name} stage.",
+            expected=f"a bundle exported with {name}'s component",
+            got="stages " + (", ".join(entry.name for entry in self.stages) or "none"),
+            remedy="export the model again without leaving it out by --components",
+        )
+
     def _referenced(self) -> Iterator[str]:
-        stages: tuple[StageFiles | MediaStage, ...] = (*self.stages, *self.media)
-        for stage in stages:
+        for stage in self.stages:
             yield stage.onnx
             if stage.engine is not None:
                 yield stage.engine
@@ -184,7 +219,7 @@ class _Version(Struct):
     schema_version: int
 
 
-_T = TypeVar("_T", bound=Struct)
+_T = TypeVar("_T")
 
 
 def _check_plain(name: str) -> None:
@@ -193,7 +228,7 @@ def _check_plain(name: str) -> None:
         raise ValueError(f"{name!r} is not the plain name of a file in the bundle")
 
 
-def sha256_of(path: Path, update: Callable[[int], Any] | None = None) -> str:
+def sha256_of(path: Path, update: Callable[[int], object] | None = None) -> str:
     """SHA-256 of a file in hexadecimal, read by parts; ``update`` hears the bytes of each part."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
@@ -223,15 +258,24 @@ def load_manifest(folder: Path) -> Manifest:
         raise _corrupt(path, f"it is longer than {MAX_MANIFEST_BYTES} bytes")
     data = path.read_bytes()
     version = _decode(path, data, _Version).schema_version
-    if version != SCHEMA_VERSION:
+    if version == OLD_VERSION:
+        data = _upgraded(path, data)
+    elif version != SCHEMA_VERSION:
         newer = version > SCHEMA_VERSION
         raise UserError(
             f"{path} has another schema version.",
-            expected=str(SCHEMA_VERSION),
+            expected=f"{OLD_VERSION} or {SCHEMA_VERSION}",
             got=str(version),
             remedy="upgrade turbotrt" if newer else "export the bundle again",
         )
     return _decode(path, data, Manifest)
+
+
+def _upgraded(path: Path, data: bytes) -> bytes:
+    try:
+        return msgspec.json.encode(upgraded(_decode(path, data, dict[str, Any]), SCHEMA_VERSION))
+    except (KeyError, TypeError, AttributeError) as error:
+        raise _corrupt(path, f"it is no manifest of schema {OLD_VERSION}: {error!r}") from error
 
 
 def _decode(path: Path, data: bytes, kind: type[_T]) -> _T:
@@ -266,7 +310,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> Path:
     return path
 
 
-def verify_file(folder: Path, name: str, info: FileInfo, update: Callable[[int], Any] | None = None) -> str | None:
+def verify_file(folder: Path, name: str, info: FileInfo, update: Callable[[int], object] | None = None) -> str | None:
     """What is wrong with one file, or None. The size is compared first: reading a truncated file is for nothing."""
     path = folder / name
     if not path.is_file():

@@ -1,4 +1,4 @@
-"""Checks of a bundle before any of it is loaded. Each returns (ok, reason); a reason ends with the way to mend it."""
+"""Checks of a bundle before any of it is loaded: the reason against it, with the way to mend it, or None."""
 
 from __future__ import annotations
 
@@ -11,11 +11,9 @@ from threading import Lock
 from plugins.errors import UserError
 from plugins.plan import FORMAT_VERSION, MAGIC
 from plugins.tensorrt_plugin import PLUGIN_VERSION
-from runtime.bundle import Manifest, verify_file
+from runtime.bundle import COMPONENTS, Manifest, verify_file
 from runtime.report import Report
 
-Verdict = tuple[bool, str]
-FINE: Verdict = (True, "")
 PLUGIN_TOOL = "turbotrt-plugin"  # the manifest's name, under tools, for the version of our plugins
 
 
@@ -34,8 +32,7 @@ def rebuild_command(
     words += ["--out", str(folder.parent)] if folder is not None and folder.parent != Path("engines") else []
     words += ["--attention", sampler.attention, "--linear", sampler.linear]
     words += ["--topk", f"{sampler.topk_milli / 1000:g}"] if sampler.attention != "sage" else []
-    components = ["dit", *dict.fromkeys(stage.component for stage in manifest.media)]
-    words += ["--components", ",".join(components)] if len(components) < 3 else []
+    words += ["--components", ",".join(manifest.components)] if manifest.components != COMPONENTS else []
     words += ["--text-linear", manifest.text_linear] if manifest.text_linear != "bf16" else []
     words += ["--onnx-only"] if not engines and any(stage.engine is None for stage in manifest.stages) else []
     words += ["--one-file"] if one_file else []
@@ -57,16 +54,16 @@ def _mending(folder: Path, manifest: Manifest, name: str) -> str:
     return rebuild_command(manifest, folder) + "".join(needed)
 
 
-def mismatch(problem: str, built_for: str, found: str, remedy: str) -> Verdict:
-    """A verdict that says what was built for what."""
-    return False, str(UserError(problem, expected=built_for, got=found, remedy=remedy))
+def mismatch(problem: str, built_for: str, found: str, remedy: str) -> str:
+    """The reason that says what was built for what."""
+    return str(UserError(problem, expected=built_for, got=found, remedy=remedy))
 
 
-def check_weights(folder: Path, manifest: Manifest, experts: Sequence[str]) -> Verdict:
-    """Whether the bundle has the weights of these experts."""
+def check_weights(folder: Path, manifest: Manifest, experts: Sequence[str]) -> str | None:
+    """Why the bundle cannot run these experts, or None: it must have their weights."""
     missing = [expert for expert in experts if expert not in manifest.weights]
     if not missing:
-        return FINE
+        return None
     return mismatch(
         "The bundle has no weights yet.",
         f"weights of {', '.join(experts)}",
@@ -75,8 +72,11 @@ def check_weights(folder: Path, manifest: Manifest, experts: Sequence[str]) -> V
     )
 
 
-def check_engines(folder: Path, manifest: Manifest, versions: dict[str, str]) -> Verdict:
-    """Whether the engines are there and were built by the TensorRT that is here; ``versions``: package → version."""
+def check_engines(folder: Path, manifest: Manifest, versions: dict[str, str]) -> str | None:
+    """Why the engines cannot be loaded, or None: they must be there, and built by the TensorRT that is here.
+
+    ``versions``: package → version.
+    """
     if any(stage.engine is None for stage in manifest.stages):
         again = rebuild_command(manifest, folder, engines=True)
         return mismatch(
@@ -97,21 +97,21 @@ def check_engines(folder: Path, manifest: Manifest, versions: dict[str, str]) ->
             f"{package} {here}",
             f"{rebuild_command(manifest, folder)}, or pip install {package}=={built}",
         )
-    return FINE
+    return None
 
 
-def check_gpu(manifest: Manifest, capability: int | None) -> Verdict:
-    """Whether the engines are for the GPU here; ``capability`` is 10·major + minor, None without a GPU."""
+def check_gpu(manifest: Manifest, capability: int | None) -> str | None:
+    """Why the GPU here cannot run the engines, or None; ``capability`` is 10·major + minor, None without a GPU."""
     if capability == manifest.gpu.sm:
-        return FINE
+        return None
     built = f"{manifest.gpu.name}, compute capability {_dotted(manifest.gpu.sm)}"
     found = "no CUDA GPU" if capability is None else f"compute capability {_dotted(capability)}"
     remedy = "export for the GPU that is here: turbotrt list shows the names for --gpu"
     return mismatch("The engines were built for another GPU.", built, found, remedy)
 
 
-def check_plugins(folder: Path, manifest: Manifest) -> Verdict:
-    """Whether our plugins in the engines are of the version that this turbotrt runs."""
+def check_plugins(folder: Path, manifest: Manifest) -> str | None:
+    """Why this turbotrt cannot run the plugins in the engines, or None: they must be of its version."""
     built = manifest.tools.get(PLUGIN_TOOL, "unknown")
     if built != PLUGIN_VERSION:
         return mismatch(
@@ -131,11 +131,11 @@ def check_plugins(folder: Path, manifest: Manifest) -> Verdict:
                 str(found),
                 rebuild_command(manifest, folder),
             )
-    return FINE
+    return None
 
 
-def check_files(folder: Path, manifest: Manifest, names: Iterable[str], *, verify: bool, report: Report) -> Verdict:
-    """Whether these files are what the manifest says: by size alone, or by sha256 as well."""
+def check_files(folder: Path, manifest: Manifest, names: Iterable[str], *, verify: bool, report: Report) -> str | None:
+    """What is wrong with these files by the manifest, or None: by size alone, or by sha256 as well."""
     wanted = sorted(set(names))
     for name in wanted:
         path, info = folder / name, manifest.files[name]
@@ -149,7 +149,7 @@ def check_files(folder: Path, manifest: Manifest, names: Iterable[str], *, verif
                 _mending(folder, manifest, name),
             )
     if not verify or not wanted:
-        return FINE
+        return None
     found_wrong = {name: p for name, p in zip(wanted, _hashes(folder, manifest, wanted, report), strict=True) if p}
     if found_wrong:
         return mismatch(
@@ -158,7 +158,7 @@ def check_files(folder: Path, manifest: Manifest, names: Iterable[str], *, verif
             "another",
             f"{_mending(folder, manifest, next(iter(found_wrong)))}, or --no-verify at your own risk",
         )
-    return FINE
+    return None
 
 
 def _hashes(folder: Path, manifest: Manifest, names: Sequence[str], report: Report) -> list[str | None]:

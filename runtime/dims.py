@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+Sizes = Mapping[str, int]  # symbol → value
+
 
 def split_dim(dim: str) -> tuple[int, str]:
     """(factor, symbol) of a dim that is not a number."""
@@ -11,7 +13,7 @@ def split_dim(dim: str) -> tuple[int, str]:
     return int(factor or 1), symbol
 
 
-def shape_of(dims: Iterable[int | str], sizes: Mapping[str, int]) -> tuple[int, ...]:
+def shape_of(dims: Iterable[int | str], sizes: Sizes) -> tuple[int, ...]:
     """The shape for these values of the symbols. Raises KeyError on a symbol without one."""
     shape = []
     for dim in dims:

@@ -9,7 +9,6 @@ import numpy.typing as npt
 
 from plugins.errors import UserError
 from runtime.bundle import Manifest, ModelFacts
-from runtime.layout import stage_files
 from runtime.numerics import Array, from_bf16_bits, to_bf16_bits, to_tokens
 from runtime.video_shape import latents_of, tokens_of
 
@@ -27,7 +26,7 @@ def latent_shape(
     width, height = size or manifest.model.size
     frames = manifest.model.frames if frames is None else frames
     shape = latents_of((width, height), frames)
-    profile = stage_files(manifest, "block").profile
+    profile = manifest.stage("block").profile
     if not profile.min <= tokens_of(shape) <= profile.max:
         raise UserError(
             f"{width}x{height} with {frames} frames is outside what this bundle's engines run.",

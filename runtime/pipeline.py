@@ -17,11 +17,11 @@ import numpy.typing as npt
 
 from plugins.errors import UserError
 from runtime.backends.kind import BackendKind
-from runtime.backends.protocol import Backend
+from runtime.backends.protocol import Activations, Runner
 from runtime.backends.registry import backend_kind
 from runtime.bundle import Manifest, load_manifest
 from runtime.byte_sizes import parse_bytes
-from runtime.checks import Verdict, check_files, check_weights
+from runtime.checks import check_files, check_weights
 from runtime.inputs import condition_tokens, latent_shape, text_bits
 from runtime.layout import run_layout
 from runtime.numerics import Array, to_latents
@@ -29,7 +29,7 @@ from runtime.report import Report, Silent
 from runtime.run import Run, UnitTime
 from runtime.sampler import NonFiniteError, Step, plan_steps, sample
 from runtime.video_shape import tokens_of
-from runtime.weights.memory_plan import MemoryPlan, Sizes, plan_memory
+from runtime.weights.memory_plan import MemoryPlan, StageBytes, plan_memory
 from runtime.weights.storage import STAGES, Storage, layouts
 
 #: Called after each step with the step and its latents, fp32 [16, T, H, W].
@@ -46,10 +46,10 @@ class Pipeline:
     """
 
     def __init__(
-        self, folder: Path, manifest: Manifest, backend: Backend, budget: int | None, verify: bool, report: Report
+        self, folder: Path, manifest: Manifest, runner: Runner, budget: int | None, verify: bool, report: Report
     ) -> None:
         """Use ``load``."""
-        self.folder, self.manifest, self.backend = folder, manifest, backend
+        self.folder, self.manifest, self.runner = folder, manifest, runner
         self._budget, self._verify, self._report = budget, verify, report
         self._checked: tuple[str, ...] = ()  # experts whose files were compared with the manifest
         self._storage: Storage | None = None
@@ -84,7 +84,7 @@ class Pipeline:
         kind = backend_kind(backend)
         _require(check_weights(folder, manifest, planned))
         _require(kind.check(folder, manifest))
-        files = [*kind.files(manifest), *(manifest.weights[expert] for expert in planned)]
+        files = [*kind.files(manifest, "dit"), *(manifest.weights[expert] for expert in planned)]
         _require(check_files(folder, manifest, files, verify=verify, report=report))
         opened = kind.open(folder, manifest, report)
         pipe = cls(folder, manifest, opened, budget, verify, report)
@@ -111,11 +111,11 @@ class Pipeline:
             if self._closed:
                 return
             self._closed = True
-            with self.backend.device.current():
+            with self.runner.device.current():
                 if self._storage is not None:
                     self._storage.close()
-                self.backend.close()
-            self.backend.device.close()
+                self.runner.close()
+            self.runner.device.close()
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
@@ -188,9 +188,9 @@ class Pipeline:
             shape = latent_shape(self.manifest, size, frames)
             text = text_bits(text_embeds, self.manifest.model)
             extra = condition_tokens(condition, self.manifest.model, shape)
-            with self.backend.device.current():
+            with self.runner.device.current():
                 storage = self._fit(tokens_of(shape), _experts(planned))
-                with Run(self.manifest, self.backend, storage, shape, debug=debug, times=times) as run:
+                with Run(self.manifest, self.runner, storage, shape, debug=debug, times=times) as run:
                     run.begin(text, extra, planned)
                     return self._sample(run, planned, seed, shape, on_step)
 
@@ -216,9 +216,8 @@ class Pipeline:
         _require(check_files(self.folder, self.manifest, later, verify=self._verify, report=self._report))
         self._checked += tuple(expert for expert in experts if expert not in self._checked)
 
-    def _sizes(self, tokens: int) -> Sizes:
-        activations = {stage: self.backend.activation_bytes(stage, tokens) for stage in STAGES}
-        return _sizes(self.manifest, activations, self.backend.overhead_bytes, tokens)
+    def _sizes(self, tokens: int) -> StageBytes:
+        return _stage_bytes(self.manifest, self.runner.activation_bytes, self.runner.overhead_bytes, tokens)
 
     def _fit(self, tokens: int, experts: tuple[str, ...]) -> Storage:
         """Storage that leaves room for a run at L tokens and serves these experts: the present one, if it does."""
@@ -237,7 +236,7 @@ class Pipeline:
         for expert in self.manifest.model.experts:
             if expert not in experts:
                 self._report.note(f"These steps never reach the {expert} expert: it is not loaded.")
-        self._storage = Storage(self.folder, self.manifest, plan, self.backend.device)
+        self._storage = Storage(self.folder, self.manifest, plan, self.runner.device)
         self._storage.preload(experts[0], self._report)
         return self._storage
 
@@ -254,26 +253,25 @@ def plan_bundle(
     """The plan of a bundle before anything is loaded, on any machine; ``vram`` in bytes. Raises UserError."""
     tokens = tokens_of(latent_shape(manifest, size, frames))
     experts = _experts(plan_steps(manifest, steps))
-    activations = {stage: kind.activation_bytes(manifest, stage, tokens) for stage in STAGES}
-    found = _sizes(manifest, activations, kind.overhead(manifest), tokens)
+    found = _stage_bytes(manifest, kind.activations(manifest), kind.overhead(manifest), tokens)
     return plan_memory(found, manifest.model.layers, experts, tokens, vram)
 
 
-def _sizes(manifest: Manifest, activations: dict[str, int], overhead: int, tokens: int) -> Sizes:
-    slots = layouts(manifest)
-    return Sizes(
+def _stage_bytes(manifest: Manifest, activations: Activations, overhead: int, tokens: int) -> StageBytes:
+    slots, sizes = layouts(manifest), {"L": tokens}
+    return StageBytes(
         embed=slots["embed"].nbytes,
         block=slots["block"].nbytes,
         head=slots["head"].nbytes,
-        io=run_layout(manifest.model, tokens).nbytes,
-        activations=activations,
+        io=run_layout(map(manifest.stage, STAGES), sizes).nbytes,
+        activations={stage: activations(stage, sizes) for stage in STAGES},
         overhead=overhead,
     )
 
 
-def _require(verdict: Verdict) -> None:
-    if not verdict[0]:
-        raise UserError(verdict[1])
+def _require(reason: str | None) -> None:
+    if reason is not None:
+        raise UserError(reason)
 
 
 def _experts(steps: Sequence[Step]) -> tuple[str, ...]:

@@ -9,13 +9,13 @@ from types import TracebackType
 import numpy as np
 import numpy.typing as npt
 
-from runtime.backends.protocol import Backend, DeviceTensor, Event, Memory, tensors
-from runtime.bundle import Manifest
-from runtime.layout import ACTIVATIONS, OUTPUTS, run_layout
+from runtime.backends.protocol import DeviceTensor, Event, Memory, Runner, tensors
+from runtime.bundle import OUTPUT_SUFFIX, Manifest
+from runtime.layout import run_layout
 from runtime.numerics import Array, rope_tables, time_features
 from runtime.sampler import NonFiniteError, Step
 from runtime.video_shape import tokens_of
-from runtime.weights.storage import Storage
+from runtime.weights.storage import STAGES, Storage
 from runtime.weights.streaming import Unit
 
 _BF16_EXPONENT = 0x7F80  # all ones: infinity or NaN
@@ -40,28 +40,30 @@ class Run:
     def __init__(
         self,
         manifest: Manifest,
-        backend: Backend,
+        runner: Runner,
         storage: Storage,
         shape: tuple[int, int, int],
         *,
         debug: bool,
         times: list[UnitTime] | None,
     ) -> None:
-        self._model, self._backend, self._storage, self._shape = manifest.model, backend, storage, shape
-        self._device, self._debug, self._times = backend.device, debug, times
+        self._runner, self._storage, self._shape = runner, storage, shape
+        self._device, self._debug, self._times = runner.device, debug, times
         self._layers = manifest.model.layers
+        self._stages = {name: manifest.stage(name) for name in STAGES}
         self._memory: Memory | None = None
         self._use = 0
         self._marks: list[tuple[int, Unit, Event, Event]] = []
 
     def __enter__(self) -> Run:
         tokens = tokens_of(self._shape)
-        where = run_layout(self._model, tokens)
+        sizes = {"L": tokens}
+        where = run_layout(self._stages.values(), sizes)
         try:
-            self._backend.prepare(tokens)
+            self._runner.prepare(dict.fromkeys(STAGES, sizes))
             self._memory = self._device.allocate(where.nbytes)
         except BaseException:
-            self._backend.release()
+            self._runner.release()
             raise
         self._tensors = tensors(self._memory, where)
         return self
@@ -77,7 +79,7 @@ class Run:
             self._device.finish()
             if self._memory is not None:
                 self._memory.free()
-            self._backend.release()
+            self._runner.release()
 
     def begin(self, text: npt.NDArray[np.uint16], condition: Array | None, steps: Sequence[Step]) -> None:
         """Upload what no step changes, and start the weights on their way."""
@@ -91,7 +93,7 @@ class Run:
         self._upload(tokens=tokens, noise=noise, time_features=time_features(step.t), **scalars)
         for unit in self._storage.one_pass(step.expert):
             self._run_unit(step, unit)
-        return self._download("tokens_out").view(np.float32).reshape(tokens.shape)
+        return self._download("tokens" + OUTPUT_SUFFIX).view(np.float32).reshape(tokens.shape)
 
     def located(self, error: NonFiniteError) -> NonFiniteError:
         """The same failure with where it arose: a weight that is not finite, or what still lies on the device."""
@@ -103,7 +105,7 @@ class Run:
         elif stage is None and not all(map(self._finite, ("context", "e", "e0"))):
             stage = "embed"
         elif stage is None:
-            stage = "head" if self._finite(f"x{self._layers % 2}") else "block"
+            stage = "head" if self._finite_tensor(self._turns("x")[self._layers % 2]) else "block"
         return NonFiniteError(error.step, stage, block, weight)
 
     def _run_unit(self, step: Step, unit: Unit) -> None:
@@ -111,7 +113,7 @@ class Run:
         inputs, outputs = self._bound(stage, layer)
         start = self._device.record("compute") if self._times is not None else None
         weights = self._storage.weights(self._use, unit)
-        self._backend.run(stage, {**inputs, **weights}, outputs)
+        self._runner.run(stage, {**inputs, **weights}, outputs)
         if self._times is not None:
             self._marks.append((step.index, unit, start, self._device.record("compute")))
         self._storage.stream.release(self._use)
@@ -123,10 +125,15 @@ class Run:
         """The stage's activations and outputs: x alternates between two tensors from layer to layer."""
         read = {"embed": 1, "block": layer % 2, "head": self._layers % 2}[stage]
         write = 0 if stage == "embed" else 1 - read
-        named = {**self._tensors, "x": self._tensors[f"x{read}"]}
-        inputs = {name: named[name] for name in ACTIVATIONS[stage] if name in named}
-        named |= {"x": self._tensors[f"x{write}"], "tokens": self._tensors["tokens_out"]}
-        return inputs, {name: named[name] for name in OUTPUTS[stage]}
+        entry, x = self._stages[stage], self._turns("x")
+        named = {**self._tensors, "x": x[read]}
+        inputs = {tensor.name: named[tensor.name] for tensor in entry.activations}
+        named |= {"x": x[write], "tokens": self._turns("tokens")[1]}
+        return inputs, {name: named[name] for name in entry.gives}
+
+    def _turns(self, name: str) -> tuple[DeviceTensor, DeviceTensor]:
+        """The two places of a tensor that a stage both takes and gives."""
+        return self._tensors[name], self._tensors[name + OUTPUT_SUFFIX]
 
     def _check(self, step: Step, stage: str, layer: int, outputs: dict[str, DeviceTensor]) -> None:
         if not all(self._finite_tensor(tensor) for tensor in outputs.values()):

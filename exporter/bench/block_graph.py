@@ -11,12 +11,12 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from exporter.models import ModelSpec
 from exporter.networks.dit.options import BlockOptions
-from exporter.networks.dit.stages import L, activation_inputs, stage_function
-from exporter.networks.dit.weights import stage_weights
+from exporter.networks.dit.stages import block_stage
 from plugins.compile import plan_bytes
 from plugins.op import AttrValue, Op
 from plugins.registry import OPS
 from plugins.torch_op import NAMESPACE, torch_dtype
+from runtime.dims import shape_of
 
 
 @dataclass(frozen=True)
@@ -52,20 +52,18 @@ def our_op(target: Any) -> Op | None:
 
 def meta_inputs(model: ModelSpec, options: BlockOptions, length: int) -> tuple[list[torch.Tensor], dict[str, Any]]:
     """Meta tensors for a block's activation inputs, in order, and for its weights by name."""
-    activations = [
-        torch.empty([length if dim == L else dim for dim in spec.dims], dtype=torch_dtype(spec.dtype), device="meta")
-        for spec in activation_inputs(model, "block").values()
-    ]
-    weights = {
-        name: torch.empty(spec.shape, dtype=torch_dtype(spec.dtype), device="meta")
-        for name, spec in stage_weights(model, "block", options.linear).items()
-    }
-    return activations, weights
+
+    def empty(dims: tuple[int | str, ...], dtype: str) -> torch.Tensor:
+        return torch.empty(shape_of(dims, {"L": length}), dtype=torch_dtype(dtype), device="meta")
+
+    stage = block_stage(model, options)
+    activations = [empty(spec.dims, spec.dtype) for spec in stage.inputs.values()]
+    return activations, {name: empty(spec.shape, spec.dtype) for name, spec in stage.weights.items()}
 
 
 def block_graph(model: ModelSpec, options: BlockOptions, length: int) -> torch.fx.GraphModule:
     """The block at L = ``length``: a GraphModule of (activations, weights by name) → [x]. Nothing is allocated."""
-    function = stage_function("block", options)
+    function = block_stage(model, options).function
     return make_fx(lambda activations, weights: function(*activations, weights))(*meta_inputs(model, options, length))
 
 

@@ -9,10 +9,10 @@ import torch
 
 from exporter.models import ModelSpec
 from exporter.networks.dit.options import BlockOptions
-from exporter.networks.dit.stages import L, activation_inputs
-from exporter.networks.dit.weights import stage_weights
+from exporter.networks.dit.stages import block_stage
 from plugins.block_int8_quantize.reference import reference as quantize
 from plugins.torch_op import torch_dtype
+from runtime.dims import shape_of
 from runtime.numerics import rope_tables
 
 
@@ -20,7 +20,7 @@ def block_weights(model: ModelSpec, options: BlockOptions, seed: int, device: st
     """One block's packed weights: matrices of variance 1/K, norms near 1, biases and modulation small."""
     generator = torch.Generator(device).manual_seed(seed)
     made: dict[str, torch.Tensor] = {}
-    for name, spec in stage_weights(model, "block", options.linear).items():
+    for name, spec in block_stage(model, options).weights.items():
         if name.endswith(".scale"):
             continue  # made with its int8_weight, which comes first
         noise = torch.randn(spec.shape, generator=generator, device=device)
@@ -39,11 +39,10 @@ def block_inputs(model: ModelSpec, seed: int, device: str, shape: tuple[int, int
     length = shape[0] * (shape[1] // 2) * (shape[2] // 2)
     tables = dict(zip(("cos", "sin"), rope_tables(shape), strict=True))
     made = []
-    for name, spec in activation_inputs(model, "block").items():
+    for name, spec in block_stage(model, BlockOptions()).inputs.items():
         if name in tables:
             made.append(torch.from_numpy(tables[name]).to(device))
             continue
-        dims = [length if dim == L else dim for dim in spec.dims]
-        noise = torch.randn(dims, generator=generator, device=device)
+        noise = torch.randn(shape_of(spec.dims, {"L": length}), generator=generator, device=device)
         made.append((noise * 0.3 if name == "e0" else noise).to(torch_dtype(spec.dtype)))
     return made

@@ -23,7 +23,7 @@ from exporter.progress import Progress
 from exporter.spec import ExportSpec
 from plugins.errors import UserError
 from plugins.onnx_schema import DOMAIN
-from runtime.bundle import FileInfo, Manifest, StageFiles, file_info, verify_file, write_manifest
+from runtime.bundle import FileInfo, Manifest, Profile, StageEntry, file_info, verify_file, write_manifest
 
 # The builder's peak RSS by the weights' bytes: 0.62, 2.05, 3.53 and 5.02 GB were measured on 0.10, 0.52, 0.98 and
 # 1.45 GB of INT8 weights (1, 10, 20 and all layers of 1.3B), which is 3.2 times the weights and 0.35 GB.
@@ -61,7 +61,11 @@ def stage_stem(model: ModelSpec, expert: str) -> str:
 
 def _key(spec: ExportSpec, graphs: Sequence[StageGraph], weights: FileInfo) -> str:
     digests = [hashlib.sha256(graph.onnx).digest() for graph in graphs]
-    return engine_key(spec, graphs[0].profile, *digests, weights.sha256.encode())
+    return engine_key(spec, _profile(graphs), *digests, weights.sha256.encode())
+
+
+def _profile(graphs: Sequence[StageGraph]) -> Profile:
+    return graphs[0].spec.entry(onnx_name(graphs[0].name)).profile
 
 
 def carry_one_file(
@@ -106,13 +110,14 @@ def _build(
         proto = compose(spec.model, graphs, scratch / weights)
         (scratch / onnx_name(stem)).write_bytes(proto.SerializeToString(deterministic=True))
         plugins = [node.name for node in proto.graph.node if node.domain == DOMAIN]
-        stage = StageFiles(
+        stage = StageEntry(
+            component="dit",
             name="one-file",
             expert=expert,
             onnx=onnx_name(stem),
             inputs=tensors(proto.graph.input),
             outputs=tensors(proto.graph.output),
-            profile=graphs[0].profile,
+            profile=_profile(graphs),
         )
         del proto  # some 100 MB at 14B, beside a builder that needs all memory it can get
         engine = build_stage(spec, stem, stage.profile, key, plugins, scratch, report)

@@ -13,7 +13,7 @@ from exporter.builder.parent import build_engine
 from exporter.graphs.stage_graph import tools
 from exporter.progress import Progress
 from exporter.spec import ExportSpec
-from runtime.bundle import FileInfo, Manifest, MediaStage, Profile, StageFiles, file_info, verify_file
+from runtime.bundle import FileInfo, Manifest, Profile, file_info, verify_file
 
 
 @dataclass(frozen=True)
@@ -57,8 +57,7 @@ def kept_engine(spec: ExportSpec, stage: str, key: str, previous: Manifest | Non
     for file in (name, log_name(stage)):
         if (spec.bundle_dir / file).is_file():
             os.link(spec.bundle_dir / file, staging / file)
-    before: tuple[StageFiles | MediaStage, ...] = (*previous.stages, *previous.media)
-    return Engine(name, info, next(old.activation_bytes for old in before if old.engine == name))
+    return Engine(name, info, next(old.activation_bytes for old in previous.stages if old.engine == name))
 
 
 def build_stage(

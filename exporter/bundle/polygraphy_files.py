@@ -43,7 +43,7 @@ if __name__ == "__main__":  # python polygraphy_scripts.py STAGE FILE.json: inpu
 
 def stage_names(manifest: Manifest) -> list[str]:
     """Every stage, the text encoder's and the VAE's too."""
-    return [*(stage.name for stage in manifest.stages), *(stage.name for stage in manifest.media)]
+    return [stage.name for stage in manifest.stages]
 
 
 def script_text(manifest: Manifest) -> str:

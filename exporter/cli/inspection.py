@@ -15,7 +15,7 @@ from exporter.cli.catalogue import gigabytes, open_table
 from exporter.progress import Progress
 from plugins.plan import Plan, decode
 from plugins.sms import cubin_sm
-from runtime.bundle import MANIFEST_NAME, Manifest, MediaStage, StageFiles, load_manifest, verify_file
+from runtime.bundle import MANIFEST_NAME, Manifest, StageEntry, load_manifest, verify_file
 from runtime.checks import pack_command, rebuild_command
 from runtime.media.text.embeds_cache import FOLDER
 
@@ -147,7 +147,7 @@ def _show_facts(console: Console, manifest: Manifest, folder: Path) -> None:
     proj_l = {None: "", True: " (with proj_l)", False: " (without proj_l: no linear branch)"}[manifest.has_proj_l]
     parts = [*(f"{part}: {file}" for part, file in sorted(manifest.media_weights.items())), manifest.tokenizer or ""]
     media = ", ".join(filter(None, parts)) or "no weights of text encoder or VAE"
-    media += f"; text linear {manifest.text_linear}" if any(s.component == "text" for s in manifest.media) else ""
+    media += f"; text linear {manifest.text_linear}" if "text" in manifest.components else ""
     facts = {
         "bundle": str(folder),
         "model": f"{model.name}: {model.layers} blocks, D {model.dim}, {model.heads} heads, F {model.ffn_dim}, "
@@ -174,8 +174,7 @@ def _show_stages(console: Console, manifest: Manifest) -> None:
     stages = _table(
         "Stages", "stage", "min/opt/max>", "activations>", "inputs" if wide else "inputs>", "outputs", wraps="outputs"
     )
-    made: tuple[StageFiles | MediaStage, ...] = (*manifest.stages, *manifest.media)
-    for stage in made:
+    for stage in manifest.stages:
         profile = stage.profile
         activation = "–" if stage.activation_bytes is None else gigabytes(stage.activation_bytes)
         own = [t for t in stage.outputs if "." not in t.name]
@@ -191,13 +190,12 @@ def _show_stages(console: Console, manifest: Manifest) -> None:
             "\n".join(outputs),
         )
     console.print(stages)
-    if without := [stage.name for stage in made if stage.engine is None]:
+    if without := [stage.name for stage in manifest.stages if stage.engine is None]:
         console.print(f"stages without an engine (--onnx-only): {', '.join(without)}")
 
 
-def _title(stage: StageFiles | MediaStage) -> str:
-    expert = stage.expert if isinstance(stage, StageFiles) else None
-    return stage.name if expert is None else f"{stage.name}, {expert}"
+def _title(stage: StageEntry) -> str:
+    return stage.name if stage.expert is None else f"{stage.name}, {stage.expert}"
 
 
 def _show_plans(console: Console, found: Inspection) -> None:

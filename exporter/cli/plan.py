@@ -42,7 +42,7 @@ def plan(
 
     manifest, kind = load_manifest(bundle), backend_kind(backend)
     budget = None if vram is None else parse_bytes(vram)
-    parts = bundle_parts(manifest, kind)
+    parts = bundle_parts(manifest)
     asked: dict[str, Any] = {"vram": budget, "size": parse_size(size), "frames": frames, "steps": steps}
     made = plan_parts(manifest, kind, parts, **asked)
     if as_json:

@@ -23,7 +23,6 @@ from exporter.networks.dit.options import BlockOptions
 from plugins.errors import UserError
 from plugins.torch_op import device_sm
 from runtime.bundle import Manifest, load_manifest
-from runtime.layout import OUTPUTS, stage_files
 
 
 @dataclass
@@ -141,7 +140,7 @@ def _enlist(
             roster.machines[name] = _from_bundle(name, roster, spec, options)
     if spec.same_blocks:
         _follow(roster)
-    if len(roster.manifest.stages) > len(OUTPUTS):
+    if any(stage.expert is not None for stage in roster.manifest.stages):
         roster.left_out["one-file"] = "holds all stages in one engine, of which none can be compared by itself"
 
 
@@ -154,7 +153,7 @@ def _unable(name: str, spec: CompareSpec, manifest: Manifest, checkpoint: bool) 
     if not torch.cuda.is_available():
         return "needs a CUDA GPU, and this machine has none"
     if name == "tensorrt":
-        if any(stage_files(manifest, stage).engine is None for stage in OUTPUTS):
+        if any(stage.engine is None for stage in manifest.stages_of("dit")):
             return "needs engines, and the bundle holds none"
         if find_spec(manifest.gpu.flavour) is None:
             return f"needs the {manifest.gpu.flavour} package, which is not installed"
@@ -169,7 +168,7 @@ def _from_bundle(name: str, roster: Roster, spec: CompareSpec, options: BlockOpt
     if name == "onnx":
         from exporter.compare.machines.onnx_machine import OnnxMachine
 
-        return OnnxMachine(name, {stage: folder / stage_files(manifest, stage).onnx for stage in OUTPUTS}, deployed)
+        return OnnxMachine(name, folder, manifest.stages_of("dit"), deployed)
     if name == "plans":
         from exporter.compare.machines.plan_ops import PlanOps
 
@@ -181,8 +180,7 @@ def _from_bundle(name: str, roster: Roster, spec: CompareSpec, options: BlockOpt
         return StageMachine(name, deployed, options, plans, torch.device("cuda"))
     from exporter.compare.machines.engine_machine import EngineMachine
 
-    engines = {stage: folder / str(stage_files(manifest, stage).engine) for stage in OUTPUTS}
-    return EngineMachine(name, engines, deployed, manifest.gpu.flavour)
+    return EngineMachine(name, folder, manifest.stages_of("dit"), deployed, manifest.gpu.flavour)
 
 
 def _follow(roster: Roster) -> None:

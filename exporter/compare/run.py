@@ -108,7 +108,7 @@ def _save(out: Path, results: Mapping[str, RunResults], progress: Progress) -> N
 
 def _save_block(out: Path, roster: Roster, step: int, feed: Mapping[str, Tensor], results: RunResults) -> None:
     """The inspected block as its engine takes and gives it, for ``polygraphy run --load-inputs --load-outputs``."""
-    stage = next(stage for stage in roster.manifest.stages if stage.name == "block")
+    stage = roster.manifest.stage("block")
     weights = roster.deployed(roster.scene.steps[step].expert, "block", int(feed["layer"]))
     named = {**feed, **weights}
     inputs = {info.name: named[info.name].to(torch_dtype(info.dtype)) for info in stage.inputs}

@@ -9,16 +9,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from exporter.models import model_named
-from runtime.bundle import Manifest, MediaStage, StageFiles, load_manifest
+from runtime.bundle import Manifest, StageEntry, load_manifest
 
 TOKENS = 256  # L of a DiT stage's inputs that are made up: small enough for any machine
 SEED = 0
 
 
-def _stage(manifest: Manifest, name: str) -> StageFiles | MediaStage:
-    stages: list[StageFiles | MediaStage] = [*manifest.stages, *manifest.media]
-    return next(stage for stage in stages if stage.name == name)
+def _stage(manifest: Manifest, name: str) -> StageEntry:
+    return next(stage for stage in manifest.stages if stage.name == name)
 
 
 def network(bundle: Path, stage: str) -> tuple[Any, Any, Any]:
@@ -60,7 +58,7 @@ def inputs(bundle: Path, stage: str) -> Iterator[dict[str, Any]]:
     entry = _stage(manifest, stage)
     size = _size(entry)
     generator = torch.Generator().manual_seed(SEED)
-    weights, activations = _weights(bundle, manifest, entry), _activations(manifest, entry)
+    weights = _weights(bundle, manifest, entry)
     feed = {}
     for info in entry.inputs:
         symbols = {split_dim(dim)[1] for dim in info.dims if isinstance(dim, str)}
@@ -72,44 +70,27 @@ def inputs(bundle: Path, stage: str) -> Iterator[dict[str, Any]]:
         elif info.dtype == "int8":
             feed[info.name] = torch.randint(-127, 128, shape, generator=generator, dtype=torch.int8)
         else:
-            scale = 1.0 if info.name in activations else 0.02
+            scale = 0.02 if info.weight else 1.0
             feed[info.name] = (scale * torch.randn(shape, generator=generator)).to(torch_dtype(info.dtype))
     yield feed
 
 
-def _size(entry: StageFiles | MediaStage) -> int:
+def _size(entry: StageEntry) -> int:
     """What the symbols of made-up inputs are: tokens, or the sides of a small picture's latents."""
-    if isinstance(entry, StageFiles):
-        return TOKENS
-    return entry.profile.opt if entry.component == "text" else entry.profile.min
+    return {"dit": TOKENS, "text": entry.profile.opt, "vae": entry.profile.min}[entry.component]
 
 
-def _activations(manifest: Manifest, entry: StageFiles | MediaStage) -> set[str]:
-    """Which of a stage's inputs are no weights."""
-    from exporter.networks.dit.stages import activation_inputs
-    from runtime.media_layout import is_activation
-
-    if isinstance(entry, MediaStage):
-        return {info.name for info in entry.inputs if is_activation(info.name)}
-    return set(activation_inputs(model_named(manifest.model.name), entry.name))  # type: ignore[arg-type]
-
-
-def _weights(bundle: Path, manifest: Manifest, entry: StageFiles | MediaStage) -> dict[str, Any]:
+def _weights(bundle: Path, manifest: Manifest, entry: StageEntry) -> dict[str, Any]:
     """A stage's weights, of the first expert and of block 0; none where the bundle has none."""
     from exporter.checkpoint.safetensors_file import SafetensorsFile
-    from exporter.compare.machines.weights import BundleWeights
 
-    if isinstance(entry, StageFiles):
-        model = model_named(manifest.model.name)
-        if not manifest.weights:
-            return {}
-        return BundleWeights(bundle, manifest, model)(model.experts[0], entry.name)  # type: ignore[arg-type]
-    if entry.component not in manifest.media_weights:
+    first = manifest.model.experts[0]
+    packed = manifest.weights.get(first) if entry.component == "dit" else manifest.media_weights.get(entry.component)
+    if packed is None:
         return {}
-    file = SafetensorsFile(bundle / manifest.media_weights[entry.component])
-    prefix = "blocks.0." if entry.name == "text_block" else ""
-    names = [info.name for info in entry.inputs if info.name not in _activations(manifest, entry)]
-    return {name: file.load(prefix + name) for name in names}
+    file = SafetensorsFile(bundle / packed)
+    prefix = "blocks.0." if entry.name in ("block", "text_block") else ""
+    return {info.name: file.load(prefix + info.name) for info in entry.weights}
 
 
 def save_inputs(bundle: Path, stage: str, out: Path) -> None:

@@ -13,8 +13,10 @@ from exporter.compare.roster import Roster
 from exporter.compare.spec import CompareSpec, Comparison
 from exporter.progress import Progress
 from exporter.torch_backend.backend import TORCH
-from exporter.torch_backend.media import decode_operations
+from exporter.torch_backend.memory import meta_tensors
+from exporter.torch_backend.runner import run_stage, stage_functions
 from plugins.errors import UserError
+from runtime.bundle import Manifest
 from runtime.media.generate import VideoMaker
 from runtime.numerics import to_latents
 
@@ -35,13 +37,28 @@ def why_no_video(spec: CompareSpec, roster: Roster) -> str | None:
         return "needs the VAE, and the bundle holds no weights of one (turbotrt export --vae PATH_OR_HF_ID)"
     if spec.video or torch.cuda.is_available():
         return None
-    needed = len(roster.machines) * decode_operations(roster.model, roster.scene.shape)
+    needed = len(roster.machines) * decode_operations(roster.manifest, roster.scene.shape)
     if needed <= CPU_OPERATIONS:
         return None
     return (
         f"would take the VAE {needed / 1e12:,.0f}·10¹² operations on this CPU, and no more than "
         f"{CPU_OPERATIONS / 1e12:g}·10¹² are done unasked (--video asks, fewer --frames help)"
     )
+
+
+def decode_operations(manifest: Manifest, shape: tuple[int, int, int]) -> int:
+    """Multiplications and additions of decoding latents of (T, H, W), counted by torch on meta tensors."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    count, height, width = shape
+    functions, total = stage_functions(manifest), 0
+    for name, times in {"decode_latent": count, "decode_first": 1, "decode_next": count - 1}.items():
+        stage = manifest.stage(name)
+        inputs, outputs = meta_tensors(stage, {"H": height, "W": width})
+        with torch.no_grad(), FlopCounterMode(display=False) as counted:
+            run_stage(stage, functions[name], inputs, outputs, channels_last=False)
+        total += times * counted.get_total_flops()
+    return total
 
 
 def decode(roster: Roster, bundle: Path, free: RunResults, found: Comparison, progress: Progress) -> RunResults:

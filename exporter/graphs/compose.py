@@ -17,7 +17,7 @@ from exporter.graphs.stage_graph import StageGraph
 from exporter.models import ModelSpec
 from plugins.dtypes import DTYPES
 from plugins.onnx_schema import DOMAIN, PLAN_ATTRIBUTE
-from runtime.layout import OUTPUT_SUFFIX
+from runtime.bundle import OUTPUT_SUFFIX
 
 ONE_FILE = "one-file"
 

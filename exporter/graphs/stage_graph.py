@@ -17,7 +17,7 @@ from exporter.spec import ExportSpec
 from plugins.dtypes import DTYPES
 from plugins.onnx_schema import DOMAIN, PLAN_ATTRIBUTE
 from plugins.tensorrt_plugin import PLUGIN_VERSION
-from runtime.bundle import Manifest, Profile, TensorInfo, verify_file
+from runtime.bundle import Manifest, TensorInfo, verify_file
 from runtime.checks import PLUGIN_TOOL
 from runtime.versions import installed_versions
 
@@ -27,24 +27,16 @@ _ROOT = Path(__file__).resolve().parents[2]
 
 @dataclass(frozen=True)
 class StageGraph:
-    """A finished stage graph: ONNX bytes, the hash of what it was made from, I/O, and node name → plan bytes."""
+    """A finished stage graph: ONNX bytes, the hash of what it was made from, and node name → plan bytes."""
 
     spec: StageSpec
     onnx: bytes
     key: str
-    inputs: tuple[TensorInfo, ...]
-    outputs: tuple[TensorInfo, ...]
     plans: dict[str, bytes]
 
     @property
     def name(self) -> str:
         return self.spec.name
-
-    @property
-    def profile(self) -> Profile:
-        """The range of each of the stage's symbols."""
-        low, middle, high = self.spec.profile
-        return Profile(min=low, opt=middle, max=high)
 
 
 def onnx_name(stage: str) -> str:
@@ -73,8 +65,7 @@ def stage_graph(spec: ExportSpec, stage: StageSpec, previous: Manifest | None, r
     if (data := _kept(spec, stage.name, previous, key)) is not None:
         report.note(f"{onnx_name(stage.name)}: unchanged, kept")
         return read_graph(stage, data, key)
-    planned = stage.component == "dit" or (stage.name == "text_block" and spec.text_linear == "int8")
-    kernels = f", compile kernels for sm_{spec.gpu.cubin_sm}" if planned else ""
+    kernels = f", compile kernels for sm_{spec.gpu.cubin_sm}" if stage.plans else ""
     with report.stage(f"trace {stage.name}{kernels}") as update:
         proto = trace_stage(stage)
         update(1, 2)
@@ -85,12 +76,7 @@ def stage_graph(spec: ExportSpec, stage: StageSpec, previous: Manifest | None, r
 
 def _graph_key(spec: ExportSpec, stage: StageSpec) -> str:
     """Hash of all that a graph is made from: a component's choices are none of the others'."""
-    choices: tuple[object, ...] = ()
-    if stage.component == "dit":
-        choices = (spec.linear, *((spec.attention, spec.topk_milli) if stage.name == "block" else ()))
-    elif stage.name == "text_block":
-        choices = (spec.text_linear,)
-    facts = f"{stage.name} {spec.model} {choices} sm_{spec.gpu.cubin_sm}"
+    facts = f"{stage.name} {spec.model} {sorted(stage.choices.items())} sm_{spec.gpu.cubin_sm}"
     return hashlib.sha256(f"{facts}\n{sorted(tools().items())}\n{sources_hash()}".encode()).hexdigest()
 
 
@@ -103,12 +89,18 @@ def _kept(spec: ExportSpec, stage: str, previous: Manifest | None, key: str) -> 
 
 
 def read_graph(stage: StageSpec, data: bytes, key: str) -> StageGraph:
-    """The graph in these bytes of ONNX; its nodes carry their plans."""
+    """The graph in these bytes of ONNX; its nodes carry their plans. Raises RuntimeError if it is not the stage's."""
     import onnx
 
     graph = onnx.ModelProto.FromString(data).graph
+    declared = [(t.name, t.dtype, t.dims) for t in (*stage.input_infos, *stage.output_infos)]
+    found = [(t.name, t.dtype, t.dims) for t in (*tensors(graph.input), *tensors(graph.output))]
+    if found != declared:
+        raise RuntimeError(f"the graph of {stage.name} has other tensors than its stage: {found}, not {declared}")
     plans = {node.name: _plan(node) for node in graph.node if node.domain == DOMAIN}
-    return StageGraph(stage, data, key, tensors(graph.input), tensors(graph.output), plans)
+    if plans and not stage.plans:
+        raise RuntimeError(f"the graph of {stage.name} holds our ops, and its stage says that it does not")
+    return StageGraph(stage, data, key, plans)
 
 
 def _plan(node: Any) -> bytes:

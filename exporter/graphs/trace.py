@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 
-from exporter.networks.dit.stages import L
 from exporter.networks.stage_spec import StageSpec
 from plugins.onnx_schema import translation_table
 from plugins.torch_op import torch_dtype
@@ -18,7 +17,7 @@ from runtime.dims import split_dim
 OPSET = 20
 _LARGEST = 1 << 17
 # Any lengths that are no other dimension, of the trace or of a model.
-_TRACE_LENGTHS = {L: 1000, "H": 38, "W": 46}
+_TRACE_LENGTHS = {"L": 1000, "H": 38, "W": 46}
 
 
 class _StageModule(torch.nn.Module):  # type: ignore[misc]
@@ -68,14 +67,14 @@ def trace_stage(stage: StageSpec) -> Any:
             dynamo=True,
             opset_version=OPSET,
             input_names=[*stage.inputs, *stage.weights],
-            output_names=list(stage.output_names),
+            output_names=[tensor.name for tensor in stage.output_infos],
             dynamic_shapes={"args": tuple(shapes)},
             custom_translation_table=translation_table(),
             verbose=False,
         )
     proto = program.model_proto
-    for value, dims in zip(proto.graph.output, stage.output_dims or (), strict=stage.output_dims is not None):
-        for axis, dim in enumerate(dims):
+    for value, tensor in zip(proto.graph.output, stage.outputs.values(), strict=True):
+        for axis, dim in enumerate(tensor.dims):  # the tracer makes up symbols of its own
             if isinstance(dim, str):
                 value.type.tensor_type.shape.dim[axis].dim_param = dim
     return proto

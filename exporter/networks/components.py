@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from exporter.models import ModelSpec
 from exporter.networks.dit.options import BlockOptions
-from exporter.networks.dit.stages import DIT_STAGES, dit_stage
-from exporter.networks.stage_spec import Component, StageSpec
+from exporter.networks.dit.stages import dit_stages
+from exporter.networks.stage_spec import StageSpec
 from exporter.networks.text.encoder import TEXT_ENCODERS
 from exporter.networks.text.stages import text_stages
 from exporter.networks.vae.spec import VAES
 from exporter.networks.vae.stages import vae_stages
 from exporter.networks.weight_spec import LinearMode
+from runtime.bundle import Component
 
 
 def component_stages(
@@ -18,7 +19,7 @@ def component_stages(
 ) -> tuple[StageSpec, ...]:
     """A component's stages in the order in which they first run."""
     if component == "dit":
-        return tuple(dit_stage(model, stage, options) for stage in DIT_STAGES)
+        return dit_stages(model, options)
     if component == "text":
         return text_stages(TEXT_ENCODERS[model.text_encoder], text_linear)
     return vae_stages(VAES[model.vae], model)

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from dataclasses import dataclass, field
+from typing import Any
 
 from exporter.networks.weight_spec import WeightSpec
-from runtime.layout import OUTPUT_SUFFIX
-
-Component = Literal["dit", "text", "vae"]
-COMPONENTS: tuple[Component, ...] = get_args(Component)
+from runtime.bundle import OUTPUT_SUFFIX, Component, Profile, StageEntry, StageName, TensorInfo
 
 
 @dataclass(frozen=True)
-class StageInput:
-    """One activation input: dtype name and dims, each a number, a symbol ("L") or a multiple of one ("8*H")."""
+class StageTensor:
+    """An activation that a stage takes or gives: dtype name and dims, as ``runtime.bundle.TensorInfo`` has them."""
 
     dtype: str
     dims: tuple[int | str, ...]
@@ -25,23 +22,45 @@ class StageInput:
 class StageSpec:
     """One stage. ``function`` takes the activations in order, then the mapping of weights, and gives the outputs.
 
-    ``profile`` is (min, opt, max) of each of the stage's symbols. ``output_dims`` states the outputs' dims where the
-    tracer would make up symbols of its own.
+    ``profile`` is (min, opt, max) of each of the stage's symbols. ``choices``: the export's choices that its graph
+    depends on. ``plans``: whether its graph holds ops of ours, whose kernels are compiled for the GPU.
     """
 
-    name: str
+    name: StageName
     component: Component
-    inputs: Mapping[str, StageInput]
+    inputs: Mapping[str, StageTensor]
     weights: Mapping[str, WeightSpec]
-    outputs: tuple[str, ...]
+    outputs: Mapping[str, StageTensor]
     function: Callable[..., Any]
     profile: tuple[int, int, int]
-    output_dims: tuple[tuple[int | str, ...], ...] | None = None
+    choices: Mapping[str, object] = field(default_factory=dict)
+    plans: bool = False
 
     @property
-    def output_names(self) -> tuple[str, ...]:
-        """The names of the outputs in ONNX and in the engine."""
-        return tuple(f"{name}{OUTPUT_SUFFIX}" for name in self.outputs)
+    def input_infos(self) -> tuple[TensorInfo, ...]:
+        """Activations and weights as a manifest states them, in the engine's order."""
+        taken = [TensorInfo(name=name, dtype=t.dtype, dims=t.dims) for name, t in self.inputs.items()]
+        held = [TensorInfo(name=n, dtype=w.dtype, dims=w.shape, weight=True) for n, w in self.weights.items()]
+        return (*taken, *held)
+
+    @property
+    def output_infos(self) -> tuple[TensorInfo, ...]:
+        """Outputs as a manifest states them, by their names in ONNX and in the engine."""
+        return tuple(
+            TensorInfo(name=f"{name}{OUTPUT_SUFFIX}", dtype=t.dtype, dims=t.dims) for name, t in self.outputs.items()
+        )
+
+    def entry(self, onnx: str) -> StageEntry:
+        """The stage as a manifest states it before an engine is built; ``onnx`` is the file of its graph."""
+        low, middle, high = self.profile
+        return StageEntry(
+            component=self.component,
+            name=self.name,
+            onnx=onnx,
+            inputs=self.input_infos,
+            outputs=self.output_infos,
+            profile=Profile(min=low, opt=middle, max=high),
+        )
 
 
 def multiple(symbol: str, factor: int) -> str:

@@ -49,19 +49,19 @@ class TorchDevice:
             yield
 
     def allocate(self, nbytes: int) -> TorchMemory:
-        with self._on("compute"):  # torch's allocator keeps a pool for each stream
+        with self.on("compute"):  # torch's allocator keeps a pool for each stream
             return TorchMemory(nbytes, self.device)
 
     def pinned(self, nbytes: int) -> TorchMemory:
         return TorchMemory(nbytes, torch.device("cpu"), pinned=self.cuda)
 
     def upload(self, target: Any, offset: int, source: Bytes, queue: Queue) -> None:
-        with self._on(queue):
+        with self.on(queue):
             place = target.tensor[offset : offset + source.nbytes]
             place.copy_(torch.from_numpy(source), non_blocking=True)
 
     def download(self, source: Any, offset: int, target: Bytes) -> None:
-        with self._on("compute"):
+        with self.on("compute"):
             torch.from_numpy(target).copy_(source.tensor[offset : offset + target.nbytes])
 
     def record(self, queue: Queue) -> Any:
@@ -108,7 +108,7 @@ class TorchDevice:
             torch.cuda.empty_cache()
 
     @contextmanager
-    def _on(self, queue: Queue) -> Iterator[None]:
+    def on(self, queue: Queue) -> Iterator[None]:
         if not self.cuda:
             yield
             return
@@ -116,7 +116,7 @@ class TorchDevice:
             yield
 
 
-def _view(tensor: DeviceTensor) -> torch.Tensor:
+def tensor_of(tensor: DeviceTensor) -> torch.Tensor:
     place = tensor.place
     memory: Any = tensor.memory
     raw = memory.tensor[place.offset : place.offset + place.nbytes]

@@ -8,15 +8,13 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from exporter.networks.dit.options import BlockOptions
-from exporter.networks.dit.stages import stage_function
 from plugins.compile import plan_bytes
 from plugins.expr import evaluate
 from plugins.plan import decode
 from plugins.registry import OPS
 from plugins.torch_op import NAMESPACE, torch_dtype
-from runtime.bundle import Manifest
-from runtime.layout import Place, activation_names, run_layout, weight_layout
+from runtime.bundle import StageEntry, TensorInfo
+from runtime.dims import Sizes, shape_of
 
 _ROUND = 512
 UNSPLIT = 1 << 20
@@ -69,17 +67,11 @@ class PeakBytes(TorchDispatchMode):  # type: ignore[misc]
         return allocated(evaluate(plan.workspace_bytes, plan.bind(shapes)))
 
 
-def stage_bytes(manifest: Manifest, stage: str, tokens: int, options: BlockOptions, sm: int | None) -> int:
-    """Bytes a stage allocates at its peak at L tokens, besides inputs and weights. ``sm`` None: no kernels, the CPU."""
-    places = run_layout(manifest.model, tokens).places
-    taken = [places["x0" if name == "x" else name] for name in activation_names(manifest, stage)]
-    activations = [_meta(place) for place in taken]
-    weights = {name: _meta(place) for name, place in weight_layout(manifest, stage).places.items()}
-    function = stage_function(stage, options)
-    with torch.no_grad(), PeakBytes([*activations, *weights.values()], sm) as followed:
-        function(*activations, weights)
-    return int(followed.peak)
+def meta_tensors(stage: StageEntry, sizes: Sizes) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """A stage's inputs, weights among them, and outputs by name at these sizes, with nothing in them."""
 
+    def empty(tensor: TensorInfo) -> torch.Tensor:
+        return torch.empty(shape_of(tensor.dims, sizes), dtype=torch_dtype(tensor.dtype), device="meta")
 
-def _meta(place: Place) -> torch.Tensor:
-    return torch.empty(place.shape, dtype=torch_dtype(place.dtype), device="meta")
+    inputs = {tensor.name: empty(tensor) for tensor in stage.inputs}
+    return inputs, {name: empty(tensor) for name, tensor in stage.gives.items()}

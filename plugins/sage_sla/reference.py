@@ -1,4 +1,4 @@
-"""SageSLA in fp32: the oracle. Formulas: the SLA section of docs on semantics (TurboDiffusion's SageSLA)."""
+"""SageSLA in fp32: the oracle (semantics.md, SLA)."""
 
 from __future__ import annotations
 

@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from runtime.backends.protocol import BackendError, DeviceTensor
-from runtime.bundle import MediaStage, StageFiles
-from runtime.dims import shape_of
-from runtime.layout import OUTPUT_SUFFIX
+from runtime.bundle import OUTPUT_SUFFIX, StageEntry
+from runtime.dims import Sizes, shape_of
 
 _LOG_LINES = 15
 
@@ -44,9 +43,7 @@ class Engine:
     ``cache`` is the file for what RTX compiles on first use; None where the flavour has no such thing.
     """
 
-    def __init__(
-        self, trt: Any, runtime: Any, log: Any, path: Path, stage: StageFiles | MediaStage, cache: Path | None
-    ) -> None:
+    def __init__(self, trt: Any, runtime: Any, log: Any, path: Path, stage: StageEntry, cache: Path | None) -> None:
         self._stage, self._log, self._path = stage, log, path
         self._engine = runtime.deserialize_cuda_engine(path.read_bytes())
         if self._engine is None:
@@ -57,12 +54,8 @@ class Engine:
         if self._context is None:
             raise log.error(f"{path.name} gave no execution context.")
 
-    def activation_bytes(self, tokens: int) -> int:
-        """What the context needs at L tokens; memory given before is not valid after this."""
-        return self.memory_for({"L": tokens})
-
-    def memory_for(self, sizes: Mapping[str, int]) -> int:
-        """Set the shapes for these values of the symbols; bytes as ``activation_bytes``."""
+    def memory_for(self, sizes: Sizes) -> int:
+        """Set the shapes for these sizes; bytes that the context needs. Memory given before is not valid after this."""
         for tensor in self._stage.inputs:
             if any(isinstance(dim, str) for dim in tensor.dims):
                 shape = shape_of(tensor.dims, sizes)

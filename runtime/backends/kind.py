@@ -6,10 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from runtime.backends.protocol import Backend
-from runtime.backends.runner import Activations, Runner
-from runtime.bundle import Manifest
-from runtime.checks import Verdict
+from runtime.backends.protocol import Activations, Runner
+from runtime.bundle import Component, Manifest
 from runtime.report import Report
 
 
@@ -17,18 +15,15 @@ from runtime.report import Report
 class BackendKind:
     """A way to run bundles.
 
-    ``check`` says whether it can run this one here, before files are hashed or loaded; ``files`` are those it reads
-    besides weights; ``activation_bytes`` (manifest, stage, L) needs no GPU, and ``source`` says where it comes from.
-    ``open_media`` opens what runs the text encoder and the VAE, and ``media_bytes`` gives their stages' activations
-    without a GPU; None where the backend runs the DiT alone.
+    ``check`` says why it cannot run this one here, before files are hashed or loaded, or None; ``files`` are those it
+    reads of a component besides weights; ``activations`` gives what stages need without loading anything, ``source``
+    says where that comes from; ``overhead`` is the runner's ``overhead_bytes``, likewise.
     """
 
     name: str
-    check: Callable[[Path, Manifest], Verdict]
-    files: Callable[[Manifest], list[str]]
-    open: Callable[[Path, Manifest, Report], Backend]
-    activation_bytes: Callable[[Manifest, str, int], int]
+    check: Callable[[Path, Manifest], str | None]
+    files: Callable[[Manifest, Component], list[str]]
+    open: Callable[[Path, Manifest, Report], Runner]
+    activations: Callable[[Manifest], Activations]
     overhead: Callable[[Manifest], int]
     source: str
-    open_media: Callable[[Path, Manifest, Report], Runner] | None = None
-    media_bytes: Callable[[Manifest], Activations] | None = None

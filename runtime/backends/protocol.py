@@ -1,4 +1,4 @@
-"""The protocols between the pipeline and what runs it: a device that holds memory, a backend that runs stages.
+"""The protocols between what drives a bundle and what runs it: a device that holds memory, a runner of stages.
 
 Work goes to two queues, ``compute`` and ``copy``; each keeps its order, and events order one after the other. On a CUDA
 device they are streams; on the CPU everything is done when the call returns, and events mean nothing.
@@ -6,7 +6,7 @@ device they are streams; on the CPU everything is done when the call returns, an
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
@@ -15,11 +15,13 @@ import numpy as np
 import numpy.typing as npt
 
 from plugins.errors import UserError
+from runtime.dims import Sizes
 from runtime.layout import Layout, Place
 
 Bytes = npt.NDArray[np.uint8]
 Queue = Literal["compute", "copy"]
 Event = Any  # the device's own
+Activations = Callable[[str, Sizes], int]  # bytes of a stage at these sizes, as ``Runner.activation_bytes``
 
 
 class BackendError(UserError):
@@ -97,24 +99,27 @@ def tensors(memory: Memory, where: Layout) -> dict[str, DeviceTensor]:
     return {name: DeviceTensor(memory, place) for name, place in where.places.items()}
 
 
-class Backend(Protocol):
-    """Runs the three stages of one bundle on one device. Weights are given with every call."""
+class Runner(Protocol):
+    """Runs the stages of one bundle on one device. Weights are given with every call."""
 
     @property
     def device(self) -> Device: ...
 
     @property
     def overhead_bytes(self) -> int:
-        """Bytes that running takes besides weights, activations, inputs and outputs."""
+        """Bytes that running the DiT takes besides weights, activations, inputs and outputs."""
 
-    def activation_bytes(self, stage: str, tokens: int) -> int:
-        """Bytes a stage needs while it runs at L tokens, besides its inputs, outputs and weights."""
+    def activation_bytes(self, stage: str, sizes: Sizes) -> int:
+        """Bytes a stage needs while it runs at these sizes, besides its inputs, outputs and weights."""
 
-    def prepare(self, tokens: int) -> None:
-        """Get ready to run at L tokens: shapes set, activation memory allocated."""
+    def prepare(self, sizes: Mapping[str, Sizes]) -> None:
+        """Get ready to run these stages at these sizes: activation memory is allocated, or made larger."""
 
     def run(self, stage: str, inputs: Mapping[str, DeviceTensor], outputs: Mapping[str, DeviceTensor]) -> None:
-        """Enqueue a stage on the compute queue. ``inputs`` holds activations and weights. Raises BackendError."""
+        """Enqueue a stage, prepared before, on the compute queue. ``inputs`` holds activations and weights.
+
+        Raises BackendError.
+        """
 
     def release(self) -> None:
         """Free what ``prepare`` took."""

@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from plugins.errors import UserError
 from runtime.backends.kind import BackendKind
+from runtime.backends.protocol import Runner
 from runtime.backends.registry import backend_kind
-from runtime.backends.runner import Runner
 from runtime.bundle import Manifest, MediaComponent, load_manifest
 from runtime.byte_sizes import parse_bytes
 from runtime.checks import check_files
@@ -33,11 +34,10 @@ from runtime.media.text.encoder import Embeds, TextEncoder
 from runtime.media.text.prompt import PromptTokenizer
 from runtime.media.vae.decoder import Frames, Vae
 from runtime.media.vae.plan import FACTOR
-from runtime.media_layout import media_stage
 from runtime.numerics import Array
 from runtime.pipeline import RESERVE, Pipeline
-from runtime.report import Report
-from runtime.sampler import check_seed, plan_steps
+from runtime.report import Report, Update
+from runtime.sampler import Step, check_seed, plan_steps
 from runtime.weights.file import WeightsFile
 
 
@@ -101,7 +101,7 @@ class VideoMaker:
                 remedy="export again with --vae PATH_OR_HF_ID; latents go to NAME.safetensors",
             )
         for name in (["decode_next"] if videos else []) + (["encode_next"] if image else []):
-            media_stage(self.manifest, name)
+            self.manifest.stage(name)
 
     def check_size(self, size: tuple[int, int] | None, frames: int | None) -> None:
         """Raise UserError before anything is loaded, where the engines cannot run a video of this size."""
@@ -115,18 +115,15 @@ class VideoMaker:
     def state_plan(self, asked: Asked) -> None:
         """Say what each part will need of device memory, before anything is loaded. Raises UserError if one cannot."""
         started = time.perf_counter()
-        ok, reason = self._kind.check(self.folder, self.manifest)
-        if not ok:
-            raise UserError(reason)
+        self._require(self._kind.check(self.folder, self.manifest))
         lengths = [len(self._tokens(prompt)) for prompt in asked.prompts if self._cache.get(prompt) is None]
         parts = ([TEXT] if lengths else []) + ([ENCODE] if asked.image else []) + [DIT]
         parts += [DECODE] if asked.video else []
         if parts == [DIT]:
             return  # nothing comes before the pipeline, which states its own plan
         limit = self._budget
-        if limit is None and self._kind.open_media is not None:
-            runner = self._kind.open_media(self.folder, self.manifest, self.report)
-            with closing(runner), runner.device.current():
+        if limit is None:
+            with self._opened() as runner:
                 limit = self._limit(runner)
         wanted: dict[str, Any] = {"size": asked.size, "frames": asked.frames, "steps": asked.steps, "vram": limit}
         for line in plan_parts(self.manifest, self._kind, parts, lengths=lengths, **wanted).lines():
@@ -182,7 +179,7 @@ class VideoMaker:
 
     def latents(
         self,
-        embeds: Sequence[Any],
+        embeds: Sequence[npt.NDArray[np.generic]],
         *,
         size: tuple[int, int] | None,
         frames: int | None,
@@ -195,7 +192,7 @@ class VideoMaker:
         loading: dict[str, Any] = {"vram": self.vram, "backend": self._kind, "verify": self.verify}
         loading |= {"size": size, "frames": frames, "steps": steps, "report": self.report}
         with Pipeline.load(self.folder, **loading) as pipe:
-            device = pipe.backend.device
+            device = pipe.runner.device
             seconds = time.perf_counter() - started
             self.parts.append(Part("load", seconds, pipe.placement.weights, device.take_peak()))
             rows = StepParts(pipe, self.parts)
@@ -205,7 +202,7 @@ class VideoMaker:
                 rows.begin("" if len(embeds) == 1 else f"video {number}, ")
                 with self.report.stage(title) as update:
 
-                    def on_step(step: Any, _: Array, update: Any = update) -> None:
+                    def on_step(step: Step, _: Array, update: Update = update) -> None:
                         rows.add(step)
                         update(step.index + 1, total)
 
@@ -267,25 +264,26 @@ class VideoMaker:
                 f"The bundle has no weights of the component {component}.",
                 remedy=f"export again with {option} PATH_OR_HF_ID",
             )
-        if self._kind.open_media is None:
-            raise UserError(f"The backend {self._kind.name} runs the DiT alone.", remedy="use another --backend")
-        files = [name, *(str(s.engine) for s in self.manifest.media if s.component == component and s.engine)]
-        for ok, reason in (
-            self._kind.check(self.folder, self.manifest),
-            check_files(self.folder, self.manifest, files, verify=self.verify, report=self.report),
-        ):
-            if not ok:
-                raise UserError(reason)
-        runner = self._kind.open_media(self.folder, self.manifest, self.report)
+        files = [name, *self._kind.files(self.manifest, component)]
+        self._require(self._kind.check(self.folder, self.manifest))
+        self._require(check_files(self.folder, self.manifest, files, verify=self.verify, report=self.report))
+        with self._opened() as runner, closing(WeightsFile(self.folder / name)) as file:
+            yield runner, file
+
+    @contextmanager
+    def _opened(self) -> Iterator[Runner]:
+        """A runner whose device is current; both are given up at the end."""
+        runner = self._kind.open(self.folder, self.manifest, self.report)
         try:
-            with runner.device.current():
-                file = WeightsFile(self.folder / name)
-                try:
-                    yield runner, file
-                finally:
-                    file.close()
+            with runner.device.current(), closing(runner):
+                yield runner
         finally:
-            runner.close()
+            runner.device.close()
+
+    @staticmethod
+    def _require(reason: str | None) -> None:
+        if reason is not None:
+            raise UserError(reason)
 
     def _limit(self, runner: Runner) -> int | None:
         free = runner.device.free_bytes()

@@ -38,7 +38,7 @@ class StepParts:
     def add(self, step: Step) -> None:
         """The step has just ended. Its memory is its switch's too: the weights come while it runs."""
         now, waited = time.perf_counter(), self._pipe.take_waited_seconds()
-        peaks = self._pipe.placement.peak, self._pipe.backend.device.take_peak()
+        peaks = self._pipe.placement.peak, self._pipe.runner.device.take_peak()
         seconds = now - self._last
         if self._expert not in (None, step.expert):
             switch = max(0.0, waited - self._waited)

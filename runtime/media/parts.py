@@ -28,7 +28,7 @@ class PartPlan:
 
 
 @dataclass(frozen=True)
-class Plan:
+class GenerationPlan:
     """All parts of a generation in their order; they run one after the other, so that the largest counts."""
 
     parts: tuple[PartPlan, ...]
@@ -49,11 +49,11 @@ class Plan:
         return [f"Device memory at most, part by part (one at a time): {gigabytes(self.peak)}", *listed]
 
 
-def bundle_parts(manifest: Manifest, kind: BackendKind) -> tuple[str, ...]:
-    """The parts that a bundle's stages make up, as far as the backend runs them."""
-    stages = {entry.name for entry in manifest.media} if kind.media_bytes is not None else set()
-    named = {TEXT: "text_block", ENCODE: "encode_next", DIT: "", DECODE: "decode_next"}
-    return tuple(part for part, stage in named.items() if part == DIT or stage in stages)
+def bundle_parts(manifest: Manifest) -> tuple[str, ...]:
+    """The parts that a bundle's stages make up."""
+    stages = {entry.name for entry in manifest.stages}
+    named = {TEXT: "text_block", ENCODE: "encode_next", DIT: "block", DECODE: "decode_next"}
+    return tuple(part for part, stage in named.items() if stage in stages)
 
 
 def plan_parts(
@@ -66,20 +66,18 @@ def plan_parts(
     size: tuple[int, int] | None = None,
     frames: int | None = None,
     steps: int | None = None,
-) -> Plan:
+) -> GenerationPlan:
     """The plan of these parts, and of the DiT whether among them or not; ``lengths``: tokens of each prompt.
 
     ``vram`` in bytes; None means no limit. Raises UserError where a part cannot keep to it.
     """
     dit = plan_bundle(manifest, kind, vram=vram, size=size, frames=frames, steps=steps)
-    activations = kind.media_bytes(manifest) if kind.media_bytes is not None and set(parts) != {DIT} else None
+    activations = kind.activations(manifest)
     _, height, width = latent_shape(manifest, size, frames)
     made = []
     for name in parts:
         if name == DIT:
             made.append(PartPlan(DIT, dit.peak, dit.how))
-        elif activations is None:
-            continue
         elif name == TEXT:
             peak, longest = text_bytes(manifest, activations, lengths), f"{max(lengths)} tokens"
             what = longest if len(lengths) == 1 else f"{len(lengths)} prompts of at most {longest}"
@@ -87,4 +85,4 @@ def plan_parts(
         else:
             plan = plan_vae(manifest, activations, "encode" if name == ENCODE else "decode", height, width, vram)
             made.append(PartPlan(name, plan.peak, plan.how))
-    return Plan(tuple(made), dit)
+    return GenerationPlan(tuple(made), dit)

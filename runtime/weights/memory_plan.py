@@ -21,7 +21,7 @@ RING = 2  # slots that streamed layers take turns in: one is computed on while t
 
 
 @dataclass(frozen=True)
-class Sizes:
+class StageBytes:
     """Exact bytes: the slot of each stage's weights, a run's inputs and outputs, activations while each stage runs."""
 
     embed: int
@@ -41,7 +41,7 @@ class Sizes:
 class MemoryPlan:
     """Where every unit's weights lie and the peak in bytes. ``experts``: those that the run reaches, in order."""
 
-    sizes: Sizes
+    sizes: StageBytes
     layers: int
     experts: tuple[str, ...]
     resident: frozenset[int]
@@ -131,7 +131,7 @@ def spread(resident: int, layers: int) -> frozenset[int]:
 
 
 def plan_memory(
-    sizes: Sizes, layers: int, experts: tuple[str, ...], tokens: int, budget: int | None = None
+    sizes: StageBytes, layers: int, experts: tuple[str, ...], tokens: int, budget: int | None = None
 ) -> MemoryPlan:
     """The largest plan within the budget in bytes; None means no limit.
 

@@ -20,7 +20,7 @@ STAGES = ("embed", "block", "head")
 
 def layouts(manifest: Manifest) -> dict[str, Layout]:
     """The weight slot of each stage."""
-    return {stage: weight_layout(manifest, stage) for stage in STAGES}
+    return {stage: weight_layout(manifest.stage(stage)) for stage in STAGES}
 
 
 class Storage:

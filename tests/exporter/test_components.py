@@ -35,7 +35,7 @@ from exporter.packing.media import kept_media
 from exporter.progress import SilentProgress
 from exporter.spec import export_spec
 from plugins.errors import UserError
-from runtime.bundle import load_manifest, sha256_of, verify_files
+from runtime.bundle import Manifest, StageEntry, load_manifest, sha256_of, verify_files
 from runtime.weights.file import WeightsFile
 from tests.support.checkpoints import canonical_state_dict, save_safetensors
 from tests.support.compared import typed
@@ -43,6 +43,10 @@ from tests.support.media_bundle import write_tokenizer
 
 TINY = MODELS["wan-tiny"]
 TEXT, VAE = TEXT_ENCODERS[TINY.text_encoder], VAES[TINY.vae]
+
+
+def media_of(manifest: Manifest) -> list[StageEntry]:
+    return [stage for stage in manifest.stages if stage.component != "dit"]
 
 
 @pytest.fixture(scope="module")
@@ -147,16 +151,17 @@ def test_engines_of_all_components_are_real(bundle: tuple[Path, SilentProgress])
     manifest = load_manifest(folder)
     assert verify_files(folder, manifest) == []
     names = ["text_block", "text_norm", "decode_latent", "decode_first", "decode_next"]
-    assert [stage.name for stage in manifest.media] == names
-    for stage in manifest.media:
+    media = media_of(manifest)
+    assert [stage.name for stage in media] == names
+    for stage in media:
         assert stage.activation_bytes is not None
         assert (folder / str(stage.engine)).stat().st_size > 100_000
     assert manifest.media_weights == {"text": "text.safetensors", "vae": "vae.safetensors"}
     assert manifest.tokenizer == "tokenizer.json"
-    dims = {t.name: t.dims for t in manifest.media[-1].inputs}
+    dims = {t.name: t.dims for t in media[-1].inputs}
     assert dims["chunk"] == (1, VAE.top, 1, "H", "W")
     assert dims["cache.decoder.head.2"] == (1, VAE.base, 2, "8*H", "8*W")
-    (frames, *_) = manifest.media[-1].outputs
+    (frames, *_) = media[-1].outputs
     assert (frames.name, frames.dtype, frames.dims) == ("chunk_out", "uint8", (4, "8*H", "8*W", 3))
 
 
@@ -165,7 +170,7 @@ def test_an_engine_of_many_outputs_is_built_alike(bundle: tuple[Path, SilentProg
     ask = "import ctypes; raise SystemExit(ctypes.CDLL(None).personality(0x0040000) == -1)"
     if subprocess.run([sys.executable, "-c", ask], check=False).returncode:
         pytest.skip("this system does not let a process fix its addresses")
-    (stage,) = (stage for stage in load_manifest(bundle[0]).media if stage.name == "decode_first")
+    (stage,) = (stage for stage in load_manifest(bundle[0]).stages if stage.name == "decode_first")
     profile = (stage.profile.min, stage.profile.opt, stage.profile.max)
     engine, log = str(tmp_path / "another name.engine"), str(tmp_path / "log")
     onnx_file = str(bundle[0] / stage.onnx)
@@ -177,14 +182,14 @@ def test_polygraphys_lines_are_for_all_components(bundle: tuple[Path, SilentProg
     """Inputs with the bundle's own weights for every stage, and engines of one stage of each component."""
     folder, _ = bundle
     manifest = load_manifest(folder)
-    names = [stage.name for stage in manifest.media]
+    names = [stage.name for stage in media_of(manifest)]
     readme = (folder / "README.txt").read_text()
     wanted = [line for group in (files.input_lines, files.build_lines, files.run_lines) for line in group(names)]
     assert all(f"  {line}\n" in readme for line in wanted)
     lines = [*files.input_lines(names), *files.build_lines(["text_block", "decode_first"])]
     typed([*files.setup_lines("tensorrt_rtx"), *lines], folder, tmp_path)
     assert len(list(tmp_path.glob("*/*.engine"))) == 2
-    for stage in manifest.media:
+    for stage in media_of(manifest):
         (path,) = tmp_path.glob(f"*/{stage.name}_inputs.json")
         (feed,) = load_json(str(path))
         assert {info.name for info in stage.inputs} == set(feed)
@@ -229,7 +234,7 @@ def test_a_component_left_out_goes_and_the_others_stay(copy: Path) -> None:
     assert report.titles == []
     assert "decode_next.engine: unchanged, kept" in report.notes
     assert "text.safetensors: not kept, --components leaves out text" in report.notes
-    assert after.media == before.media[2:]
+    assert media_of(after) == media_of(before)[2:]
     assert after.media_weights == {"vae": "vae.safetensors"}
     assert after.files["vae.safetensors"] == before.files["vae.safetensors"]
     assert after.tokenizer is None
@@ -242,7 +247,8 @@ def test_the_dits_choices_leave_text_encoder_and_vae_as_they_are(copy: Path) -> 
     after = load_manifest(copy)
     made = [title.partition(",")[0] for title in report.titles]
     assert made == ["trace block", "build block.engine for rtx4090"]
-    assert (after.media, after.media_weights, after.tokenizer) == (before.media, before.media_weights, before.tokenizer)
+    assert media_of(after) == media_of(before)
+    assert (after.media_weights, after.tokenizer) == (before.media_weights, before.tokenizer)
     assert verify_files(copy, after) == []
 
 
@@ -252,8 +258,8 @@ def test_a_one_file_engine_is_composed_of_the_dit_only(copy: Path, bundle: tuple
     assert [title for title in report.titles if title.startswith(("trace", "build"))] == [
         "build one-file.engine for rtx4090"
     ]
-    assert [stage.name for stage in manifest.stages] == ["embed", "block", "head", "one-file"]
-    assert manifest.media == load_manifest(bundle[0]).media
+    assert [s.name for s in manifest.stages if s.component == "dit"] == ["embed", "block", "head", "one-file"]
+    assert media_of(manifest) == media_of(load_manifest(bundle[0]))
     assert verify_files(copy, manifest) == []
 
 

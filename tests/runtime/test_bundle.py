@@ -38,7 +38,7 @@ def test_bytes_depend_on_content_only(tmp_path: Path) -> None:
     backwards = msgspec.structs.replace(first, files=dict(reversed(first.files.items())))
     assert encode_manifest(backwards) == data
     assert list(json.loads(data)["files"]) == sorted(first.files)
-    assert data.startswith(b'{\n  "schema_version": 2,\n')
+    assert data.startswith(b'{\n  "schema_version": 3,\n')
 
 
 def test_sha256_is_the_files_and_reports_its_parts(tmp_path: Path) -> None:
@@ -149,9 +149,30 @@ def test_garbage_is_corrupt_not_a_crash(tmp_path: Path, data: bytes) -> None:
         load_manifest(tmp_path)
 
 
+def test_a_bundle_of_schema_2_stays_readable(tmp_path: Path) -> None:
+    """schema2.json was written by turbotrt 0.1.0 before stages were one record, for the bundle that is made here."""
+    pytest.importorskip("torch")
+    from exporter.models import MODELS
+    from tests.support.media_bundle import add_media
+    from tests.support.random_bundle import make_random_bundle
+
+    made = add_media(tmp_path, make_random_bundle(tmp_path, MODELS["wan-tiny"]))
+    (tmp_path / "manifest.json").write_bytes(Path(__file__).with_name("schema2.json").read_bytes())
+    old = load_manifest(tmp_path)
+    assert msgspec.structs.replace(old, tools=made.tools) == made
+    assert verify_files(tmp_path, old) == []
+
+
+@pytest.mark.parametrize("stages", ["3", "[3]", "[{}]", '{"a": 1}', "null"])
+def test_a_broken_manifest_of_schema_2_is_corrupt(tmp_path: Path, stages: str) -> None:
+    (tmp_path / "manifest.json").write_text(f'{{"schema_version": 2, "stages": {stages}}}')
+    with pytest.raises(UserError, match="is corrupt"):
+        load_manifest(tmp_path)
+
+
 def test_another_schema_version_names_the_remedy(tmp_path: Path) -> None:
     make_bundle(tmp_path)
-    _edit(tmp_path, lambda m: m.update(schema_version=3, something="new"))
+    _edit(tmp_path, lambda m: m.update(schema_version=4, something="new"))
     with pytest.raises(UserError, match="upgrade turbotrt"):
         load_manifest(tmp_path)
     _edit(tmp_path, lambda m: m.update(schema_version=1))

@@ -24,7 +24,8 @@ pytest.importorskip("triton")
 
 from exporter.models import MODELS, ModelSpec
 from exporter.progress import SilentProgress
-from exporter.torch_backend.backend import CUBLAS_BYTES, TORCH
+from exporter.torch_backend.backend import TORCH
+from exporter.torch_backend.runner import CUBLAS_BYTES
 from plugins.expr import evaluate
 from plugins.plan import shape_of
 from plugins.torch_op import device_sm
@@ -337,7 +338,7 @@ def test_the_driver_device_under_engines_that_stand_in(tmp_path: Path, figures: 
     """The TensorRT backend whole, on real device memory, streams and events, but for TensorRT's own runtime."""
     pytest.importorskip("tensorrt_rtx")
     from runtime.backends.cuda_device import CudaDevice, compute_capability
-    from runtime.backends.tensorrt import TENSORRT, TensorrtBackend
+    from runtime.backends.tensorrt import TENSORRT, TensorrtRunner
     from tests.support.stand_in_tensorrt import StandIn, add_engines, cuda_view
 
     assert compute_capability() == device_sm()
@@ -346,7 +347,7 @@ def test_the_driver_device_under_engines_that_stand_in(tmp_path: Path, figures: 
     with loaded(tmp_path) as pipe:
         want = pipe(TEXT, seed=3)
 
-    def open_(folder: Path, manifest: Any, report: Any) -> TensorrtBackend:
+    def open_(folder: Path, manifest: Any, report: Any) -> TensorrtRunner:
         device = CudaDevice()
 
         def enqueue(stream: int, work: Any) -> None:
@@ -355,7 +356,7 @@ def test_the_driver_device_under_engines_that_stand_in(tmp_path: Path, figures: 
                 work()
 
         with device.current():
-            return TensorrtBackend(StandIn(manifest, enqueue, cuda_view), folder, manifest, device, report)
+            return TensorrtRunner(StandIn(manifest, enqueue, cuda_view), folder, manifest, device, report)
 
     kind = replace(TENSORRT, check=TORCH.check, open=open_)
     for budget in ("resident", "smallest"):

@@ -18,7 +18,7 @@ from exporter.torch_backend.backend import TORCH
 from runtime import Pipeline
 from runtime.sampler import NonFiniteError
 from runtime.weights.file import WeightsFile
-from tests.support.lazy_device import LazyDevice, TellingBackend, telling_kind
+from tests.support.lazy_device import LazyDevice, TellingRunner, telling_kind
 from tests.support.random_bundle import make_random_bundle
 
 MODEL = replace(MODELS["wan-tiny"], name="tiny-4", layers=4)
@@ -164,7 +164,7 @@ def test_an_interruption_while_weights_are_awaited(whole: Path, monkeypatch: pyt
     kind = telling_kind(device)
     with Pipeline.load(whole, backend=kind, **OPTIONS) as pipe:
         smallest = pipe.placement.smallest
-    original, count = TellingBackend.run, 0
+    original, count = TellingRunner.run, 0
 
     def run(self: Any, *args: Any) -> None:
         nonlocal count
@@ -173,7 +173,7 @@ def test_an_interruption_while_weights_are_awaited(whole: Path, monkeypatch: pyt
             raise KeyboardInterrupt
         original(self, *args)
 
-    monkeypatch.setattr(TellingBackend, "run", run)
+    monkeypatch.setattr(TellingRunner, "run", run)
     with Pipeline.load(whole, backend=kind, vram=smallest, **OPTIONS) as pipe, pytest.raises(KeyboardInterrupt):
         pipe(TEXT, **OPTIONS)
     assert device.live == {"device": 0, "pinned": 0}

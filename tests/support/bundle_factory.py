@@ -11,11 +11,10 @@ from plugins.plan import KernelImage, LaunchSpec, Plan, TensorSpec, encode
 from runtime.bundle import (
     GpuFacts,
     Manifest,
-    MediaStage,
     ModelFacts,
     Profile,
     SamplerFacts,
-    StageFiles,
+    StageEntry,
     TensorInfo,
     file_info,
     write_manifest,
@@ -55,7 +54,8 @@ def make_bundle(folder: Path, *, plan: bytes | None = None, model: ModelFacts = 
     for name, data in contents.items():
         (folder / name).write_bytes(data)
     stages = tuple(
-        StageFiles(
+        StageEntry(
+            component="dit",
             name=stage,
             engine=f"{stage}.engine",
             onnx=f"{stage}.onnx",
@@ -89,10 +89,10 @@ def make_bundle_of(spec: ExportSpec) -> Path:
     stages = tuple(msgspec.structs.replace(s, engine=None if spec.onnx_only else s.engine) for s in made.stages)
     named = {"text": "text_norm", "vae": "decode_next"}
     shared = {name: getattr(stages[0], name) for name in ("engine", "onnx", "inputs", "outputs", "profile")}
-    media = tuple(MediaStage(component=c, name=named[c], **shared) for c in spec.components if c in named)  # type: ignore[arg-type]
+    media = tuple(StageEntry(component=c, name=named[c], **shared) for c in spec.components if c in named)  # type: ignore[arg-type]
     sampler = msgspec.structs.replace(
         made.sampler, attention=spec.attention, topk_milli=spec.topk_milli, linear=spec.linear
     )
-    manifest = msgspec.structs.replace(made, stages=stages, media=media, sampler=sampler, text_linear=spec.text_linear)
+    manifest = msgspec.structs.replace(made, stages=(*stages, *media), sampler=sampler, text_linear=spec.text_linear)
     write_manifest(spec.bundle_dir, manifest)
     return spec.bundle_dir

@@ -12,7 +12,6 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from hashlib import sha256
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -20,8 +19,7 @@ import numpy as np
 from runtime.backends.kind import BackendKind
 from runtime.backends.protocol import DeviceTensor, Queue
 from runtime.bundle import Manifest
-from runtime.checks import FINE
-from runtime.report import Report
+from runtime.dims import Sizes
 
 Policy = Literal["copies first", "compute first", "nothing until it must"]
 POLICIES: tuple[Policy, ...] = ("copies first", "compute first", "nothing until it must")
@@ -153,22 +151,22 @@ def digest(arrays: Mapping[str, Any]) -> str:
     return total.hexdigest()
 
 
-class TellingBackend:
+class TellingRunner:
     """Computes nothing: on the compute queue, it logs the digest of the weights each stage finds in its slot."""
 
     overhead_bytes = 1000
 
-    def __init__(self, device: LazyDevice, activations: tuple[str, ...]) -> None:
-        self.device, self._activations = device, activations
+    def __init__(self, device: LazyDevice, manifest: Manifest) -> None:
+        self.device, self._manifest = device, manifest
 
-    def activation_bytes(self, stage: str, tokens: int) -> int:
-        return {"embed": 10, "block": 30, "head": 20}[stage] * tokens
+    def activation_bytes(self, stage: str, sizes: Sizes) -> int:
+        return {"embed": 10, "block": 30, "head": 20}[stage] * sizes["L"]
 
-    def prepare(self, tokens: int) -> None:
-        self.memory = self.device.allocate(30 * tokens)
+    def prepare(self, sizes: Mapping[str, Sizes]) -> None:
+        self.memory = self.device.allocate(max(self.activation_bytes(*wanted) for wanted in sizes.items()))
 
     def run(self, stage: str, inputs: Mapping[str, DeviceTensor], outputs: Mapping[str, DeviceTensor]) -> None:
-        weights = {name: tensor for name, tensor in inputs.items() if name not in self._activations}
+        weights = {tensor.name: inputs[tensor.name] for tensor in self._manifest.stage(stage).weights}
 
         def tell() -> None:
             found = {}
@@ -187,20 +185,13 @@ class TellingBackend:
 
 
 def telling_kind(device: LazyDevice) -> BackendKind:
-    """The backend above, as Pipeline.load takes it."""
-    from runtime.layout import ACTIVATIONS
-
-    names = tuple({name for names in ACTIVATIONS.values() for name in names})
-
-    def open_(folder: Path, manifest: Manifest, report: Report) -> TellingBackend:
-        return TellingBackend(device, names)
-
+    """The runner above, as Pipeline.load takes it."""
     return BackendKind(
         "telling",
-        lambda folder, manifest: FINE,
-        lambda manifest: [],
-        open_,
-        lambda manifest, stage, tokens: 0,
-        lambda manifest: 0,
-        "nowhere",
+        check=lambda folder, manifest: None,
+        files=lambda manifest, component: [],
+        open=lambda folder, manifest, report: TellingRunner(device, manifest),
+        activations=lambda manifest: lambda stage, sizes: 0,
+        overhead=lambda manifest: 0,
+        source="nowhere",
     )

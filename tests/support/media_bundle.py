@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import numpy as np
@@ -19,8 +18,9 @@ from exporter.networks.vae.spec import VAES
 from exporter.networks.vae.weights import packed_weights
 from exporter.networks.weight_spec import LinearMode, WeightSpec
 from plugins.torch_op import torch_dtype
-from runtime.bundle import Manifest, MediaStage, Profile, TensorInfo, file_info, write_manifest
+from runtime.bundle import Component, FileInfo, GpuFacts, Manifest, StageEntry, file_info, write_manifest
 from runtime.numerics import Array
+from tests.support.random_bundle import facts
 
 TEXT_NAME, VAE_NAME, TOKENIZER = "text.safetensors", "vae.safetensors", "tokenizer.json"
 
@@ -45,40 +45,40 @@ def vae_table(model: ModelSpec) -> dict[str, WeightSpec]:
     return {name: spec for half in HALVES for name, spec in packed_weights(VAES[model.vae], half).items()}
 
 
-def media_stages(model: ModelSpec, text_linear: LinearMode = "bf16") -> tuple[MediaStage, ...]:
+def media_stages(model: ModelSpec, text_linear: LinearMode = "bf16") -> tuple[StageEntry, ...]:
     """The manifest's entries, from the same table that the exporter traces."""
-
-    def infos(table: dict[str, Any]) -> tuple[TensorInfo, ...]:
-        return tuple(TensorInfo(name=name, dtype=dtype, dims=dims) for name, (dims, dtype) in table.items())
-
-    made = []
-    for component in ("text", "vae"):
-        for stage in component_stages(model, component, BlockOptions(), text_linear):
-            taken = {name: (i.dims, i.dtype) for name, i in stage.inputs.items()}
-            taken |= {name: (w.shape, w.dtype) for name, w in stage.weights.items()}
-            given = _outputs(stage)
-            low, middle, high = stage.profile
-            made.append(
-                MediaStage(
-                    component=component,
-                    name=stage.name,
-                    onnx=f"{stage.name}.onnx",
-                    inputs=infos(taken),
-                    outputs=infos(given),
-                    profile=Profile(min=low, opt=middle, max=high),
-                )
-            )
-    return tuple(made)
+    components: tuple[Component, ...] = ("text", "vae")
+    return tuple(
+        stage.entry(f"{stage.name}.onnx")
+        for component in components
+        for stage in component_stages(model, component, BlockOptions(), text_linear)
+    )
 
 
-def _outputs(stage: Any) -> dict[str, Any]:
-    if stage.component == "text":
-        dtype = "fp32" if stage.name == "text_block" else "bf16"
-        return {stage.output_names[0]: (stage.inputs["x"].dims, dtype)}
-    decodes = stage.name in ("decode_first", "decode_next")
-    named = {"chunk": "uint8" if decodes else "fp32" if stage.name == "encode_latent" else "bf16", "total": "fp32"}
-    dtypes = [named.get(name, "bf16") for name in stage.outputs]
-    return dict(zip(stage.output_names, zip(stage.output_dims, dtypes, strict=True), strict=True))
+def with_media(manifest: Manifest, stages: tuple[StageEntry, ...], text_linear: LinearMode = "bf16") -> Manifest:
+    """The manifest with these stages of text encoder and VAE in place of those it has; their graphs are listed."""
+    listed = {stage.onnx: FileInfo(sha256="0" * 64, bytes=0) for stage in stages}
+    return msgspec.structs.replace(
+        manifest,
+        stages=(*manifest.stages_of("dit"), *stages),
+        files={**listed, **manifest.files},
+        text_linear=text_linear,
+    )
+
+
+def bare_manifest(model: ModelSpec, text_linear: LinearMode = "bf16") -> Manifest:
+    """A manifest with every stage of a model and no files behind it: for runners that are given tensors."""
+    found = facts(model)
+    manifest = Manifest(
+        **found,
+        gpu=GpuFacts(name="rtx5090", sm=120, flavour="tensorrt_rtx"),
+        tools={},
+        plans={},
+        files={stage.onnx: FileInfo(sha256="0" * 64, bytes=0) for stage in found["stages"]},
+        weights={},
+        vram_estimate_bytes=0,
+    )
+    return with_media(manifest, media_stages(model, text_linear), text_linear)
 
 
 def add_media(folder: Path, manifest: Manifest, model: ModelSpec | None = None, seed: int = 7) -> Manifest:
@@ -93,7 +93,7 @@ def add_media(folder: Path, manifest: Manifest, model: ModelSpec | None = None, 
     names = [TEXT_NAME, VAE_NAME, TOKENIZER, *(stage.onnx for stage in stages)]
     added = msgspec.structs.replace(
         manifest,
-        media=stages,
+        stages=(*manifest.stages_of("dit"), *stages),
         media_weights={"text": TEXT_NAME, "vae": VAE_NAME},
         tokenizer=TOKENIZER,
         files={**manifest.files, **{name: file_info(folder / name) for name in names}},

@@ -13,9 +13,9 @@ import numpy as np
 
 from exporter.export import tools
 from exporter.models import FPS, FREQ_DIM, TEXT_LENGTH, ModelSpec
-from exporter.networks.dit.options import Attention
-from exporter.networks.dit.stages import OUTPUTS, activation_inputs
-from exporter.networks.dit.weights import Stage, packed_tensors, stage_weights
+from exporter.networks.dit.options import Attention, BlockOptions
+from exporter.networks.dit.stages import dit_stages
+from exporter.networks.dit.weights import packed_tensors
 from exporter.networks.weight_spec import LinearMode, WeightSpec
 from plugins.dtypes import DTYPES
 from runtime.bundle import (
@@ -23,25 +23,13 @@ from runtime.bundle import (
     GpuFacts,
     Manifest,
     ModelFacts,
-    Profile,
     SamplerFacts,
-    StageFiles,
-    TensorInfo,
     file_info,
     write_manifest,
 )
 from runtime.numerics import to_bf16_bits
 
 _POOL = 1 << 26
-#: What each output is; "D" is the width.
-_OUTPUTS: dict[str, tuple[str, tuple[int | str, ...]]] = {
-    "x": ("bf16", ("L", "D")),
-    "context": ("bf16", (TEXT_LENGTH, "D")),
-    "e": ("fp32", (1, "D")),
-    "e0": ("fp32", (6, "D")),
-    "tokens": ("fp32", ("L", 64)),
-    "v": ("fp32", ("L", 64)),
-}
 
 
 class _Random:
@@ -98,22 +86,6 @@ def write_weights(path: Path, model: ModelSpec, linear: LinearMode = "int8", see
         for name, spec in table.items():
             for piece in _values(name, spec, random):
                 file.write(memoryview(piece).cast("B"))
-
-
-def _stage(model: ModelSpec, stage: Stage, linear: LinearMode, max_tokens: int) -> StageFiles:
-    taken = {name: (i.dims, i.dtype) for name, i in activation_inputs(model, stage).items()}
-    taken |= {name: (w.shape, w.dtype) for name, w in stage_weights(model, stage, linear).items()}
-    outputs = {name: _OUTPUTS[name] for name in OUTPUTS[stage]}
-    return StageFiles(
-        name=stage,
-        onnx=f"{stage}.onnx",
-        inputs=tuple(TensorInfo(name=name, dtype=dtype, dims=dims) for name, (dims, dtype) in taken.items()),
-        outputs=tuple(
-            TensorInfo(name=f"{name}_out", dtype=dtype, dims=tuple(model.dim if dim == "D" else dim for dim in dims))
-            for name, (dtype, dims) in outputs.items()
-        ),
-        profile=Profile(min=16, opt=model.tokens(), max=max_tokens),
-    )
 
 
 def make_random_bundle(
@@ -181,5 +153,8 @@ def facts(
             attention=attention,
             linear=linear,
         ),
-        "stages": tuple(_stage(model, stage, linear, model.max_tokens) for stage in ("embed", "block", "head")),  # type: ignore[arg-type]
+        "stages": tuple(
+            stage.entry(f"{stage.name}.onnx")
+            for stage in dit_stages(model, BlockOptions(attention, topk_milli, linear))
+        ),
     }

@@ -16,12 +16,11 @@ import numpy as np
 import tensorrt_rtx
 import torch
 
-from exporter.networks.dit.stages import stage_function
-from exporter.torch_backend.backend import options_of
+from exporter.torch_backend.runner import run_stage, stage_functions
 from plugins.dtypes import DTYPES
 from plugins.torch_op import torch_dtype
-from runtime.bundle import FileInfo, Manifest, StageFiles, file_info, write_manifest
-from runtime.layout import ACTIVATIONS, stage_files
+from runtime.bundle import FileInfo, Manifest, StageEntry, TensorInfo, file_info, write_manifest
+from runtime.dims import shape_of
 
 
 def add_engines(folder: Path, manifest: Manifest) -> Manifest:
@@ -58,7 +57,7 @@ class Cache:
 
 
 class Context:
-    def __init__(self, trt: StandIn, stage: StageFiles, config: Any) -> None:
+    def __init__(self, trt: StandIn, stage: StageEntry, config: Any) -> None:
         assert config.strategy == tensorrt_rtx.ExecutionContextAllocationStrategy.USER_MANAGED
         assert config.cuda_graph_strategy == tensorrt_rtx.CudaGraphStrategy.DISABLED
         self.trt, self.stage, self.cache = trt, stage, config.cache
@@ -105,25 +104,17 @@ class Context:
         return True
 
     def _work(self, length: int) -> Any:
-        addresses, manifest, name = dict(self.addresses), self.trt.manifest, self.stage.name
-        tensors = {tensor.name: tensor for tensor in (*self.stage.inputs, *self.stage.outputs)}
+        addresses, stage = dict(self.addresses), self.stage
+        function = stage_functions(self.trt.manifest)[stage.name]
 
-        def view(key: str, shape: tuple[int, ...], dtype: str) -> torch.Tensor:
-            return self.trt.view(addresses[key], shape, dtype)
+        def view(tensor: TensorInfo) -> torch.Tensor:
+            return self.trt.view(addresses[tensor.name], shape_of(tensor.dims, {"L": length}), tensor.dtype)
 
         def work() -> None:
-            taken = {
-                key: view(key, tuple(length if dim == "L" else int(dim) for dim in t.dims), t.dtype)
-                for key, t in tensors.items()
-                if not key.endswith("_out")
-            }
-            activations = [taken.pop(key) for key in ACTIVATIONS[name] if key in taken]
+            taken = {tensor.name: view(tensor) for tensor in stage.inputs}
+            given = {name: view(tensor) for name, tensor in stage.gives.items()}
             with torch.no_grad():
-                given = stage_function(name, options_of(manifest))(*activations, taken)  # type: ignore[arg-type]
-            outputs = given if isinstance(given, tuple) else (given,)
-            for declared, value in zip(stage_files(manifest, name).outputs, outputs, strict=True):
-                dtype = {torch.bfloat16: "bf16", torch.float32: "fp32"}[value.dtype]
-                view(declared.name, tuple(value.shape), dtype).copy_(value)
+                run_stage(stage, function, taken, given, channels_last=False)
 
         return work
 
@@ -166,7 +157,7 @@ class StandIn:
         self.logger = logger
 
         def deserialize(data: bytes) -> Any:
-            stage = stage_files(self.manifest, data.decode())
+            stage = self.manifest.stage(data.decode())
             names = [t.name for t in (*stage.inputs, *stage.outputs) if t.name != self.lacking]
             return SimpleNamespace(
                 num_io_tensors=len(names),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +12,11 @@ from torch import Tensor
 from exporter.builder.flavour import load
 from exporter.compare.machines.machine import GraphMachine
 from exporter.compare.machines.weights import Weights
-from exporter.networks.dit.stages import OUTPUTS
 from exporter.networks.dit.weights import Stage
 from plugins.errors import UserError
 from plugins.registry import OPS
 from plugins.tensorrt_plugin import register
-from runtime.layout import OUTPUT_SUFFIX
+from runtime.bundle import OUTPUT_SUFFIX, StageEntry
 
 
 class EngineMachine(GraphMachine):
@@ -26,10 +25,11 @@ class EngineMachine(GraphMachine):
     Raises UserError where an engine does not load.
     """
 
-    def __init__(self, name: str, files: Mapping[str, Path], weights: Weights, flavour: str) -> None:
-        """``files``: stage → engine."""
+    def __init__(self, name: str, folder: Path, entries: Sequence[StageEntry], weights: Weights, flavour: str) -> None:
+        """``entries``: the stages, engines among their files, of the bundle in ``folder``."""
         super().__init__(name, torch.device("cuda"))
         self._weights = weights
+        self._outputs = {entry.name: tuple(entry.gives) for entry in entries}
         from polygraphy import config
 
         config.USE_TENSORRT_RTX = flavour == "tensorrt_rtx"  # read when Polygraphy first imports TensorRT
@@ -39,8 +39,10 @@ class EngineMachine(GraphMachine):
 
         register(load(flavour), OPS)
         self._runners: dict[str, Any] = {
-            stage: TrtRunner(EngineFromBytes(BytesFromPath(str(path))), name=f"{name} {stage}")
-            for stage, path in files.items()
+            entry.name: TrtRunner(
+                EngineFromBytes(BytesFromPath(str(folder / str(entry.engine)))), name=f"{name} {entry.name}"
+            )
+            for entry in entries
         }
         for stage, runner in self._runners.items():
             try:
@@ -48,7 +50,7 @@ class EngineMachine(GraphMachine):
             except PolygraphyException as error:
                 self.close()
                 raise UserError(
-                    f"{files[stage]} does not load.",
+                    f"{folder / stage}.engine does not load.",
                     got=str(error).strip() or type(error).__name__,
                     remedy="export the bundle again here, or leave tensorrt out of --against",
                 ) from error
@@ -58,7 +60,7 @@ class EngineMachine(GraphMachine):
         inputs = {name: tensor.to(self.device).contiguous() for name, tensor in {**feed, **weights}.items()}
         torch.cuda.synchronize(self.device)  # the runner has a stream of its own
         out = self._runners[stage].infer(inputs)
-        return tuple(out[name + OUTPUT_SUFFIX].to(self.device) for name in OUTPUTS[stage])
+        return tuple(out[name + OUTPUT_SUFFIX].to(self.device) for name in self._outputs[stage])
 
     def close(self) -> None:
         for runner in self._runners.values():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,10 @@ from torch.nn import functional as F
 from exporter.compare.machines.machine import BlockInput, GraphMachine, block_feed, watched
 from exporter.compare.machines.ops import Call, Evaluate, by_reference, call_label
 from exporter.compare.machines.weights import Weights
-from exporter.networks.dit.stages import OUTPUTS
 from exporter.networks.dit.weights import Stage
 from plugins.onnx_schema import DOMAIN, PLAN_ATTRIBUTE
 from plugins.registry import OPS
-from runtime.layout import OUTPUT_SUFFIX
+from runtime.bundle import OUTPUT_SUFFIX, StageEntry
 
 Array = np.ndarray[Any, Any]
 
@@ -123,10 +122,11 @@ class OnnxStage:
 class OnnxMachine(GraphMachine):
     """The graphs that the engines are built from, with the bundle's weights."""
 
-    def __init__(self, name: str, files: Mapping[str, Path], weights: Weights) -> None:
-        """``files``: stage → ONNX file."""
+    def __init__(self, name: str, folder: Path, entries: Sequence[StageEntry], weights: Weights) -> None:
+        """``entries``: the stages of the bundle in ``folder``."""
         super().__init__(name, torch.device("cpu"))
-        self._stages = {stage: OnnxStage(path, by_reference) for stage, path in files.items()}
+        self._stages = {entry.name: OnnxStage(folder / entry.onnx, by_reference) for entry in entries}
+        self._outputs = {entry.name: tuple(entry.gives) for entry in entries}
         self._weights = weights
 
     @property
@@ -136,7 +136,7 @@ class OnnxMachine(GraphMachine):
     def _run(self, stage: Stage, expert: str, feed: Mapping[str, Tensor], layer: int = 0) -> tuple[Tensor, ...]:
         with torch.inference_mode():
             out = self._stages[stage]({**feed, **self._weights(expert, stage, layer)})
-        return tuple(out[name] for name in OUTPUTS[stage])
+        return tuple(out[name] for name in self._outputs[stage])
 
     def block(self, expert: str, layer: int, given: BlockInput) -> Tensor:
         return self.block_by(by_reference, expert, layer, given)

@@ -8,12 +8,13 @@ from typing import Any
 from torch import Tensor
 
 from exporter.models import ModelSpec
-from exporter.networks.stage_spec import StageInput, StageSpec, multiple
+from exporter.networks.stage_spec import StageSpec, StageTensor, multiple
 from exporter.networks.vae import halves
 from exporter.networks.vae.frames import to_bytes
 from exporter.networks.vae.spec import CHUNK, PIXELS, VaeSpec
 from exporter.networks.vae.weights import packed_weights
-from runtime.media_layout import CACHE, TOTAL
+from runtime.bundle import StageName
+from runtime.media.vae.tensors import CACHE, TOTAL
 
 _MIN_SIDE = 2  # latents
 
@@ -23,7 +24,7 @@ def vae_stages(spec: VaeSpec, model: ModelSpec) -> tuple[StageSpec, ...]:
 
     Above the latents' resolution a first chunk has another graph than those that follow: it is a single frame.
     """
-    kinds: list[tuple[str, halves.Half, bool]] = [
+    kinds: list[tuple[StageName, halves.Half, bool]] = [
         ("decode_latent", "decode_latent", False),
         ("decode_first", "decode_pixels", True),
         ("decode_next", "decode_pixels", False),
@@ -40,31 +41,34 @@ def vae_stages(spec: VaeSpec, model: ModelSpec) -> tuple[StageSpec, ...]:
     return tuple(_vae_stage(spec, name, half, first, profile) for name, half, first in kinds)
 
 
-def _vae_stage(spec: VaeSpec, name: str, half: halves.Half, first: bool, profile: tuple[int, int, int]) -> StageSpec:
-    caches = {CACHE + key: cache for key, cache in halves.caches(spec, half).items()}
-    cache_inputs = {
-        key: StageInput("bf16", (1, cache.channels, cache.frames, *_area(cache.scale))) for key, cache in caches.items()
+def _vae_stage(
+    spec: VaeSpec, name: StageName, half: halves.Half, first: bool, profile: tuple[int, int, int]
+) -> StageSpec:
+    caches = {
+        CACHE + key: StageTensor("bf16", (1, cache.channels, cache.frames, *_area(cache.scale)))
+        for key, cache in halves.caches(spec, half).items()
     }
     frames = 1 if first else CHUNK
-    pixels = {"fp32": (1, PIXELS, frames, *_area(spec.factor))}
-    features, latents = {"bf16": (1, spec.top, 1, *_area(1))}, {"fp32": (1, spec.latent, 1, *_area(1))}
-    takes, (gives,) = {
-        "decode_latent": (latents, features.values()),
-        "decode_pixels": (features, [(frames, *_area(spec.factor), PIXELS)]),
-        "encode_pixels": (pixels, features.values()),
-        "encode_latent": (features, latents.values()),
+    pixels = StageTensor("fp32", (1, PIXELS, frames, *_area(spec.factor)))
+    features, latents = (
+        StageTensor("bf16", (1, spec.top, 1, *_area(1))),
+        StageTensor("fp32", (1, spec.latent, 1, *_area(1))),
+    )
+    taken, given = {
+        "decode_latent": (latents, features),
+        "decode_pixels": (features, StageTensor("uint8", (frames, *_area(spec.factor), PIXELS))),
+        "encode_pixels": (pixels, features),
+        "encode_latent": (features, latents),
     }[half]
-    ((dtype, dims),) = takes.items()
-    total = {TOTAL: (1,)} if half == "decode_pixels" else {}
+    total = {TOTAL: StageTensor("fp32", (1,))} if half == "decode_pixels" else {}
     return StageSpec(
         name=name,
         component="vae",
-        inputs={"chunk": StageInput(dtype, dims), **({} if first else cache_inputs)},
+        inputs={"chunk": taken, **({} if first else caches)},
         weights=packed_weights(spec, half),
-        outputs=("chunk", *total, *caches),
+        outputs={"chunk": given, **total, **caches},
         function=partial(_run_half, spec, half, None if first else tuple(halves.caches(spec, half))),
         profile=profile,
-        output_dims=(gives, *total.values(), *(cache.dims for cache in cache_inputs.values())),
     )
 
 

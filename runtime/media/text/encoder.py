@@ -8,13 +8,11 @@ import numpy as np
 import numpy.typing as npt
 
 from plugins.errors import UserError
-from runtime.backends.protocol import DeviceTensor, Memory, tensors
-from runtime.backends.runner import Activations, Runner
-from runtime.bundle import Manifest
+from runtime.backends.protocol import Activations, DeviceTensor, Memory, Runner, tensors
+from runtime.bundle import OUTPUT_SUFFIX, Manifest, StageEntry
 from runtime.checks import rebuild_command
-from runtime.layout import Layout, layout
+from runtime.layout import Layout, run_layout, weight_layout
 from runtime.media.text.relative_position import relative_buckets
-from runtime.media_layout import media_stage, weight_slot
 from runtime.numerics import from_bf16_bits
 from runtime.weights.file import WeightsFile
 
@@ -25,23 +23,20 @@ _EMBEDDING = "token_embedding.weight"
 
 def text_bytes(manifest: Manifest, activations: Activations, lengths: Sequence[int]) -> int:
     """Bytes of device memory for prompts of so many tokens each: two layers' weights, the prompts, activations."""
-    block, norm = media_stage(manifest, "text_block"), media_stage(manifest, "text_norm")
-    last = weight_slot(norm)
-    io = sum(_places(length, last.places["norm.weight"].shape[0]).nbytes for length in lengths)
+    block, norm = manifest.stage("text_block"), manifest.stage("text_norm")
+    io = sum(_places((block, norm), length).nbytes for length in lengths)
     running = max(activations(stage.name, {"L": max(lengths)}) for stage in (block, norm))
-    return _SLOTS * weight_slot(block).nbytes + last.nbytes + io + running
+    return _SLOTS * weight_layout(block).nbytes + weight_layout(norm).nbytes + io + running
 
 
-def _places(length: int, dim: int) -> Layout:
+def _places(stages: Sequence[StageEntry], length: int) -> Layout:
     """A prompt's tensors."""
-    return layout(
-        [
-            ("x0", (length, dim), "fp32"),
-            ("x1", (length, dim), "fp32"),
-            ("buckets", (length, length), "int32"),
-            ("embeds", (length, dim), "bf16"),
-        ]
-    )
+    return run_layout(stages, {"L": length})
+
+
+def _turns(prompt: dict[str, DeviceTensor]) -> tuple[DeviceTensor, DeviceTensor]:
+    """The two places that x changes between from layer to layer."""
+    return prompt["x"], prompt["x" + OUTPUT_SUFFIX]
 
 
 class TextEncoder:
@@ -49,8 +44,8 @@ class TextEncoder:
 
     def __init__(self, runner: Runner, manifest: Manifest, file: WeightsFile) -> None:
         self._runner, self._device, self._file, self._manifest = runner, runner.device, file, manifest
-        self._block, self._norm = media_stage(manifest, "text_block"), media_stage(manifest, "text_norm")
-        self._slot, self._last = weight_slot(self._block), weight_slot(self._norm)
+        self._block, self._norm = manifest.stage("text_block"), manifest.stage("text_norm")
+        self._slot, self._last = weight_layout(self._block), weight_layout(self._norm)
         self.layers = len({name.split(".")[1] for name in file.tensors if name.startswith("blocks.")})
         problems = [file.check(f"blocks.{layer}.", self._slot) for layer in range(self.layers)]
         problems += [file.check("", self._last), None if _EMBEDDING in file.tensors else f"no {_EMBEDDING}"]
@@ -79,13 +74,12 @@ class TextEncoder:
             return memories[-1]
 
         try:
-            dim = self._last.places["norm.weight"].shape[0]
-            places = [_places(len(ids), dim) for ids in prompts]
+            places = [_places((self._block, self._norm), len(ids)) for ids in prompts]
             works = [allocate(where.nbytes) for where in places]
             slots = [allocate(self._slot.nbytes) for _ in range(_SLOTS)]
             last = allocate(self._last.nbytes)
             for memory, where, x in zip(works, places, rows, strict=True):
-                self._upload(memory, where.places["x0"].offset, x)
+                self._upload(memory, where.places["x"].offset, x)
                 self._upload(memory, where.places["buckets"].offset, relative_buckets(len(x)))
             self._device.finish()
             named = [tensors(memory, where) for memory, where in zip(works, places, strict=True)]
@@ -123,7 +117,7 @@ class TextEncoder:
                 memory.free()
 
     def _run_block(self, prompt: dict[str, DeviceTensor], weights: dict[str, DeviceTensor], layer: int) -> None:
-        read, write = prompt[f"x{layer % 2}"], prompt[f"x{1 - layer % 2}"]
+        read, write = _turns(prompt) if layer % 2 == 0 else reversed(_turns(prompt))
         self._runner.prepare({"text_block": {"L": read.place.shape[0]}})
         self._runner.run("text_block", {"x": read, "buckets": prompt["buckets"], **weights}, {"x": write})
 
@@ -134,7 +128,7 @@ class TextEncoder:
         weights = tensors(memory, self._last)
         found = []
         for prompt in prompts:
-            x, embeds = prompt[f"x{self.layers % 2}"], prompt["embeds"]
+            x, embeds = _turns(prompt)[self.layers % 2], prompt["embeds"]
             self._runner.prepare({"text_norm": {"L": x.place.shape[0]}})
             self._runner.run("text_norm", {"x": x, **weights}, {"embeds": embeds})
             out = np.empty(embeds.place.shape, np.uint16)

@@ -12,17 +12,17 @@ import numpy as np
 import numpy.typing as npt
 
 from plugins.errors import UserError
-from runtime.backends.protocol import Memory, tensors
-from runtime.backends.runner import Runner
-from runtime.bundle import MediaStage
-from runtime.layout import Layout
-from runtime.media_layout import TOTAL, Sizes, cache_layout, input_layout, output_layout, weight_slot
+from runtime.backends.protocol import Memory, Runner, tensors
+from runtime.bundle import StageEntry
+from runtime.dims import Sizes
+from runtime.layout import Layout, weight_layout
+from runtime.media.vae.tensors import TOTAL, cache_layout, input_layout, output_layout
 from runtime.weights.file import WeightsFile
 
 _NUMPY = {"fp32": np.float32, "bf16": np.uint16, "uint8": np.uint8}
 
 
-class Sequence:
+class Chunks:
     """A context. ``first`` runs the first chunk, ``following`` the others; without ``first``, caches begin as zeros.
 
     Both take the same weights. A stage reads a track's caches and writes the spare ones, which then are the track's:
@@ -37,14 +37,14 @@ class Sequence:
         self,
         runner: Runner,
         file: WeightsFile,
-        first: MediaStage | None,
-        following: MediaStage,
+        first: StageEntry | None,
+        following: StageEntry,
         sizes: Sizes,
         tracks: int = 1,
     ) -> None:
         self._runner, self._device, self._sizes = runner, runner.device, sizes
         self._first, self._following = first, following
-        self._slot, self._caches = weight_slot(following), cache_layout(following, sizes)
+        self._slot, self._caches = weight_layout(following), cache_layout(following, sizes)
         if problem := file.check("", self._slot):
             raise UserError(f"The weights are not of this bundle: {problem}.", remedy="export with --vae again")
         self._file = file
@@ -53,12 +53,12 @@ class Sequence:
         self._chunks = [0] * tracks
 
     @staticmethod
-    def held(following: MediaStage, sizes: Sizes, tracks: int = 1) -> int:
+    def held(following: StageEntry, sizes: Sizes, tracks: int = 1) -> int:
         """Bytes of device memory that a sequence holds besides activations: weights, caches, a chunk in and out."""
         chunks = input_layout(following, sizes).nbytes + output_layout(following, sizes).nbytes
-        return weight_slot(following).nbytes + (tracks + 1) * cache_layout(following, sizes).nbytes + chunks
+        return weight_layout(following).nbytes + (tracks + 1) * cache_layout(following, sizes).nbytes + chunks
 
-    def __enter__(self) -> Sequence:
+    def __enter__(self) -> Chunks:
         try:
             self._enter()
         except BaseException:

@@ -11,13 +11,12 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 import numpy.typing as npt
 
-from runtime.backends.runner import Runner
+from runtime.backends.protocol import Runner
 from runtime.bundle import Manifest
-from runtime.media.vae.chunks import Sequence
+from runtime.media.vae.chunks import Chunks
 from runtime.media.vae.latents import denormalized, normalized
 from runtime.media.vae.plan import FACTOR, Task, VaePlan, plan_vae
 from runtime.media.vae.tiles import Span, Tile
-from runtime.media_layout import media_stage
 from runtime.numerics import Array
 from runtime.weights.file import WeightsFile
 
@@ -41,7 +40,7 @@ class Vae:
         _, count, height, width = latents.shape
         z = denormalized(latents).astype(np.float32)[None]
         plan = self.plan("decode", height, width)
-        with self._sequence("decode_latent", height, width) as latent:
+        with self._chunks("decode_latent", height, width) as latent:
             features = (latent.step(z[:, :, t : t + 1]) for t in range(count))
             if plan.by_chunk:
                 yield from self._decode_by_chunk(features, plan.tiles, height, width)
@@ -65,7 +64,7 @@ class Vae:
                     if features[t].size == 0:
                         features[t] = np.empty((*out.shape[:3], height, width), out.dtype)
                     features[t][..., tile.rows.placed(1), tile.columns.placed(1)] = out
-        with self._sequence("encode_latent", height, width) as latent:
+        with self._chunks("encode_latent", height, width) as latent:
             means = [latent.step(feature) for feature in features]
         return normalized(np.concatenate(means, 2)[0])
 
@@ -90,14 +89,14 @@ class Vae:
                     if tile is tiles[-1]:
                         yield whole
 
-    def _sequence(self, name: str, height: int, width: int) -> Sequence:
-        stage = media_stage(self._manifest, name)
-        return Sequence(self._runner, self._file, None, stage, {"H": height, "W": width})
+    def _chunks(self, name: str, height: int, width: int) -> Chunks:
+        stage = self._manifest.stage(name)
+        return Chunks(self._runner, self._file, None, stage, {"H": height, "W": width})
 
-    def _pixels(self, task: Task, tile: Tile, tracks: int = 1) -> Sequence:
-        first, following = (media_stage(self._manifest, f"{task}_{part}") for part in ("first", "next"))
+    def _pixels(self, task: Task, tile: Tile, tracks: int = 1) -> Chunks:
+        first, following = (self._manifest.stage(f"{task}_{part}") for part in ("first", "next"))
         sizes = {"H": tile.rows.length, "W": tile.columns.length}
-        return Sequence(self._runner, self._file, first, following, sizes, tracks)
+        return Chunks(self._runner, self._file, first, following, sizes, tracks)
 
 
 def _outer(span: Span) -> slice:

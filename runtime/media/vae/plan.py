@@ -6,12 +6,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 from plugins.errors import UserError
-from runtime.backends.runner import Activations
+from runtime.backends.protocol import Activations
 from runtime.bundle import Manifest
 from runtime.byte_sizes import gigabytes, gigabytes_up
-from runtime.media.vae.chunks import Sequence
+from runtime.media.vae.chunks import Chunks
 from runtime.media.vae.tiles import Tile, cut
-from runtime.media_layout import media_stage
 
 FACTOR = 8  # pixels per latent
 Task = Literal["encode", "decode"]
@@ -50,10 +49,10 @@ class _Need:
     """Bytes of device memory of a task on pictures of ``height`` × ``width`` latents."""
 
     def __init__(self, manifest: Manifest, activations: Activations, task: Task, height: int, width: int) -> None:
-        self.first, self.following = (media_stage(manifest, f"{task}_{part}") for part in ("first", "next"))
-        self.latent, self.area = media_stage(manifest, f"{task}_latent"), {"H": height, "W": width}
+        self.first, self.following = (manifest.stage(f"{task}_{part}") for part in ("first", "next"))
+        self.latent, self.area = manifest.stage(f"{task}_latent"), {"H": height, "W": width}
         self._activations = activations
-        self._latent = Sequence.held(self.latent, self.area), activations(self.latent.name, self.area)
+        self._latent = Chunks.held(self.latent, self.area), activations(self.latent.name, self.area)
 
     def peak(self, height: int, width: int, tracks: int, *, by_chunk: bool) -> int:
         """Both halves at once where chunks pass through both, one after the other where tiles do not.
@@ -61,7 +60,7 @@ class _Need:
         The halves take turns in the activation memory, which TensorRT's runner keeps from one to the other.
         """
         sizes = {"H": height, "W": width}
-        held = Sequence.held(self.following, sizes, tracks if by_chunk else 1)
+        held = Chunks.held(self.following, sizes, tracks if by_chunk else 1)
         running = max(self._activations(stage.name, sizes) for stage in (self.first, self.following))
         latent_held, latent_running = self._latent
         together = latent_held + held if by_chunk else max(latent_held, held)
@@ -70,7 +69,7 @@ class _Need:
     def fits(self, limit: int | None, height: int, width: int, tracks: int, *, by_chunk: bool) -> bool:
         if limit is None:
             return True
-        caches = Sequence.held(self.following, {"H": height, "W": width}, tracks if by_chunk else 1)
+        caches = Chunks.held(self.following, {"H": height, "W": width}, tracks if by_chunk else 1)
         return caches <= limit and self.peak(height, width, tracks, by_chunk=by_chunk) <= limit
 
 

@@ -10,14 +10,12 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from tests.support.paths import ROOT
-
 torch = pytest.importorskip("torch")
 pytest.importorskip("triton")
 
 from exporter.bench import measured
 from exporter.bench.block_graph import OpCall, block_calls, block_graph, op_calls
-from exporter.bench.estimate import efficiency, estimate, estimate_block, transfer_errors
+from exporter.bench.estimate import efficiency, estimate_block, transfer_errors
 from exporter.bench.kernels import MeasuringInterpreter, kernel_row, run_graph
 from exporter.bench.roofline import limit
 from exporter.bench.synthetic import block_inputs, block_weights
@@ -26,7 +24,7 @@ from exporter.cli.app import app
 from exporter.gpus import GPUS
 from exporter.models import MODELS
 from exporter.networks.dit.options import BlockOptions
-from exporter.networks.dit.stages import stage_function
+from exporter.networks.dit.stages import dit_functions
 from exporter.progress import SilentProgress
 from plugins import configs
 from plugins.cost import Cost
@@ -153,7 +151,7 @@ def test_graph_is_the_block_and_every_call_is_measured_once() -> None:
     interpreter = MeasuringInterpreter(graph, measure)
     inputs, weights = block_inputs(TINY, 0, "cpu", TINY.latent_shape()), block_weights(TINY, options, 1, "cpu")
     got = run_graph(interpreter, inputs, weights)
-    assert torch.equal(got, stage_function("block", options)(*inputs, weights))
+    assert torch.equal(got, dit_functions(options)["block"](*inputs, weights))
     assert len(seen) == len(set(seen))
     assert interpreter.counts == block_calls(TINY, options)
     assert sum(interpreter.counts.values()) == len(op_calls(graph))
@@ -172,17 +170,6 @@ def test_kernel_row() -> None:
     assert row["tops"] == pytest.approx(2 * 75600 * 5120 * 5120 / 4e-3 / 1e12)
     assert row["share"] == pytest.approx(row["limit_ms"] / 4.0)
     assert (row["count"], row["bound"]) == (3, "int8")
-
-
-@pytest.mark.parametrize("model", [name for name in MODELS if name != "wan-tiny"])
-def test_readme_has_the_estimates(model: str) -> None:
-    """Seconds of four steps: estimated for two parts, and at every limit."""
-    readme = (ROOT / "README.md").read_text().partition("## Speed")[2]
-    (row,) = [line for line in readme.splitlines() if line.startswith(f"| {model} |")]
-    cells = [float(cell) for cell in row.strip("| ").split("|")[1:]]
-    first, second = (estimate(MODELS[model], GPUS[gpu], BlockOptions()) for gpu in ("rtx5090", "rtx4090"))
-    wanted = [4e-3 * found for found in (first["step_ms"], first["step_limit_ms"], second["step_ms"])]
-    assert [cells[0], cells[1], cells[3]] == pytest.approx(wanted, abs=0.06)
 
 
 @pytest.mark.parametrize("command", [["bench", "kernels"], ["bench", "step"], ["tune"]])

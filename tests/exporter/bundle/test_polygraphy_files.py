@@ -10,8 +10,8 @@ pytest.importorskip("torch")
 pytest.importorskip("polygraphy")
 
 from exporter.bundle import polygraphy_files as files
-from exporter.networks.dit.stages import DIT_STAGES as STAGES
 from runtime.bundle import load_manifest
+from runtime.weights.storage import STAGES
 from tests.support.compared import typed
 from tests.support.exported import Exported
 

@@ -28,7 +28,7 @@ def test_no_name_is_broken(exported: Exported, width: int) -> None:
     found = inspect_bundle(exported.folder, SilentProgress())
     words = {word.rstrip(",") for word in text.split()}
     assert max(map(len, text.splitlines())) <= width
-    stages = (*found.manifest.stages, *found.manifest.media)
+    stages = found.manifest.stages
     assert {stage.name for stage in stages} <= words
     assert {f"{t.dtype}[{','.join(map(str, t.dims))}]" for s in stages for t in s.outputs if "." not in t.name} <= words
     assert set(found.manifest.plans) <= words

@@ -18,13 +18,13 @@ from exporter.graphs.trace import trace_stage
 from exporter.models import MODELS, ModelSpec
 from exporter.networks.dit import functions as stages
 from exporter.networks.dit.options import BlockOptions
-from exporter.networks.dit.stages import OUTPUTS, activation_inputs, dit_stage
+from exporter.networks.dit.stages import dit_stages
 from exporter.networks.dit.weights import Stage, stage_weights
 from exporter.networks.weight_spec import LinearMode
 from exporter.packing.packer import pack
 from plugins.onnx_schema import register_schemas
 from runtime import numerics
-from runtime.layout import OUTPUT_SUFFIX
+from runtime.bundle import OUTPUT_SUFFIX
 from tests.support import checkpoints as ck
 from tests.support import plain_dit
 from tests.support.onnx_reference import run_onnx
@@ -175,17 +175,18 @@ TRACED: list[tuple[Case, Stage]] = [
 
 @pytest.mark.parametrize(("case", "stage"), TRACED, ids=lambda value: getattr(value, "name", value))
 def test_graphs_compute_what_the_stages_do(case: Case, stage: Stage, packed: Packed) -> None:
-    proto = trace_stage(dit_stage(case.model, stage, case.options))
+    (declared,) = (s for s in dit_stages(case.model, case.options) if s.name == stage)
+    proto = trace_stage(declared)
     register_schemas()
     onnx.checker.check_model(proto, full_check=True)
     taken, expected = activations(case, packed)[stage]
     w = weights_of(packed(case.model, case.options.linear), case.model, stage, case.options.linear)
-    assert list(taken) == list(activation_inputs(case.model, stage))
+    assert list(taken) == list(declared.inputs)
     assert [value.name for value in proto.graph.input] == [*taken, *w]
-    assert [value.name for value in proto.graph.output] == [name + OUTPUT_SUFFIX for name in OUTPUTS[stage]]
+    assert [value.name for value in proto.graph.output] == [name + OUTPUT_SUFFIX for name in declared.outputs]
 
     outputs = run_onnx(proto, {**taken, **w})
-    for name, got in zip(OUTPUTS[stage], outputs, strict=True):
+    for name, got in zip(declared.outputs, outputs, strict=True):
         assert got.dtype == expected[name].dtype
         assert got.shape == expected[name].shape
         error = relative(got, expected[name])

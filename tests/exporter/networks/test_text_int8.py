@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -12,7 +12,6 @@ torch = pytest.importorskip("torch")
 for _module in ("triton", "onnx", "onnx_graphsurgeon", "tensorrt_rtx", "transformers", "tokenizers"):
     pytest.importorskip(_module)
 
-import msgspec
 import numpy as np
 from safetensors.torch import load_file, save_file
 
@@ -26,16 +25,18 @@ from exporter.networks.text.encoder import TEXT_ENCODERS, TextSpec, text_block, 
 from exporter.networks.text.stages import text_stages
 from exporter.progress import SilentProgress
 from exporter.spec import export_spec
-from exporter.torch_backend.media import TorchRunner
+from exporter.torch_backend.runner import TorchRunner
 from plugins.errors import UserError
 from plugins.onnx_schema import DOMAIN
 from plugins.plan import decode
 from plugins.torch_op import torch_dtype
-from runtime.backends import tensorrt_runner
+from runtime.backends import tensorrt
+from runtime.backends.cuda_device import CudaDevice
 from runtime.media.text.encoder import TextEncoder
 from runtime.media.text.relative_position import relative_buckets
+from runtime.report import Silent
 from runtime.weights.file import WeightsFile
-from tests.support.media_bundle import TEXT_NAME, add_media, media_stages, random_tensors
+from tests.support.media_bundle import TEXT_NAME, add_media, bare_manifest, media_stages, random_tensors, with_media
 from tests.support.onnx_reference import run_onnx
 from tests.support.quantized_text import dequantized, plain_block, quantized
 from tests.support.random_bundle import make_random_bundle
@@ -137,7 +138,7 @@ def test_the_engine_of_full_width_holds_our_plugins(gpu: str, sm: int, tmp_path:
     graph = stage_graph(spec, stage, None, SilentProgress())
     (tmp_path / "text_block.onnx").write_bytes(graph.onnx)
     engine = tmp_path / "text_block.engine"
-    profile = (graph.profile.min, graph.profile.opt, graph.profile.max)
+    profile = stage.profile
     result = build_engine(
         BuildRequest(
             onnx=str(tmp_path / "text_block.onnx"),
@@ -154,7 +155,7 @@ def test_the_engine_of_full_width_holds_our_plugins(gpu: str, sm: int, tmp_path:
     for name in names:
         assert decode(graph.plans[name]).sm == sm
         assert graph.plans[name] in data
-    sizes = {tensor.name: tensor.dims for tensor in graph.inputs if tensor.dtype == "int8"}
+    sizes = {tensor.name: tensor.dims for tensor in stage.input_infos if tensor.dtype == "int8"}
     assert sizes == {
         "attn.qkv.int8_weight": (12288, 4096),
         "attn.o.int8_weight": (4096, 4096),
@@ -169,8 +170,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
     folder = tmp_path_factory.mktemp("int8")
     manifest = add_media(folder, make_random_bundle(folder, MODELS["wan-tiny"]))
     save_file(quantized(load_file(folder / TEXT_NAME), TINY), folder / "int8.safetensors")
-    stages = media_stages(MODELS["wan-tiny"], "int8")
-    return folder, msgspec.structs.replace(manifest, media=stages, text_linear="int8")
+    return folder, with_media(manifest, media_stages(MODELS["wan-tiny"], "int8"), "int8")
 
 
 @torch.no_grad()
@@ -180,7 +180,7 @@ def test_the_runtime_encodes_a_batch(bundle: tuple[Path, Any]) -> None:
     Measured: up to 9.7e-2, with scores larger than those of transformers' own initialization.
     """
     folder, manifest = bundle
-    bf16 = msgspec.structs.replace(manifest, media=media_stages(MODELS["wan-tiny"]), text_linear="bf16")
+    bf16 = with_media(manifest, media_stages(MODELS["wan-tiny"]))
     encoders = [
         TextEncoder(TorchRunner(m, torch.device("cpu")), m, WeightsFile(folder / name))
         for m, name in ((manifest, "int8.safetensors"), (bf16, TEXT_NAME))
@@ -202,8 +202,7 @@ def test_the_runtime_encodes_a_batch(bundle: tuple[Path, Any]) -> None:
 @pytest.mark.parametrize("engines", ["int8", "bf16"])
 def test_weights_of_the_other_mode_are_refused(bundle: tuple[Path, Any], engines: Any) -> None:
     folder, manifest = bundle
-    stages = media_stages(MODELS["wan-tiny"], engines)
-    manifest = msgspec.structs.replace(manifest, media=stages, text_linear=engines)
+    manifest = with_media(manifest, media_stages(MODELS["wan-tiny"], engines), engines)
     file = WeightsFile(folder / (TEXT_NAME if engines == "int8" else "int8.safetensors"))
     with pytest.raises(UserError) as caught:
         TextEncoder(TorchRunner(manifest, torch.device("cpu")), manifest, file)
@@ -220,9 +219,9 @@ def test_the_tensorrt_runner_registers_our_plugins_before_it_deserializes(monkey
     import tensorrt_rtx
 
     done: list[str] = []
-    monkeypatch.setattr(tensorrt_runner, "register", lambda trt, ops: done.extend(sorted(ops)))
-    manifest: Any = None
-    tensorrt_runner.TensorrtRunner(tensorrt_rtx, Path("bundle"), manifest, None)
+    monkeypatch.setattr(tensorrt, "register", lambda trt, ops: done.extend(sorted(ops)))
+    manifest, device = bare_manifest(MODELS["wan-tiny"]), cast(CudaDevice, None)
+    tensorrt.TensorrtRunner(tensorrt_rtx, Path("bundle"), manifest, device, Silent())
     assert {"BlockInt8Quantize", "BlockInt8Gemm"} <= set(done)
 
 

@@ -19,7 +19,8 @@ from exporter.networks.vae.channels_last import FORMAT, ChannelsLast
 from exporter.networks.vae.spec import VaeSpec
 from exporter.networks.vae.stages import vae_stages
 from exporter.networks.vae.weights import packed_weights
-from exporter.torch_backend.media import run_stage, stage_peak
+from exporter.torch_backend.memory import meta_tensors
+from exporter.torch_backend.runner import run_stage, stage_peak
 from tests.support.media_bundle import random_tensors, vae_table
 
 SPEC = VaeSpec(name="test", base=8, residuals=2)
@@ -97,16 +98,13 @@ def test_the_runners_way_chunk_after_chunk():
     sizes = {"H": H, "W": W}
 
     def frames(channels_last):
-        from runtime.dims import shape_of
-
         held, out = {}, []
         generator = torch.Generator().manual_seed(0)
         for stage in (first, following, following):
             given = {"chunk": torch.randn(1, SPEC.top, 1, H, W, generator=generator).bfloat16(), **held}
-            shapes = [shape_of(dims, sizes) for dims in stage.output_dims]
-            wanted = {name: torch.empty(s, dtype=torch.bfloat16) for name, s in zip(stage.outputs, shapes, strict=True)}
-            wanted |= {"chunk": wanted["chunk"].byte(), "total": wanted["total"].float()}
-            run_stage(stage, {**given, **weights}, wanted, channels_last=channels_last)
+            entry = stage.entry("no.onnx")
+            wanted = {name: torch.empty_like(x, device="cpu") for name, x in meta_tensors(entry, sizes)[1].items()}
+            run_stage(entry, stage.function, {**given, **weights}, wanted, channels_last=channels_last)
             held = {name: x for name, x in wanted.items() if name.startswith("cache.")}
             out.append(wanted["chunk"].float())
         return torch.cat(out) - 127.5
@@ -120,9 +118,9 @@ def test_it_takes_less_memory():
     """No copy of a frame in fp32 for the norm: the plan by which tiles are chosen says so too."""
     (following,) = (s for s in vae_stages(VaeSpec(name="full", base=96), MODELS["wan-tiny"]) if s.name == "decode_next")
     sizes = {"H": 60, "W": 104}
-    assert stage_peak(following, sizes, None, channels_last=True) < 0.8 * stage_peak(
-        following, sizes, None, channels_last=False
-    )
+    entry, function = following.entry("no.onnx"), following.function
+    peaks = [stage_peak(entry, function, sizes, None, channels_last=last) for last in (True, False)]
+    assert peaks[0] < 0.8 * peaks[1]
 
 
 def test_the_kernel_in_the_interpreter(tmp_path):

@@ -15,8 +15,9 @@ import tensorrt_rtx
 
 from exporter.models import MODELS
 from plugins.errors import UserError
-from runtime.backends import tensorrt_runner
-from tests.support.media_bundle import media_stages
+from runtime.backends import tensorrt
+from runtime.report import Silent
+from tests.support.media_bundle import bare_manifest
 
 
 class Device:
@@ -24,7 +25,6 @@ class Device:
 
     def __init__(self) -> None:
         self.live: dict[int, int] = {}
-        self.closed = False
 
     def allocate(self, nbytes: int) -> Any:
         address = 4096 * (len(self.live) + 1) + nbytes
@@ -33,9 +33,6 @@ class Device:
 
     def finish(self, event: Any = None) -> None:
         pass
-
-    def close(self) -> None:
-        self.closed = True
 
 
 class StandIn:
@@ -70,12 +67,13 @@ class StandIn:
 def runner(monkeypatch: pytest.MonkeyPatch) -> Any:
     import msgspec
 
-    monkeypatch.setattr(tensorrt_runner, "Engine", StandIn)
+    monkeypatch.setattr(tensorrt, "Engine", StandIn)
     monkeypatch.setattr(StandIn, "loaded", [])
-    stages = [msgspec.structs.replace(s, engine=f"{s.name}.engine") for s in media_stages(MODELS["wan-tiny"])]
+    manifest = bare_manifest(MODELS["wan-tiny"])
+    stages = [msgspec.structs.replace(s, engine=s.onnx) for s in manifest.stages]
     stages[-1] = msgspec.structs.replace(stages[-1], engine=None)
-    manifest: Any = SimpleNamespace(media=tuple(stages), gpu=SimpleNamespace(flavour="tensorrt_rtx"))
-    return tensorrt_runner.TensorrtRunner(tensorrt_rtx, Path("bundle"), manifest, Device())
+    manifest = msgspec.structs.replace(manifest, stages=tuple(stages))
+    return tensorrt.TensorrtRunner(tensorrt_rtx, Path("bundle"), manifest, Device(), Silent())  # type: ignore[arg-type]
 
 
 def test_memory_grows_and_every_prepared_stage_gets_the_new_one(runner: Any) -> None:
@@ -93,7 +91,6 @@ def test_memory_grows_and_every_prepared_stage_gets_the_new_one(runner: Any) -> 
     assert StandIn.loaded == ["decode_latent", "decode_first"]
     runner.close()
     assert runner.device.live == {}
-    assert runner.device.closed
 
 
 def test_asking_for_a_size_unprepares(runner: Any) -> None:

@@ -23,9 +23,9 @@ from runtime.backends.cuda_device import compute_capability
 from runtime.backends.engine import Engine, make_logger
 from runtime.backends.kind import BackendKind
 from runtime.backends.protocol import BackendError
-from runtime.backends.tensorrt import TENSORRT, TensorrtBackend
+from runtime.backends.tensorrt import TENSORRT, TensorrtRunner
 from runtime.bundle import Manifest, load_manifest
-from runtime.layout import ACTIVATIONS, OUTPUT_SUFFIX, OUTPUTS, activation_names, weight_layout
+from runtime.layout import weight_layout
 from tests.support.exported import Exported
 from tests.support.lazy_device import POLICIES, LazyDevice, Policy
 from tests.support.random_bundle import make_random_bundle
@@ -98,28 +98,25 @@ def test_the_logger_keeps_the_last_lines_that_matter() -> None:
 
 
 def test_the_engines_tensors_are_those_the_runtime_binds(exported: Exported) -> None:
-    """The names, dtypes and shapes in a real manifest, which are the real engines'."""
-    from exporter.networks.dit.stages import OUTPUTS as TRACED
-    from exporter.networks.dit.stages import activation_inputs
-    from exporter.networks.dit.weights import stage_weights
-    from exporter.networks.stage_spec import OUTPUT_SUFFIX as TRACED_SUFFIX
+    """The names, dtypes and shapes in a real manifest are those declared, and a run has a place for each of them."""
+    from exporter.networks.dit.options import BlockOptions
+    from exporter.networks.dit.stages import dit_stages
     from runtime.layout import run_layout
 
     manifest, model = load_manifest(exported.folder), MODELS["wan-tiny"]
-    places = run_layout(manifest.model, 200).places
-    assert OUTPUT_SUFFIX == TRACED_SUFFIX
-    for stage in ("embed", "block", "head"):
-        assert OUTPUTS[stage] == TRACED[stage]
-        taken = activation_inputs(model, stage)
-        assert activation_names(manifest, stage) == tuple(taken)
-        for name, wanted in taken.items():
-            place = places["x0" if name == "x" else name]
-            assert place.dtype == wanted.dtype
-            assert place.shape == tuple(200 if dim == "L" else dim for dim in wanted.dims)
-        slot = {name: (place.shape, place.dtype) for name, place in weight_layout(manifest, stage).places.items()}
-        assert slot == {name: (w.shape, w.dtype) for name, w in stage_weights(model, stage).items()}
-    image = replace(model, in_channels=36)
-    assert tuple(activation_inputs(image, "embed")) == ACTIVATIONS["embed"]
+    places = run_layout(manifest.stages, {"L": 200}).places
+    for declared in dit_stages(model, BlockOptions()):
+        entry = manifest.stage(declared.name)
+        assert [t.name for t in entry.activations] == list(declared.inputs)
+        assert list(entry.gives) == list(declared.outputs)
+        for name, wanted in (*declared.inputs.items(), *declared.outputs.items()):
+            assert places[name].dtype == wanted.dtype
+            assert places[name].shape == tuple(200 if dim == "L" else dim for dim in wanted.dims)
+        slot = {name: (place.shape, place.dtype) for name, place in weight_layout(entry).places.items()}
+        assert slot == {name: (w.shape, w.dtype) for name, w in declared.weights.items()}
+    assert set(places) >= {"x", "x_out", "tokens", "tokens_out"}  # what changes places lies there twice
+    image = dit_stages(replace(model, in_channels=36), BlockOptions())[0]
+    assert list(image.inputs) == ["tokens", "time_features", "text", "condition"]
 
 
 class HostDevice(LazyDevice):
@@ -129,7 +126,7 @@ class HostDevice(LazyDevice):
 
 
 def stand_in_kind(device: HostDevice, made: list[StandIn], lacking: str | None = None) -> BackendKind:
-    def open_(folder: Path, manifest: Manifest, report: Any) -> TensorrtBackend:
+    def open_(folder: Path, manifest: Manifest, report: Any) -> TensorrtRunner:
         def enqueue(stream: int, work: Any) -> None:
             assert stream == 77
             device.enqueue("compute", work)
@@ -137,7 +134,7 @@ def stand_in_kind(device: HostDevice, made: list[StandIn], lacking: str | None =
         module = StandIn(manifest, enqueue, host_view)
         module.lacking = lacking
         made.append(module)
-        return TensorrtBackend(module, folder, manifest, device, report)
+        return TensorrtRunner(module, folder, manifest, device, report)
 
     return replace(TENSORRT, check=TORCH.check, open=open_)
 

@@ -155,7 +155,7 @@ def test_a_switch_takes_what_it_adds(monkeypatch: pytest.MonkeyPatch) -> None:
     pipe: Any = SimpleNamespace(
         take_waited_seconds=lambda: next(waited),
         placement=SimpleNamespace(peak=9),
-        backend=SimpleNamespace(device=device),
+        runner=SimpleNamespace(device=device),
     )
     parts: list[Part] = []
     rows = StepParts(pipe, parts)

@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -27,10 +26,10 @@ from exporter.networks.vae.frames import to_bytes
 from exporter.networks.vae.layers import norm_silu
 from exporter.networks.vae.norm_kernel import launch
 from exporter.progress import SilentProgress
-from exporter.torch_backend.media import TorchRunner, open_runner
+from exporter.torch_backend.runner import TorchRunner
 from runtime.media.vae.decoder import Vae
 from runtime.weights.file import WeightsFile
-from tests.support.media_bundle import media_stages, random_tensors, vae_table
+from tests.support.media_bundle import bare_manifest, random_tensors, vae_table
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("cuda")]
 
@@ -94,9 +93,8 @@ def vae_file(vae_weights: dict[str, Any], tmp_path_factory: pytest.TempPathFacto
 def test_the_runtime_decodes_whole_and_in_tiles(size: str, vae_file: Path, figures: dict[str, Any]) -> None:
     """The runtime's own path, frames on the host: whole, and in half of its memory by tiles; peaks against plans."""
     shape = LATENTS[size]
-    facts = SimpleNamespace(name="wan2.2-i2v-a14b-720p")
-    manifest: Any = SimpleNamespace(media=media_stages(MODEL), model=facts, text_linear="bf16")
-    runner: TorchRunner = open_runner(manifest)
+    manifest = bare_manifest(MODELS["wan2.2-i2v-a14b-720p"])
+    runner = TorchRunner(manifest, torch.device("cuda", torch.cuda.current_device()))
     file = WeightsFile(vae_file)
     latents = np.random.default_rng(0).standard_normal((16, *shape), dtype=np.float32)
     found: dict[str, Any] = figures.setdefault(f"runtime decode 81 frames {size}", {})

@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,13 +20,13 @@ pytest.importorskip("triton")
 from exporter.checkpoint.text_names import text_name, text_sources
 from exporter.models import MODELS
 from exporter.networks.text.encoder import TEXT_ENCODERS, text_block, text_norm, text_weights
-from exporter.torch_backend.media import open_runner
+from exporter.torch_backend.runner import TorchRunner
 from plugins.registry import OPS
 from plugins.torch_op import call, torch_dtype
 from runtime.media.text.encoder import TextEncoder
 from runtime.media.text.relative_position import relative_buckets
 from runtime.weights.file import WeightsFile
-from tests.support.media_bundle import media_stages, random_tensors
+from tests.support.media_bundle import bare_manifest, random_tensors
 from tests.support.quantized_text import dequantized, plain_block, quantized, rounded
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("cuda")]
@@ -162,11 +161,9 @@ def test_the_runtime_streams_within_its_plan(
     from safetensors.torch import save_file
 
     save_file(two_layers, tmp_path / "text.safetensors")
-    manifest: Any = SimpleNamespace(
-        media=media_stages(MODEL, "int8"), model=SimpleNamespace(name=MODEL.name), text_linear="int8"
-    )
+    manifest = bare_manifest(MODEL, "int8")
     file = WeightsFile(tmp_path / "text.safetensors")
-    encoder = TextEncoder(open_runner(manifest), manifest, file)
+    encoder = TextEncoder(TorchRunner(manifest, torch.device("cuda", torch.cuda.current_device())), manifest, file)
     prompts = [[5, 9, 20, 1], [*range(3, 200), 1]]
     planned, base = encoder.nbytes([len(ids) for ids in prompts]), torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()

@@ -48,14 +48,11 @@ def engines(folder: Path) -> Manifest:
         return msgspec.structs.replace(stage, engine=stage.onnx, activation_bytes=FIGURE)
 
     manifest = load_manifest(folder)
-    return msgspec.structs.replace(
-        manifest, stages=tuple(map(built, manifest.stages)), media=tuple(map(built, manifest.media))
-    )
+    return msgspec.structs.replace(manifest, stages=tuple(map(built, manifest.stages)))
 
 
 def test_engines_figures_are_scaled_to_the_size(engines: Manifest) -> None:
-    assert TENSORRT.media_bytes is not None
-    activations = TENSORRT.media_bytes(engines)
+    activations = TENSORRT.activations(engines)
     assert activations("decode_next", {"H": 16, "W": 16}) == FIGURE  # the profile's maximum
     assert activations("decode_next", {"H": 8, "W": 4}) == FIGURE // 8 + 2**20
     assert activations("text_block", {"L": 64}) == FIGURE // 8 + 2**20
@@ -63,9 +60,9 @@ def test_engines_figures_are_scaled_to_the_size(engines: Manifest) -> None:
 
 @pytest.mark.parametrize("kind", [TENSORRT, TORCH], ids=lambda kind: kind.name)
 def test_every_part_is_planned(engines: Manifest, kind: Any) -> None:
-    assert bundle_parts(engines, kind) == (TEXT, DIT, DECODE)
+    assert bundle_parts(engines) == (TEXT, DIT, DECODE)
     asked: dict[str, Any] = {"size": (96, 64), "frames": 9}
-    made = plan_parts(engines, kind, bundle_parts(engines, kind), lengths=[20], **asked)
+    made = plan_parts(engines, kind, bundle_parts(engines), lengths=[20], **asked)
     peaks = {part.name: part.peak for part in made.parts}
     assert made.peak == max(peaks.values())
     assert peaks[DIT] == made.dit.peak
@@ -79,13 +76,12 @@ def test_a_budget_below_the_whole_picture_means_tiles_or_a_refusal(engines: Mani
     """Engines that take more than wan-tiny's, so that it is the budget that decides."""
     larger = tuple(
         msgspec.structs.replace(stage, profile=msgspec.structs.replace(stage.profile, max=64))
-        for stage in engines.media
+        for stage in engines.stages_of("vae")
     )
-    manifest = msgspec.structs.replace(engines, media=larger)
-    assert TENSORRT.media_bytes is not None
+    manifest = msgspec.structs.replace(engines, stages=(*engines.stages_of("dit"), *larger))
 
     def planned(limit: int | None) -> Any:
-        return plan_vae(manifest, TENSORRT.media_bytes(manifest), "decode", 24, 48, limit)  # type: ignore[misc]
+        return plan_vae(manifest, TENSORRT.activations(manifest), "decode", 24, 48, limit)
 
     whole = planned(None)
     assert whole.how == "whole"

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from exporter.models import MODELS
 from exporter.networks.text.encoder import TEXT_ENCODERS, text_block, text_norm
-from exporter.torch_backend.media import TorchRunner
+from exporter.torch_backend.runner import TorchRunner
 from plugins.errors import UserError
 from runtime.media.text.embeds_cache import EmbedsCache
 from runtime.media.text.encoder import TextEncoder

@@ -15,7 +15,7 @@ torch = pytest.importorskip("torch")
 from exporter.models import MODELS
 from exporter.networks.vae import halves
 from exporter.networks.vae.spec import VAES
-from exporter.torch_backend.media import TorchRunner
+from exporter.torch_backend.runner import TorchRunner
 from plugins.errors import UserError
 from runtime.media.files.writer import BackgroundWriter
 from runtime.media.vae import plan as plan_module
@@ -46,7 +46,7 @@ def runner(bundle):
             super().__init__(bundle[1], torch.device("cpu"))
             from exporter.networks.vae.stages import vae_stages
 
-            self._stages |= {stage.name: stage for stage in vae_stages(SPEC, I2V)}
+            self._functions |= {stage.name: stage.function for stage in vae_stages(SPEC, I2V)}
 
     return I2VRunner()
 

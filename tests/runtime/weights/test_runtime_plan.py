@@ -13,18 +13,18 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from exporter.models import MODELS
-from exporter.networks.dit.options import BlockOptions
 from exporter.networks.dit.weights import packed_bytes
-from exporter.torch_backend.memory import PeakBytes, stage_bytes
+from exporter.torch_backend.memory import PeakBytes
+from exporter.torch_backend.runner import TorchRunner
 from plugins.errors import UserError
 from runtime.backends.tensorrt import planned_bytes
 from runtime.byte_sizes import gigabytes, gigabytes_up, parse_bytes
 from runtime.layout import run_layout, weight_layout
-from runtime.weights.memory_plan import MemoryPlan, Sizes, plan_memory, spread
+from runtime.weights.memory_plan import MemoryPlan, StageBytes, plan_memory, spread
 from tests.support.random_bundle import make_random_bundle
 
 #: 14B at 720p, in round numbers.
-SIZES = Sizes(
+SIZES = StageBytes(
     embed=470_000_000,
     block=360_000_000,
     head=2_000_000,
@@ -130,7 +130,7 @@ def test_lines_and_json_tell_the_same() -> None:
 def test_slots_hold_the_packed_weights(tmp_path: Path) -> None:
     model = MODELS["wan-tiny"]
     manifest = make_random_bundle(tmp_path, model)
-    slots = {stage: weight_layout(manifest, stage) for stage in ("embed", "block", "head")}
+    slots = {stage: weight_layout(manifest.stage(stage)) for stage in ("embed", "block", "head")}
     for slot in slots.values():
         places = list(slot.places.values())
         assert all(place.offset % 256 == 0 for place in places)
@@ -145,7 +145,7 @@ def test_inputs_and_outputs_of_a_run(tmp_path: Path) -> None:
     manifest = make_random_bundle(tmp_path, replace(MODELS["wan-tiny"], in_channels=36))
     length, d = 1000, 256
     exact = 2 * 2 * length * d + 4 * length * (2 * 64 + 4 * 64 + 80) + 512 * (2 * d + 2 * 4096) + 4 * (7 * d + 256 + 3)
-    found = run_layout(manifest.model, length).nbytes
+    found = run_layout(manifest.stages, {"L": length}).nbytes
     assert exact <= found <= exact + 256 * 17
 
 
@@ -154,11 +154,11 @@ def test_the_engines_figure_is_scaled_to_the_size(tmp_path: Path) -> None:
 
     manifest = make_random_bundle(tmp_path, MODELS["wan-tiny"])
     with pytest.raises(UserError, match="no figure"):
-        planned_bytes(manifest, "block", 200)
+        planned_bytes(manifest, "block", {"L": 200})
     stages = tuple(msgspec.structs.replace(stage, activation_bytes=40_960_000) for stage in manifest.stages)
     manifest = msgspec.structs.replace(manifest, stages=stages)
-    assert planned_bytes(manifest, "block", 4096) == 40_960_000
-    assert planned_bytes(manifest, "block", 200) == 2_000_000 + 16 * 512 * 256
+    assert planned_bytes(manifest, "block", {"L": 4096}) == 40_960_000
+    assert planned_bytes(manifest, "block", {"L": 200}) == 2_000_000 + 16 * 512 * 256
 
 
 def test_the_peak_of_torch_is_followed() -> None:
@@ -176,7 +176,8 @@ def test_the_peak_of_torch_is_followed() -> None:
 
 def test_what_the_block_allocates_grows_with_l(tmp_path: Path) -> None:
     manifest = make_random_bundle(tmp_path, MODELS["wan-tiny"])
-    small, large = (stage_bytes(manifest, "block", n, BlockOptions(), None) for n in (1024, 4096))
+    runner = TorchRunner(manifest, torch.device("cpu"))
+    small, large = (runner.activation_bytes("block", {"L": n}) for n in (1024, 4096))
     assert 2.5 < large / small < 6  # the oracle's gathered keys grow faster than L
     # x after attention, the FFN's hidden tensor and what comes of it at least: bf16 and int8 of [L, D] and [L, F].
     assert large >= math.prod((4096, 256 * 2 + 512))

@@ -17,7 +17,7 @@ from exporter.networks.dit.weights import stage_weights
 from plugins.errors import UserError
 from runtime.pipeline import Pipeline
 from runtime.weights.file import WeightsFile
-from runtime.weights.memory_plan import MemoryPlan, Sizes, plan_memory, spread
+from runtime.weights.memory_plan import MemoryPlan, StageBytes, plan_memory, spread
 from runtime.weights.streaming import Copy, schedule, slots_of
 from tests.support.lazy_device import POLICIES, LazyDevice, Policy, digest, telling_kind
 from tests.support.random_bundle import make_random_bundle
@@ -174,7 +174,7 @@ def test_a_larger_size_makes_room(bundles: dict[str, Path]) -> None:
 
 
 def plan_of(layers: int, resident: int, *, experts: tuple[str, ...] = ("model",), both: bool = False) -> MemoryPlan:
-    sizes = Sizes(embed=1, block=1, head=1, io=1, activations={"block": 1}, overhead=0)
+    sizes = StageBytes(embed=1, block=1, head=1, io=1, activations={"block": 1}, overhead=0)
     return MemoryPlan(sizes, layers, experts, spread(resident, layers), both, None, 1)
 
 
