@@ -9,14 +9,34 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from tests.support.exported import Exported
+from tests.support.interpreter_process import Interpreter
+from tests.support.shared import Shared
+
+
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Shared:
+    """Where this session's processes leave for each other what is made once."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base) / "shared"
+    folder.mkdir(exist_ok=True)
+    return Shared(folder)
+
+
+@pytest.fixture(scope="session")
+def interpreter(shared: Shared) -> Iterator[Interpreter]:
+    """What runs a case in Triton's interpreter."""
+    made = Interpreter(shared)
+    yield made
+    made.close()
 
 
 @pytest.fixture(scope="session")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
     """wan-tiny's DiT for the RTX 5090 with random weights. Read-only: a test that exports again works on a copy."""
-    for module in ("torch", "triton", "onnx", "onnx_graphsurgeon", "tensorrt_rtx"):
+    for module in ("onnx_graphsurgeon", "tensorrt_rtx"):
         pytest.importorskip(module)
     from exporter.export import export_bundle
     from exporter.models import model_named
@@ -36,7 +56,6 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
 @pytest.fixture(scope="module")
 def no_gpu() -> Iterator[None]:
     """torch sees no CUDA device, whatever the machine."""
-    torch = pytest.importorskip("torch")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.cuda, "is_available", lambda: False)
         yield
@@ -45,7 +64,6 @@ def no_gpu() -> Iterator[None]:
 @pytest.fixture
 def cuda() -> Iterator[None]:
     """A CUDA device, or the test is skipped; torch's generators at 0, none of its memory held for nothing."""
-    torch = pytest.importorskip("torch")
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device")
     torch.manual_seed(0)

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-torch = pytest.importorskip("torch")
-for _module in ("triton", "onnx", "onnx_graphsurgeon", "tensorrt_rtx", "diffusers", "transformers", "tokenizers", "av"):
+for _module in ("onnx_graphsurgeon", "tensorrt_rtx", "diffusers", "transformers", "tokenizers", "av"):
     pytest.importorskip(_module)
 
 import av

@@ -11,13 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import onnx
 import pytest
-
-from tests.support.paths import ROOT
-
-pytest.importorskip("torch")
-pytest.importorskip("triton")
-onnx = pytest.importorskip("onnx")
 
 from exporter.builder import parent as build
 from exporter.builder import stage_engine as engines
@@ -37,6 +32,7 @@ from runtime.bundle import load_manifest, sha256_of, verify_files, write_manifes
 from runtime.weights.storage import STAGES
 from tests.support.checkpoints import canonical_state_dict, save_safetensors
 from tests.support.exported import Exported
+from tests.support.paths import ROOT
 
 ENGINES = [f"{stage}.engine" for stage in STAGES]
 KEPT = [f"{stage}.{kind}: unchanged, kept" for kind in ("onnx", "engine") for stage in STAGES]
@@ -190,7 +186,7 @@ def test_a_checkpoint_that_is_no_file_is_told_before_any_work(tmp_path: Path) ->
     options: dict[str, Any] = {"model": "wan-tiny", "gpu": "rtx5090", "out": tmp_path}
     for option in ("checkpoint", "vae", "text_encoder"):
         with pytest.raises(UserError, match=r"There is no checkpoint at .*nowhere\.pth"):
-            export_bundle(export_spec(**options, **{option: str(tmp_path / "nowhere.pth")}), report)
+            export_bundle(export_spec(**options | {option: str(tmp_path / "nowhere.pth")}), report)
     assert (report.titles, report.notes, list(tmp_path.iterdir())) == ([], [], [])
 
 

@@ -13,15 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.paths import ROOT
-
-pytest.importorskip("torch")
-pytest.importorskip("triton")
-
 from exporter.bundle.swap import staging_folder
 from plugins.errors import UserError
 from runtime.bundle import load_manifest, sha256_of, verify_files
 from tests.support.exported import Exported
+from tests.support.paths import ROOT
 
 NAME = "wan-tiny-rtx5090"
 ARGUMENTS = ["export", "--model", "wan-tiny", "--gpu", "rtx5090", "--components", "dit", "--topk", "0.3", "--out"]

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-torch = pytest.importorskip("torch")
-for _module in ("triton", "onnx", "onnx_graphsurgeon", "tensorrt_rtx", "tokenizers"):
+for _module in ("onnx_graphsurgeon", "tensorrt_rtx", "tokenizers"):
     pytest.importorskip(_module)
 
 from safetensors import safe_open
@@ -33,7 +33,7 @@ from tests.support.media_bundle import random_tensors, write_tokenizer
 from tests.support.quantized_text import quantized
 
 TINY = TEXT_ENCODERS[MODELS["wan-tiny"].text_encoder]
-OPTIONS = {"model": "wan-tiny", "gpu": "rtx5090", "components": "dit,text", "text_linear": "int8"}
+OPTIONS: dict[str, Any] = {"model": "wan-tiny", "gpu": "rtx5090", "components": "dit,text", "text_linear": "int8"}
 
 
 @pytest.fixture(scope="module")

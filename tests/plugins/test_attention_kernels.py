@@ -8,19 +8,20 @@ from __future__ import annotations
 import math
 
 import pytest
-
-torch = pytest.importorskip("torch")
-pytest.importorskip("triton")
+import torch
 
 from plugins.compile import compile_kernel
 from plugins.expr import symbol
+from plugins.op import Op
 from plugins.sage_attention.op import SAGE_ATTENTION
 from plugins.sage_attention.reference import reference as dense_reference
 from plugins.sage_sla.op import SAGE_SLA_QUANTIZE
 from plugins.sage_sla.reference import kept_blocks, selection_scores
 from plugins.sage_sla.reference import reference as sparse_reference
 from plugins.sms import SHARED_LIMIT, SMS
-from tests.support.interpreter_process import check_in_interpreter
+from tests.support.interpret import Case
+from tests.support.interpret_attention import cases
+from tests.support.interpreter_process import Interpreter
 
 STACK_LIMIT = 128  # bytes a thread: a few spills outside the loop; hundreds mean a wrong config
 
@@ -70,15 +71,15 @@ def test_selection_shapes_and_ties() -> None:
     assert kept_blocks(q, k, 500).tolist() == [[[0, 1], [0, 1]]]
 
 
-def test_kernels_in_the_interpreter() -> None:
-    pytest.importorskip("triton")
-    check_in_interpreter("tests.support.interpret_attention")
+@pytest.mark.parametrize("case", list(cases()), ids=lambda case: case.name)
+def test_kernels_in_the_interpreter(case: Case, interpreter: Interpreter) -> None:
+    interpreter.run(case)
 
 
 @pytest.mark.parametrize("sm", SMS)
 @pytest.mark.parametrize("precision", ["int8", "bf16"])
 @pytest.mark.parametrize("op", [SAGE_ATTENTION, SAGE_SLA_QUANTIZE], ids=lambda op: op.name)
-def test_kernels_compile(op, precision: str, sm: int) -> None:
+def test_kernels_compile(op: Op, precision: str, sm: int) -> None:
     """Every kernel compiles within the SM's shared memory, with next to no stack."""
     from importlib import import_module
 

@@ -7,15 +7,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-
-torch = pytest.importorskip("torch")
-triton = pytest.importorskip("triton")
+import torch
+import triton
 
 from plugins.compile import build_plan
 from plugins.registry import OPS
 from plugins.sage_attention.kernel import CONFIGS
-from tests.plugins import test_gpu_ops as ops
+from tests.support import op_checks as check
 from tests.support.forward import RTX, forward_compile, run_kernels_of
+from tests.support.op_checks import D, F
 
 
 @pytest.fixture(params=RTX, ids=lambda sm: f"sm_{sm}")
@@ -36,13 +36,13 @@ LENGTHS = (200, 1000)
 @on_a_part
 @pytest.mark.parametrize("length", LENGTHS)
 def test_linear_ops(length: int) -> None:
-    ops.test_block_int8_gemm(length, ops.D, ops.D)
-    ops.test_block_int8_gemm_gelu(length, ops.F, ops.D)
-    ops.test_block_int8_gemm_residual(length, ops.D, ops.F)
-    ops.test_block_int8_quantize(length, ops.D)
-    ops.test_layer_norm_quantize(length)
-    ops.test_qk_norm_rope(length)
-    ops.test_rms_norm(length, 2 * ops.D)
+    check.gemm(length, D, D)
+    check.gemm_gelu(length, F, D)
+    check.gemm_residual(length, D, F)
+    check.block_quantize(length, D)
+    check.layer_norm_quantize(length, D)
+    check.qk_norm_rope(length)
+    check.rms_norm(length, 2 * D)
 
 
 @pytest.mark.gpu
@@ -50,11 +50,11 @@ def test_linear_ops(length: int) -> None:
 @pytest.mark.parametrize("precision", ["int8", "bf16"])
 @pytest.mark.parametrize("length", LENGTHS)
 def test_attention(length: int, precision: str) -> None:
-    ops.test_sage_sla(length, precision)
-    ops.test_sage_attention(length, None, precision)
-    ops.test_sage_attention(length, 512, precision)
-    ops.test_attention_quantized("SageSLA", length, precision)
-    ops.test_attention_quantized("SageAttention", length, precision)
+    check.sage_sla(length, precision)
+    check.sage_attention(length, length, precision)
+    check.sage_attention(length, 512, precision)
+    check.attention_quantized("SageSLA", length, precision)
+    check.attention_quantized("SageAttention", length, precision)
 
 
 @pytest.mark.parametrize("sm", [sm for precision, sm in CONFIGS if precision == "int8" and sm in RTX])

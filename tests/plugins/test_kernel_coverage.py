@@ -4,17 +4,13 @@ from __future__ import annotations
 
 from importlib import import_module
 
-import pytest
-
-pytest.importorskip("torch")
-pytest.importorskip("triton")
-
 from exporter.models import MODELS
 from plugins.expr import symbol
 from plugins.registry import OPS
 from plugins.sage_sla.kernel import MAX_BLOCKS
 from plugins.sms import SMS
-from tests.support.interpreter_process import check_in_interpreter
+from tests.support import interpret_attention, interpret_linear
+from tests.support.interpreter_process import Interpreter
 
 #: sm_90's own kernels are written in Gluon, which the interpreter does not know: tests/plugins/test_gpu_ops.py and
 #: tests/plugins/test_gpu_selection.py prove them on a Hopper GPU.
@@ -34,10 +30,9 @@ def launched() -> set[str]:
     return names
 
 
-def test_every_kernel_runs_in_the_interpreter_or_is_named_here() -> None:
-    interpreted = check_in_interpreter("tests.support.interpret_linear") | check_in_interpreter(
-        "tests.support.interpret_attention"
-    )
+def test_every_kernel_runs_in_the_interpreter_or_is_named_here(interpreter: Interpreter) -> None:
+    cases = (*interpret_attention.cases(), *interpret_linear.cases())
+    interpreted = frozenset[str]().union(*map(interpreter.run, cases))
     assert launched() - interpreted == ON_A_GPU_ALONE
 
 

@@ -9,8 +9,7 @@ from __future__ import annotations
 import math
 
 import pytest
-
-torch = pytest.importorskip("torch")
+import torch
 
 from plugins.block_int8_gemm.reference import (
     gelu_reference,
@@ -22,7 +21,9 @@ from plugins.block_int8_quantize.reference import reference as quantize
 from plugins.layer_norm_quantize.reference import reference as layer_norm_quantize
 from plugins.rms_norm_rope.reference import qk_reference
 from plugins.rms_norm_rope.reference import reference as rms_norm
-from tests.support.interpreter_process import check_in_interpreter
+from tests.support.interpret import Case
+from tests.support.interpret_linear import cases
+from tests.support.interpreter_process import Interpreter
 
 M, N, K = 130, 140, 144
 BF16 = 2**-8  # relative: half a step of bf16 at the bottom of its binade
@@ -71,7 +72,7 @@ def test_gemm_references() -> None:
     assert torch.allclose(product(*args).double(), want, rtol=1e-5, atol=1e-4)
     assert torch.allclose(gemm_reference(*args).double(), want, rtol=BF16, atol=1e-4)
     gate, residual = torch.randn(N), torch.randn(M, N).bfloat16()
-    got = residual_reference(*args, gate, residual)
+    got = residual_reference(x, x_scale, weight, weight_scale, bias, gate, residual)
     assert torch.allclose(got.double(), residual.double() + gate.double() * want, rtol=BF16, atol=1e-4)
     gelu = want / 2 * (1 + torch.tanh(math.sqrt(2 / math.pi) * (want + 0.044715 * want**3)))
     q, scale = gelu_reference(*args)
@@ -105,6 +106,6 @@ def test_rms_norm_and_rope_references() -> None:
         assert torch.allclose(got[part].double(), torch.view_as_real(turned).view(3, width), rtol=BF16, atol=1e-5)
 
 
-def test_kernels_in_the_interpreter() -> None:
-    pytest.importorskip("triton")
-    check_in_interpreter("tests.support.interpret_linear")
+@pytest.mark.parametrize("case", list(cases()), ids=lambda case: case.name)
+def test_kernels_in_the_interpreter(case: Case, interpreter: Interpreter) -> None:
+    interpreter.run(case)

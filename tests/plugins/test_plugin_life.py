@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 
-torch = pytest.importorskip("torch")
 trt = pytest.importorskip("tensorrt_rtx")
 
 from plugins.expr import evaluate
@@ -126,6 +126,7 @@ def _random(spec: Any, symbols: dict[str, int]) -> Any:
 
 
 @pytest.mark.gpu
+@pytest.mark.usefixtures("cuda")
 def test_enqueue_runs_the_plan_on_raw_pointers(plans: dict[str, bytes]) -> None:
     """The plans are compiled again for the GPU that is here: the same ops, dims and attributes."""
     from plugins.compile import plan_bytes

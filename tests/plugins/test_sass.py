@@ -6,9 +6,6 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("torch")
-pytest.importorskip("triton")
-
 from plugins.plan import KernelImage
 from plugins.registry import OPS
 from plugins.sass.control_flow import loops, parse

@@ -15,11 +15,8 @@ from typing import Any
 
 import pytest
 
-from tests.support.paths import ROOT
-
-pytest.importorskip("torch")
-
 from exporter.models import MODELS
+from tests.support.paths import ROOT
 from tests.support.random_bundle import make_random_bundle
 
 HEAVY = ("torch", "triton", "onnx", "onnxscript", "onnx_graphsurgeon", "polygraphy", "ml_dtypes", "sageattention")

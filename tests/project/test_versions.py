@@ -49,7 +49,6 @@ def test_a_source_tree_knows_its_version(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("not_installed")
 def test_an_engine_is_keyed_without_metadata() -> None:
-    pytest.importorskip("onnx")
     from exporter.builder.stage_engine import engine_key
     from exporter.graphs.stage_graph import tools
     from exporter.spec import export_spec

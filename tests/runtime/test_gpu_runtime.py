@@ -18,9 +18,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-
-torch = pytest.importorskip("torch")
-pytest.importorskip("triton")
+import torch
 
 from exporter.models import MODELS, ModelSpec
 from exporter.progress import SilentProgress
@@ -162,8 +160,13 @@ def step_errors(folder: Path, model: ModelSpec, steps: tuple[int, ...]) -> dict[
     kept: list[Any] = []
     clock = StepClock()
     seen: list[Step] = []
+
+    def both(step: Step, latents: Any) -> None:
+        seen.append(step)
+        clock(step, latents)
+
     with loaded(folder) as pipe, watched_selection(kept):
-        pipe(TEXT, seed=1, on_step=lambda step, latents: (seen.append(step), clock(step, latents)))
+        pipe(TEXT, seed=1, on_step=both)
         text = torch.from_numpy(text_bits(TEXT, pipe.manifest.model).view(np.int16)).view(torch.bfloat16).cuda()
     random = np.random.Generator(np.random.Philox(1))
     noise = [to_tokens(random.standard_normal((16, *shape), dtype=np.float32)) for _ in seen]

@@ -10,9 +10,6 @@ from typing import Any
 
 import msgspec
 import pytest
-
-pytest.importorskip("torch")
-
 from typer.main import get_command
 
 from exporter.cli.app import app

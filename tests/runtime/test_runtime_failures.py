@@ -10,8 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-
-torch = pytest.importorskip("torch")
+import torch
 
 from exporter.models import MODELS
 from exporter.torch_backend.backend import TORCH

@@ -12,9 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-
-torch = pytest.importorskip("torch")
-
+import torch
 from safetensors.torch import load_file
 
 from exporter.models import MODELS, ModelSpec
@@ -231,7 +229,8 @@ def test_same_inputs_same_bytes_and_another_seed_another_video(pipes: dict[str, 
 def test_embeddings_in_every_dtype(pipes: dict[str, Pipeline], text: Any) -> None:
     import ml_dtypes
 
-    pipe, options = pipes[T2V.name], {"steps": 1, "size": SIZE, "frames": FRAMES}
+    pipe = pipes[T2V.name]
+    options: dict[str, Any] = {"steps": 1, "size": SIZE, "frames": FRAMES}
     rounded = text.astype(ml_dtypes.bfloat16)
     want = pipe(text, **options)
     for same in (rounded, rounded.view(np.uint16), to_bf16_bits(text), rounded.astype(np.float32)):
@@ -314,7 +313,7 @@ def test_a_closed_pipeline_is_told(bundles: dict[str, Path], text: Any) -> None:
 
 
 def test_two_pipelines_run_at_once(bundles: dict[str, Path], pipes: dict[str, Pipeline], text: Any) -> None:
-    options = {"seed": 4, "steps": 2, "size": SIZE, "frames": FRAMES}
+    options: dict[str, Any] = {"seed": 4, "steps": 2, "size": SIZE, "frames": FRAMES}
     alone = pipes[T2V.name](text, **options)
     results: dict[int, Any] = {}
     with Pipeline.load(bundles[T2V.name], backend=TORCH, size=SIZE, frames=FRAMES) as second:

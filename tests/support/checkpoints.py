@@ -108,7 +108,7 @@ def save_safetensors(path: Path, state: State) -> Path:
 def save_sharded(folder: Path, state: State, shards: int = 3) -> Path:
     """Shards and their index in ``folder``; returns the index."""
     names = list(state)
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for shard in range(shards):
         file = f"diffusion_pytorch_model-{shard + 1:05}-of-{shards:05}.safetensors"
         part = names[shard::shards]

@@ -19,7 +19,7 @@ from tests.support.paths import ROOT
 Tensors = dict[str, Any]
 
 
-def run(bundle: Path, checkpoint: Path | None, out: Path, **options: Any) -> Comparison:
+def run(bundle: Path, checkpoint: Path | str | None, out: Path, **options: Any) -> Comparison:
     spec = CompareSpec(bundle, None if checkpoint is None else str(checkpoint), out=out, **{"steps": 1, **options})
     return compare(spec, SilentProgress())
 

@@ -58,7 +58,8 @@ def forced_errors(
 ) -> list[BlockError]:
     """Errors of these layers of one step. The reference keeps the key blocks that the oracle finds in our q and k."""
     options = BlockOptions()
-    x, *rest = block_inputs(model, 1000 + step, device, shape)
+    x, context, e0, cos, sin = block_inputs(model, 1000 + step, device, shape)
+    rest = (context, e0, cos, sin)
     ours = CapturingInterpreter(block_graph(model, options, x.shape[0]))
     state, free, found = x.float(), x, []
     with torch.inference_mode():

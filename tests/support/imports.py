@@ -36,11 +36,12 @@ def _imports(path: Path, known: Mapping[str, Path]) -> Iterator[str]:
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names if alias.name in known)
         elif isinstance(node, ast.ImportFrom):
+            module = node.module or ""
             for alias in node.names:  # a name may be a module of a package, or be in the module itself
-                if (inner := f"{node.module}.{alias.name}") in known:
+                if (inner := f"{module}.{alias.name}") in known:
                     yield inner
-                elif node.module in known:
-                    yield node.module
+                elif module in known:
+                    yield module
         queue.extend(ast.iter_child_nodes(node))
 
 
@@ -51,8 +52,8 @@ def circle(graph: Graph) -> list[str]:
         for name in leaves:
             del left[name]
     path: list[str] = []
-    name = next(iter(left), None)
-    while name is not None and name not in path:
-        path.append(name)
-        name = min(left[name] & left.keys())
-    return path[path.index(name) :] if name is not None else []
+    at: str | None = next(iter(left), None)
+    while at is not None and at not in path:
+        path.append(at)
+        at = min(left[at] & left.keys())
+    return path[path.index(at) :] if at is not None else []

@@ -1,8 +1,9 @@
-"""Runs a launch plan with Triton's interpreter. Import only where TRITON_INTERPRET=1 was set before triton's import."""
+"""Cases for Triton's interpreter, which interpreter_process runs in its own process, and a plan as it runs there."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import torch
 
@@ -14,9 +15,24 @@ from plugins.plan_builder import LaunchPlan
 RAN: set[str] = set()
 
 
-def tell_kernels() -> None:
-    """Print what ran, as interpreter_process reads it."""
-    print("kernels:", *sorted(RAN))
+@dataclass(frozen=True)
+class Case:
+    """One check, by a name that tells its function and arguments."""
+
+    name: str
+    function: Callable[[], None]
+    module: str
+
+    def run(self) -> None:
+        """Raises AssertionError. Only where TRITON_INTERPRET=1 was set before triton was imported."""
+        torch.manual_seed(0)
+        self.function()
+
+
+def case(function: Callable[..., None], *arguments: str | int, **options: bool) -> Case:
+    """The call of a function as a case."""
+    words = [function.__name__, *map(str, arguments), *(name for name, given in options.items() if given)]
+    return Case(" ".join(words), lambda: function(*arguments, **options), function.__module__)
 
 
 def run_plan(plan: LaunchPlan, tensors: dict[str, torch.Tensor], symbols: Mapping[str, int]) -> dict[str, torch.Tensor]:

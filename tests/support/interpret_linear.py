@@ -1,25 +1,22 @@
-"""The linear ops' plans under Triton's interpreter against their references: one line a case, run by a test.
+"""The linear ops' plans under Triton's interpreter against their references: cases(), each a test of its own.
 
 Sizes are odd on purpose: partial row blocks, partial column blocks (GEMM's N and K) and D below a power of two.
 """
 
 from __future__ import annotations
 
-import os
-
-os.environ["TRITON_INTERPRET"] = "1"
-
+from collections.abc import Iterator
 from importlib import import_module
 
 import torch
 
 from plugins.block_int8_quantize.op import OFF_BY_ONE
+from plugins.block_int8_quantize.reference import reference as quantized
 from plugins.dtypes import DTYPES
 from plugins.expr import evaluate, symbol
 from plugins.op import Op
 from plugins.registry import OPS
-from tests.support import interpreter_numbers  # noqa: F401
-from tests.support.interpret import run_plan, tell_kernels
+from tests.support.interpret import Case, case, run_plan
 
 SM = 80
 M, N, K, L, D = 130, 200, 272, 130, 256
@@ -33,30 +30,22 @@ def random(*shape: int) -> torch.Tensor:
     return torch.randn(*shape) * (1 + torch.rand(shape[-1]))
 
 
-def quantized(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    return import_module("plugins.block_int8_quantize.reference").reference(x)
-
-
 def operands(k: int = K) -> list[torch.Tensor]:
     return [*quantized(random(M, k)), *quantized(random(N, k) / k**0.5), torch.randn(N)]
 
 
-def require(condition: bool, message: str) -> None:
-    if not condition:
-        raise SystemExit(message)
-
-
 def check(name: str, got: torch.Tensor, want: torch.Tensor) -> None:
-    require(got.shape == want.shape and got.dtype == want.dtype, f"{name}: {got.shape} {got.dtype}")
+    assert (got.shape, got.dtype) == (want.shape, want.dtype), name
     if got.dtype == torch.int8:
         difference = (got.int() - want.int()).abs()
         share = float((difference > 0).float().mean())
-        require(int(difference.max()) <= 1 and share <= OFF_BY_ONE, f"{name}: off by {difference.max()}, {share:.2%}")
+        assert int(difference.max()) <= 1, f"{name}: off by {difference.max()}"
+        assert share <= OFF_BY_ONE, f"{name}: {share:.2%} are off by one"
     elif got.dtype == torch.float32:
-        require(torch.allclose(got, want, rtol=1e-5, atol=0), f"{name}: scales {got} not {want}")
+        assert torch.allclose(got, want, rtol=1e-5, atol=0), f"{name}: scales {got} not {want}"
     else:
         relative = float((got.float() - want.float()).norm() / want.float().norm())
-        require(relative <= BF16_TOLERANCE, f"{name}: error {relative:.2e}, tolerance {BF16_TOLERANCE}")
+        assert relative <= BF16_TOLERANCE, f"{name}: error {relative:.2e}, tolerance {BF16_TOLERANCE}"
 
 
 def poisoned(op: Op, symbols: dict[str, int]) -> dict[str, torch.Tensor]:
@@ -79,26 +68,48 @@ def run(name: str, inputs: list[torch.Tensor]) -> None:
     want = getattr(import_module(f"plugins.{op.folder}.reference"), op.reference_function)(*inputs)
     for spec, value in zip(op.outputs, want if isinstance(want, tuple) else (want,), strict=True):
         check(f"{name} {symbols} {spec.name}", outputs[spec.name], value)
-    print(f"{name} {symbols}: ok")
 
 
-def main() -> None:
-    torch.manual_seed(0)
+def gemm() -> None:
     run("BlockInt8Gemm", operands())
+
+
+def gemm_gelu() -> None:
     run("BlockInt8GemmGelu", operands())
+
+
+def gemm_residual() -> None:
     run("BlockInt8GemmResidual", [*operands(), torch.randn(N), random(M, N).bfloat16()])
+
+
+def block_quantize() -> None:
     run("BlockInt8Quantize", [random(M, K).bfloat16()])
+
+
+def block_quantize_zeros() -> None:
     run("BlockInt8Quantize", [torch.zeros(M, K).bfloat16()])
+
+
+def layer_norm_quantize(width: int) -> None:
+    run("LayerNormQuantize", [random(L, width).bfloat16() + 1, 1 + torch.randn(width), torch.randn(width)])
+
+
+def rms_norm(width: int) -> None:
+    run("RmsNorm", [random(L, width).bfloat16(), torch.randn(D)])
+
+
+def qk_norm_rope(width: int) -> None:
+    angle = 7 * torch.rand(L, 64)
+    weights = [torch.randn(width), torch.randn(width)]
+    run("QkNormRope", [random(L, 3 * width).bfloat16(), *weights, angle.cos(), angle.sin()])
+
+
+def cases() -> Iterator[Case]:
+    for function in (gemm, gemm_gelu, gemm_residual, block_quantize, block_quantize_zeros):
+        yield case(function)
     for width in (D, N):
-        run("LayerNormQuantize", [random(L, width).bfloat16() + 1, 1 + torch.randn(width), torch.randn(width)])
-    for extra in (0, D):
-        run("RmsNorm", [random(L, D + extra).bfloat16(), torch.randn(D)])
+        yield case(layer_norm_quantize, width)
+    for width in (D, 2 * D):
+        yield case(rms_norm, width)
     for width in (D, 384):
-        angle = 7 * torch.rand(L, 64)
-        weights = [torch.randn(width), torch.randn(width)]
-        run("QkNormRope", [random(L, 3 * width).bfloat16(), *weights, angle.cos(), angle.sin()])
-    tell_kernels()
-
-
-if __name__ == "__main__":
-    main()
+        yield case(qk_norm_rope, width)

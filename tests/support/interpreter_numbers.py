@@ -33,7 +33,7 @@ def convert(data: np.ndarray, source: Any, target: Any, _rounding: Any) -> np.nd
     """Bits of ``data`` in the target dtype, rounded half to even."""
     made = _as_torch(data, source).to(_TORCH[target]).contiguous()
     width = made.element_size()
-    return made.view(torch.uint8).numpy().view(_BITS[width]).reshape(made.shape)
+    return np.asarray(made.view(torch.uint8)).view(_BITS[width]).reshape(made.shape)
 
 
 def dot(_builder: Any, a: Any, b: Any, acc: Any, _precision: Any, _imprecise: Any) -> Any:

@@ -10,13 +10,13 @@ import json
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from exporter.bench.block_graph import OpCall, block_calls
 from exporter.bench.kernel_table import kernel_rows, show_kernels
 from exporter.models import MODELS
-from exporter.networks.dit.options import ATTENTIONS, BlockOptions
-from exporter.spec import LINEARS
+from exporter.networks.dit.options import Attention, BlockOptions
+from exporter.networks.weight_spec import LinearMode
 from plugins.sms import SMS
 
 FILE = Path(__file__).with_suffix(".json")
@@ -31,8 +31,8 @@ def distinct_calls() -> list[OpCall]:
     for model in MODELS.values():
         if model.name == "wan-tiny":
             continue
-        for attention in ATTENTIONS:
-            for linear in LINEARS:
+        for attention in get_args(Attention):
+            for linear in get_args(LinearMode):
                 for call in block_calls(model, BlockOptions(attention, linear=linear)):
                     static = tuple((name, size) for name, size in call.dims.items() if name not in call.op.dynamic)
                     found.setdefault((call.op.name, static, call.attributes), call)
@@ -69,7 +69,8 @@ def bounds(rows: list[dict[str, Any]]) -> Bounds:
 
 def committed() -> Bounds:
     """The committed table."""
-    return json.loads(FILE.read_text())
+    found: Bounds = json.loads(FILE.read_text())
+    return found
 
 
 def write() -> None:

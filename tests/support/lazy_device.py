@@ -110,7 +110,7 @@ class LazyDevice:
     def finish(self, event: Mark | None = None) -> None:
         with self.lock:
             while not (event.done if event else not any(self.queues.values())):
-                moved = [self._drain(queue, only=1) for queue in (*self.order, "copy", "compute")]  # type: ignore[arg-type]
+                moved = [self._drain(queue, only=1) for queue in (*self.order, "copy", "compute")]
                 assert any(moved), "the queues wait for each other"
 
     def elapsed(self, start: Mark, end: Mark) -> float:
@@ -172,6 +172,7 @@ class TellingRunner:
             found = {}
             for name, tensor in weights.items():
                 memory, place = tensor.memory, tensor.place
+                assert isinstance(memory, HostMemory)
                 found[name] = memory.array[place.offset : place.offset + place.nbytes]
             self.device.log.append((stage, digest(found)))
 

@@ -28,8 +28,9 @@ def to_torch(array: np.ndarray) -> torch.Tensor:
 def to_numpy(tensor: torch.Tensor) -> np.ndarray:
     tensor = tensor.contiguous()
     if tensor.dtype == torch.bfloat16:
-        return tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
-    return tensor.numpy()
+        tensor = tensor.view(torch.int16)
+        return np.asarray(tensor).view(ml_dtypes.bfloat16)
+    return np.asarray(tensor)
 
 
 def our_op(name: str) -> type[OpRun]:
@@ -44,7 +45,7 @@ def our_op(name: str) -> type[OpRun]:
     return type(name, (OpRun,), {"op_domain": DOMAIN, "_run": run})
 
 
-class Gemm(OpRun):
+class Gemm(OpRun):  # type: ignore[misc]
     """ONNX's Gemm by torch: numpy has no fast bf16 product."""
 
     op_domain = ""
@@ -57,7 +58,7 @@ class Gemm(OpRun):
         return (to_numpy(out if c is None else out + beta * to_torch(c)),)
 
 
-class Gelu(OpRun):
+class Gelu(OpRun):  # type: ignore[misc]
     """ONNX's Gelu by torch, for bf16."""
 
     op_domain = ""

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from exporter.export import tools
+from exporter.graphs.stage_graph import tools
 from exporter.models import FPS, FREQ_DIM, TEXT_LENGTH, ModelSpec
 from exporter.networks.dit.options import Attention, BlockOptions
 from exporter.networks.dit.stages import dit_stages

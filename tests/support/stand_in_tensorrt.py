@@ -76,7 +76,7 @@ class Context:
         return self._needed()
 
     def _needed(self) -> int:
-        return {"embed": 100, "block": 300, "head": 200}[self.stage.name] * self._length()  # type: ignore[index]
+        return {"embed": 100, "block": 300, "head": 200}[self.stage.name] * self._length()
 
     def _length(self) -> int:
         (length,) = {shape[0] for shape in self.shapes.values()}

@@ -8,10 +8,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import pytest
+import torch
 from typer.testing import CliRunner
-
-torch = pytest.importorskip("torch")
-pytest.importorskip("triton")
 
 from exporter.bench import measured
 from exporter.bench.block_graph import OpCall, block_calls, block_graph, op_calls
@@ -46,7 +44,8 @@ def test_limit_is_the_slower_of_memory_and_tensor_cores() -> None:
     assert limit(Cost(4_800_000_000, {"int8": 1e12}), H200).ms == pytest.approx(1.0)
     assert limit(Cost(4_800_000_000, {"int8": 1e12}), H200).bound == "memory"
     both = limit(Cost(1, {"int8": 1979e9, "fp16": 2 * 989e9}), H200)
-    assert (both.ms, both.bound) == (pytest.approx(3.0), "fp16")
+    assert both.ms == pytest.approx(3.0)
+    assert both.bound == "fp16"
     assert limit(Cost(1, {"fp8": 142e9}), RTX3090).ms == pytest.approx(1.0), "no FP8: FP16, added in FP16"
     assert limit(Cost(1, {"fp16": 71e9}), RTX3090).ms == pytest.approx(1.0), "added in FP32 at half the rate"
 
@@ -81,11 +80,15 @@ def test_other_sms_are_estimated_by_the_kernels_that_they_run() -> None:
     options = BlockOptions()
     model = MODELS["wan2.1-14b-720p"]
     reached = {
-        gpu: {e.efficiency for e in estimate_block(model, GPUS[gpu], options) if e.call.op.name == "LayerNormQuantize"}
+        gpu: {
+            e.efficiency or 0
+            for e in estimate_block(model, GPUS[gpu], options)
+            if e.call.op.name == "LayerNormQuantize"
+        }
         for gpu in ("h200", "h100", "rtx5090")
     }
     assert reached["h200"] == reached["h100"]
-    assert max(reached["rtx5090"]) < 0.8 * min(reached["h200"])
+    assert 0 < max(reached["rtx5090"]) < 0.8 * min(reached["h200"])
 
 
 def kernel_cost(dims: dict[str, int]) -> Cost:

@@ -9,12 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
-
-pytest.importorskip("torch")
-pytest.importorskip("triton")
-onnx = pytest.importorskip("onnx")
-
 import torch
 from safetensors.torch import load_file
 

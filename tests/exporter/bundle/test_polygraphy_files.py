@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
-pytest.importorskip("torch")
 pytest.importorskip("polygraphy")
 
 from exporter.bundle import polygraphy_files as files
@@ -53,7 +53,7 @@ def test_polygraphy_reads_the_inputs(exported: Exported, tmp_path: Path) -> None
 @pytest.mark.parametrize("stage", STAGES)
 def test_the_lines_that_run_go_as_far_as_the_gpu(exported: Exported, tmp_path: Path, stage: str) -> None:
     """Polygraphy takes every argument, reads the inputs and builds the engine; only deserializing it needs a driver."""
-    if pytest.importorskip("torch").cuda.is_available():
+    if torch.cuda.is_available():
         pytest.skip("there is a GPU")
     manifest = load_manifest(exported.folder)
     lines = [*files.setup_lines(manifest.gpu.flavour), *files.input_lines([stage]), *files.run_lines([stage])]
@@ -73,7 +73,6 @@ def test_the_lines_after_a_comparison_are_polygraphys(exported: Exported, tmp_pa
 
 @pytest.mark.gpu
 def test_polygraphy_runs_every_stage(exported: Exported, tmp_path: Path) -> None:
-    torch = pytest.importorskip("torch")
     manifest = load_manifest(exported.folder)
     major, minor = torch.cuda.get_device_capability()
     if 10 * major + minor != manifest.gpu.sm:

@@ -10,9 +10,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
-
-torch = pytest.importorskip("torch")
-
+import torch
 from safetensors.numpy import load_file, save_file
 from safetensors.torch import load_file as load_torch
 from safetensors.torch import save_file as save_torch

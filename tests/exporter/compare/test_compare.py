@@ -13,12 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-torch = pytest.importorskip("torch")
 pytest.importorskip("polygraphy")
 pytest.importorskip("matplotlib")
-onnx = pytest.importorskip("onnx")
-
+import onnx
 from typer.testing import CliRunner
 
 from exporter.bench.estimate import step_ms as estimate_step_ms

@@ -6,14 +6,13 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
-torch = pytest.importorskip("torch")
-pytest.importorskip("triton")
 pytest.importorskip("polygraphy")
 pytest.importorskip("matplotlib")
 
 from exporter.compare.run import compare
-from exporter.compare.spec import CompareSpec
+from exporter.compare.spec import CompareSpec, Runner
 from exporter.export import export_bundle
 from exporter.gpus import GPUS
 from exporter.models import model_named
@@ -85,7 +84,7 @@ def test_videos_are_decoded_unasked(exported: Exported, tmp_path: Path) -> None:
     """By the torch VAE on the GPU, one decoder for every runner."""
     folder = Path(shutil.copytree(exported.folder, tmp_path / "bundle"))
     add_media(folder, load_manifest(folder))
-    runners = ("fp32", "quantized", "plans")
+    runners: tuple[Runner, ...] = ("fp32", "quantized", "plans")
     spec = CompareSpec(folder, str(exported.checkpoint), runners, steps=1, frames=9, out=tmp_path / "report")
     found = compare(spec, SilentProgress())
     assert found.passed

@@ -11,7 +11,6 @@ import pytest
 
 from tests.support.paths import ROOT
 
-pytest.importorskip("torch")
 pytest.importorskip("polygraphy")
 pytest.importorskip("matplotlib")
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
 import pytest
+import torch
 
-torch = pytest.importorskip("torch")
 pytest.importorskip("polygraphy")
 pytest.importorskip("matplotlib")
 pytest.importorskip("onnx_graphsurgeon")
@@ -50,7 +51,7 @@ def test_two_experts_and_an_image(image_model: models.ModelSpec, tmp_path: Path)
         model=image_model.name, gpu="h200", checkpoint=checkpoint, out=tmp_path, components="dit", onnx_only=True
     )
     bundle = export_bundle(spec, SilentProgress())
-    options = {"steps": 2, "frames": 5, "block_step": 1}
+    options: dict[str, Any] = {"steps": 2, "frames": 5, "block_step": 1}
     clean = run(bundle, checkpoint, tmp_path / "clean", **options)
     assert clean.passed
     assert {row.candidate for row in clean.rows} == {"quantized", "onnx"}

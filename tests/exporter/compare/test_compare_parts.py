@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
-torch = pytest.importorskip("torch")
 pytest.importorskip("polygraphy")
 
 from exporter.checkpoint.reader import open_checkpoint
@@ -34,6 +34,7 @@ from runtime.bundle import FileInfo, GpuFacts, Manifest
 from runtime.numerics import to_latents, to_tokens
 from tests.support import checkpoints as ck
 from tests.support import plain_dit
+from tests.support.compared import Tensors
 from tests.support.random_bundle import facts
 
 TINY = MODELS["wan-tiny"]
@@ -53,7 +54,7 @@ SCENE = scene_of(TINY, steps=2, seed=3)
 
 
 @pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict, Path]:
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> tuple[Tensors, Path]:
     """Open gates and peaked attention, so that no part of a block is too small to be seen."""
     state = ck.canonical_state_dict(TINY, 3)
     for name, value in state.items():
@@ -131,7 +132,7 @@ def test_every_mode_has_bounds() -> None:
 # The plain model and the machines.
 
 
-def test_the_plain_model_is_the_tests_own(checkpoint: tuple[dict, Path]) -> None:
+def test_the_plain_model_is_the_tests_own(checkpoint: tuple[Tensors, Path]) -> None:
     state, path = checkpoint
     machine = PlainMachine("fp32", {"model": open_checkpoint(path, TINY)}, PlainAttention(TOPK), CPU)
     tokens, v = forward(machine, TINY.layers, SCENE, 0, SCENE.start)
@@ -147,7 +148,7 @@ MODES = [BlockOptions("sagesla", TOPK, "int8"), BlockOptions("sla", TOPK, "bf16"
 
 
 @pytest.mark.parametrize("options", MODES, ids=lambda o: f"{o.attention}-{o.linear}")
-def test_unrounded_stages_are_the_plain_model(options: BlockOptions, checkpoint: tuple[dict, Path]) -> None:
+def test_unrounded_stages_are_the_plain_model(options: BlockOptions, checkpoint: tuple[Tensors, Path]) -> None:
     """Stages and ops without rounding against the model written a second time: what they approximate is right."""
     readers = {"model": open_checkpoint(checkpoint[1], TINY)}
     weights = FloatWeights(readers, TINY, options.linear)
@@ -157,7 +158,7 @@ def test_unrounded_stages_are_the_plain_model(options: BlockOptions, checkpoint:
     assert distance(forward(exact, TINY.layers, SCENE, 0, SCENE.start)[1], want).relative_l2 < 1e-5
 
 
-def test_a_quant_checkpoint_is_its_own_float(tmp_path: Path, checkpoint: tuple[dict, Path]) -> None:
+def test_a_quant_checkpoint_is_its_own_float(tmp_path: Path, checkpoint: tuple[Tensors, Path]) -> None:
     """Its INT8 weights pass through, and in fp32 they are what they stand for."""
     path = ck.save_safetensors(tmp_path / "quant.safetensors", ck.quantized(checkpoint[0]))
     quant, plain = open_checkpoint(path, TINY), open_checkpoint(checkpoint[1], TINY)
@@ -246,7 +247,7 @@ def test_ode_draws_no_noise_after_the_start() -> None:
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("options", MODES, ids=lambda o: f"{o.attention}-{o.linear}")
-def test_compiled_plans_within_their_bounds(options: BlockOptions, checkpoint: tuple[dict, Path]) -> None:
+def test_compiled_plans_within_their_bounds(options: BlockOptions, checkpoint: tuple[Tensors, Path]) -> None:
     """Every op of a block by its plan, on the same inputs as its oracle on the same GPU."""
     from exporter.compare.machines.machine import BlockInput, embedded, moved
     from exporter.compare.machines.ops import labelled

@@ -11,9 +11,7 @@ import sys
 from typing import Any
 
 import pytest
-
-torch = pytest.importorskip("torch")
-pytest.importorskip("triton")
+import torch
 
 from exporter.bench.block_graph import block_graph, call_of, our_op
 from exporter.bench.kernels import run_graph
@@ -125,7 +123,7 @@ def attention_error(name: str, inputs: list[torch.Tensor], columns: slice = slic
     """Relative L2 of INT8 attention with every block kept, so that no selection differs, against fp32."""
     inputs = [*(tensor.bfloat16() for tensor in inputs[:3]), *inputs[3:]]
     attributes: dict[str, Any] = {"precision": "int8"} | ({"topk_milli": 1000} if name == "SageSLA" else {})
-    op = torch_op.OPS[name]
+    op = OPS[name]
     (got,) = dense(op, torch_op.call(name, *inputs, **attributes))
     (want,) = dense(op, torch_op.reference(op)(*inputs, **attributes))
     return relative(got[:, columns], want[:, columns])
@@ -168,7 +166,7 @@ def test_keys_and_queries_with_a_channel_a_hundred_times_larger() -> None:
     k[:, 5] *= OUTLIER
     k = k.bfloat16().float()
     q = q.bfloat16().float()
-    op = torch_op.OPS["SageAttention"]
+    op = OPS["SageAttention"]
     exact, by_definition = (
         torch_op.reference(op)(a, b, v, precision="int8").float()
         for a, b in ((q, k), (quantized(q, 128), quantized(k - k.mean(0), 64)))
@@ -185,7 +183,7 @@ def test_layer_norm_counts_its_own_elements_only(width: int) -> None:
     """
     x = (10 + torch.randn(2100, width, device="cuda")).bfloat16()
     weight, bias = torch.ones(width, device="cuda"), torch.zeros(width, device="cuda")
-    op = torch_op.OPS["LayerNormQuantize"]
+    op = OPS["LayerNormQuantize"]
     (got,) = dense(op, torch_op.call("LayerNormQuantize", x, weight, bias))
     exact = x.double()
     centred = exact - exact.mean(1, keepdim=True)
@@ -203,7 +201,7 @@ def test_layer_norm_of_a_row_whose_first_element_is_its_outlier(length: int) -> 
     x = x.bfloat16()
     weight, bias = 1 + torch.randn(1536, device="cuda") / 4, torch.randn(1536, device="cuda")
     got, scales = torch_op.call("LayerNormQuantize", x, weight, bias)
-    want = torch_op.reference(torch_op.OPS["LayerNormQuantize"])(x.double(), weight, bias)
+    want = torch_op.reference(OPS["LayerNormQuantize"])(x.double(), weight, bias)
     assert int((got.int() - want[0].int()).abs().max()) <= 1
     assert float((got != want[0]).float().mean()) <= 2e-2
     torch.testing.assert_close(scales.double(), want[1].double(), rtol=2e-4, atol=0)

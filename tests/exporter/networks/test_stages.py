@@ -243,7 +243,8 @@ def test_time_features(t: float) -> None:
     angles = torch.tensor(t * 1000).bfloat16().double() * 10000 ** (-torch.arange(128, dtype=torch.float64) / 128)
     want = torch.cat((angles.cos(), angles.sin()))[None]
     got = numerics.time_features(t)
-    assert (got.dtype, got.shape) == (np.float32, (1, 256))
+    assert got.dtype == np.float32
+    assert got.shape == (1, 256)
     np.testing.assert_allclose(got, want.numpy(), rtol=0, atol=1e-6)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -14,7 +16,7 @@ SPEC = TextSpec(name="test", dim=64, layers=3, ffn_dim=96, heads=4, head_dim=8, 
 
 
 @pytest.fixture(scope="module")
-def oracle():
+def oracle() -> Any:
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(0)
     config = transformers.UMT5Config(
@@ -33,7 +35,7 @@ def oracle():
     return model
 
 
-def packed(oracle):
+def packed(oracle: Any) -> dict[str, torch.Tensor]:
     """The packed tensors in fp32."""
     state = {}
     for name, tensor in oracle.state_dict().items():
@@ -43,7 +45,7 @@ def packed(oracle):
 
 @torch.no_grad()
 @pytest.mark.parametrize("length", [1, 7, 150])
-def test_encoder(oracle, length):
+def test_encoder(oracle: Any, length: int) -> None:
     tokens = torch.randint(1, SPEC.vocabulary, (1, length), generator=torch.Generator().manual_seed(length))
     padded = torch.nn.functional.pad(tokens, (0, 9))
     mask = (torch.arange(length + 9) < length).long()[None]
@@ -63,7 +65,7 @@ def test_encoder(oracle, length):
     assert float((rounded.float() - want).norm() / want.norm()) < 4e-3
 
 
-def test_buckets_are_transformers(oracle):
+def test_buckets_are_transformers(oracle: Any) -> None:
     attention = oracle.encoder.block[0].layer[0].SelfAttention
     offset = torch.arange(512)[None, :] - torch.arange(512)[:, None]
     want = attention._relative_position_bucket(offset).numpy()

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
+import torch
 
-torch = pytest.importorskip("torch")
-for _module in ("triton", "onnx", "onnx_graphsurgeon", "tensorrt_rtx", "transformers", "tokenizers"):
+for _module in ("onnx_graphsurgeon", "tensorrt_rtx", "transformers", "tokenizers"):
     pytest.importorskip(_module)
 
 import numpy as np

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import pytest
 import torch
 
 from exporter.checkpoint.vae_names import vae_name
 from exporter.networks.vae import halves
+from exporter.networks.vae.halves import Half
 from exporter.networks.vae.spec import VaeSpec
 from exporter.networks.vae.weights import vae_weights
 
 SPEC = VaeSpec(name="test", base=8, residuals=2)
 H, W = 4, 6
+Weights = Mapping[str, torch.Tensor]
+Caches = dict[str, torch.Tensor]
 
 
 @pytest.fixture(scope="module")
-def oracle():
+def oracle() -> Any:
     diffusers = pytest.importorskip("diffusers")
     torch.manual_seed(0)
     model = diffusers.AutoencoderKLWan(base_dim=SPEC.base, z_dim=SPEC.latent).eval()
@@ -27,11 +33,11 @@ def oracle():
 
 
 @pytest.fixture(scope="module")
-def weights(oracle):
+def weights(oracle: Any) -> Weights:
     return {vae_name(name, SPEC): tensor for name, tensor in oracle.state_dict().items()}
 
 
-def first_caches(half):
+def first_caches(half: Half) -> Caches | None:
     """What a half that has one graph for all chunks takes before its first: zeros."""
     if half.endswith("pixels"):
         return None
@@ -41,7 +47,7 @@ def first_caches(half):
     }
 
 
-def decode(latents, weights):
+def decode(latents: torch.Tensor, weights: Weights) -> torch.Tensor:
     features, pixels = first_caches("decode_latent"), first_caches("decode_pixels")
     out = []
     for z in latents.split(1, 2):
@@ -51,7 +57,7 @@ def decode(latents, weights):
     return torch.cat(out, 2)
 
 
-def encode(frames, weights):
+def encode(frames: torch.Tensor, weights: Weights) -> torch.Tensor:
     pixels, features = first_caches("encode_pixels"), first_caches("encode_latent")
     out = []
     for chunk in (frames[:, :, :1], *frames[:, :, 1:].split(4, 2)):
@@ -62,17 +68,17 @@ def encode(frames, weights):
     return torch.cat(out, 2)
 
 
-def distance(got, want):
+def distance(got: torch.Tensor, want: torch.Tensor) -> float:
     return float((got - want).norm() / want.norm())
 
 
-def test_weight_table_is_diffusers(oracle, weights):
+def test_weight_table_is_diffusers(oracle: Any, weights: Weights) -> None:
     assert {name: tuple(w.shape) for name, w in weights.items()} == vae_weights(SPEC)
 
 
 @pytest.mark.parametrize("frames", [1, 5, 81])
 @torch.no_grad()
-def test_decode(oracle, weights, frames):
+def test_decode(oracle: Any, weights: Weights, frames: int) -> None:
     latents = torch.randn(1, 16, (frames - 1) // 4 + 1, H, W, generator=torch.Generator().manual_seed(frames))
     want = oracle.decode(latents).sample
     got = decode(latents, weights)
@@ -82,7 +88,7 @@ def test_decode(oracle, weights, frames):
 
 @pytest.mark.parametrize("frames", [1, 5, 81])
 @torch.no_grad()
-def test_encode(oracle, weights, frames):
+def test_encode(oracle: Any, weights: Weights, frames: int) -> None:
     video = torch.rand(1, 3, frames, 8 * H, 8 * W, generator=torch.Generator().manual_seed(frames)) * 2 - 1
     want = oracle.encode(video).latent_dist.mode()
     got = encode(video, weights)
@@ -91,9 +97,9 @@ def test_encode(oracle, weights, frames):
 
 
 @torch.no_grad()
-def test_cache_table(weights):
+def test_cache_table(weights: Weights) -> None:
     """Every half keeps the caches that the table states, with those shapes, from the first chunk and from the next."""
-    inputs = {
+    inputs: dict[Half, tuple[int, int, int]] = {
         "decode_latent": (16, 1, 1),
         "decode_pixels": (SPEC.top, 1, 1),
         "encode_pixels": (3, 4, 8),
@@ -111,7 +117,7 @@ def test_cache_table(weights):
 
 
 @torch.no_grad()
-def test_chunks_of_two_equal_chunks_of_one(weights):
+def test_chunks_of_two_equal_chunks_of_one(weights: Weights) -> None:
     """A next chunk of several latents is the same function as those latents one by one."""
     latents = torch.randn(1, 16, 5, H, W)
     features, pixels = first_caches("decode_latent"), None

@@ -2,30 +2,29 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from functools import partial
+from typing import Any
 
 import pytest
-
-from tests.support.paths import ROOT
-
-torch = pytest.importorskip("torch")
+import torch
 
 from exporter.models import MODELS
 from exporter.networks.vae import halves
 from exporter.networks.vae.channels_last import FORMAT, ChannelsLast
+from exporter.networks.vae.halves import Half
 from exporter.networks.vae.spec import VaeSpec
 from exporter.networks.vae.stages import vae_stages
 from exporter.networks.vae.weights import packed_weights
 from exporter.torch_backend.memory import meta_tensors
 from exporter.torch_backend.runner import run_stage, stage_peak
+from tests.support.interpret import Case
+from tests.support.interpret_vae import cases
+from tests.support.interpreter_process import Interpreter
 from tests.support.media_bundle import random_tensors, vae_table
 
 SPEC = VaeSpec(name="test", base=8, residuals=2)
 H, W = 4, 6
-STARTS = {
+STARTS: dict[Half, tuple[int, int, int]] = {
     "decode_latent": (16, 1, 1),
     "decode_pixels": (SPEC.top, 1, 1),
     "encode_pixels": (3, 4, 8),
@@ -33,13 +32,13 @@ STARTS = {
 }
 
 
-def distance(got, want):
+def distance(got: torch.Tensor, want: torch.Tensor) -> float:
     return float((got - want).norm() / want.norm())
 
 
 @pytest.mark.parametrize("half", STARTS)
 @torch.no_grad()
-def test_it_is_the_traced_function(half):
+def test_it_is_the_traced_function(half: Half) -> None:
     """fp32, three chunks: outputs and every cache, which are written where they are wanted."""
     weights = {name: w.float() for name, w in random_tensors(packed_weights(SPEC, half), 3).items()}
     channels, count, scale = STARTS[half]
@@ -64,12 +63,12 @@ def test_it_is_the_traced_function(half):
         before = {name: into[name].copy_(kept[name]) for name in shapes}
 
 
-def test_convolutions_are_given_what_they_want(monkeypatch):
+def test_convolutions_are_given_what_they_want(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every input in the right memory format, so that nothing is copied, and channels in multiples of eight."""
     seen = []
     convolve = {name: getattr(torch.nn.functional, name) for name in ("conv2d", "conv3d")}
 
-    def watch(name, x, weight, *args, **options):
+    def watch(name: str, x: torch.Tensor, weight: torch.Tensor, *args: Any, **options: Any) -> torch.Tensor:
         last = torch.channels_last if name == "conv2d" else FORMAT
         assert x.is_contiguous(memory_format=last) or x[:, :, 2:].is_contiguous(memory_format=last), x.stride()
         assert weight.is_contiguous(memory_format=last)
@@ -90,15 +89,16 @@ def test_convolutions_are_given_what_they_want(monkeypatch):
 
 
 @torch.no_grad()
-def test_the_runners_way_chunk_after_chunk():
+def test_the_runners_way_chunk_after_chunk() -> None:
     """Caches pass through raw memory in another order; frames come out as without it."""
     model = MODELS["wan-tiny"]
     first, following = (s for s in vae_stages(SPEC, model) if s.name in ("decode_first", "decode_next"))
     weights = random_tensors(vae_table(model) | packed_weights(SPEC, "decode_pixels"), 5)
     sizes = {"H": H, "W": W}
 
-    def frames(channels_last):
-        held, out = {}, []
+    def frames(channels_last: bool) -> torch.Tensor:
+        held: dict[str, torch.Tensor] = {}
+        out = []
         generator = torch.Generator().manual_seed(0)
         for stage in (first, following, following):
             given = {"chunk": torch.randn(1, SPEC.top, 1, H, W, generator=generator).bfloat16(), **held}
@@ -114,7 +114,7 @@ def test_the_runners_way_chunk_after_chunk():
     assert want.std() > 6
 
 
-def test_it_takes_less_memory():
+def test_it_takes_less_memory() -> None:
     """No copy of a frame in fp32 for the norm: the plan by which tiles are chosen says so too."""
     (following,) = (s for s in vae_stages(VaeSpec(name="full", base=96), MODELS["wan-tiny"]) if s.name == "decode_next")
     sizes = {"H": 60, "W": 104}
@@ -123,31 +123,13 @@ def test_it_takes_less_memory():
     assert peaks[0] < 0.8 * peaks[1]
 
 
-def test_the_kernel_in_the_interpreter(tmp_path):
-    """fp32 (the interpreter's bf16 casts are not trusted), ragged rows, channels that are no power of two, zeros."""
-    script = tmp_path / "interpret.py"
-    script.write_text(
-        "import torch\n"
-        "from exporter.networks.vae.layers import norm_silu\n"
-        "from exporter.networks.vae.norm_kernel import launch\n"
-        "for channels, t, h, w in ((96, 4, 5, 7), (384, 1, 3, 3), (8, 2, 9, 30)):\n"
-        "    last = torch.channels_last_3d\n"
-        "    x = torch.randn(1, channels, t, h, w).contiguous(memory_format=last)\n"
-        "    x[:, :, 0, 0, 0] = 0\n"
-        "    gamma = torch.rand(channels, 1, 1, 1) + 0.5\n"
-        "    joined = torch.full((1, channels, t + 2, h, w), 7.0).contiguous(memory_format=last)\n"
-        "    launch(x, gamma.reshape(-1), joined[:, :, 2:])\n"
-        "    torch.testing.assert_close(joined[:, :, 2:], norm_silu(x, gamma), rtol=1e-5, atol=1e-6)\n"
-        "    assert (joined[:, :, :2] == 7).all()\n"
-    )
-    root = ROOT
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(root)}
-    done = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+@pytest.mark.parametrize("case", list(cases()), ids=lambda case: case.name)
+def test_the_kernel_in_the_interpreter(case: Case, interpreter: Interpreter) -> None:
+    interpreter.run(case)
 
 
 @pytest.mark.parametrize("sm", [80, 90, 120])
-def test_the_kernel_compiles_where_no_gpu_is(sm):
+def test_the_kernel_compiles_where_no_gpu_is(sm: int) -> None:
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource

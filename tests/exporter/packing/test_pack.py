@@ -17,6 +17,7 @@ from exporter.checkpoint.reader import open_checkpoint
 from exporter.checkpoint.table import checkpoint_tensors
 from exporter.models import MODELS
 from exporter.networks.dit.weights import packed_bytes, packed_tensors
+from exporter.networks.weight_spec import LinearMode
 from exporter.packing.packer import pack
 from exporter.packing.quantize import block_quantize
 from plugins.errors import UserError
@@ -64,7 +65,7 @@ def test_every_form_packs_to_the_same_bytes(form: str, tmp_path: Path, packed: P
 
 
 @pytest.mark.parametrize("linear", ["int8", "bf16"])
-def test_values(linear: str, canonical: Path, tmp_path: Path) -> None:
+def test_values(linear: LinearMode, canonical: Path, tmp_path: Path) -> None:
     out = tmp_path / "packed.safetensors"
     pack(open_checkpoint(canonical, TINY), TINY, out, linear=linear)
     table = packed_tensors(TINY, linear)

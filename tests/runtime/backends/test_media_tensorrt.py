@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("torch")
 pytest.importorskip("tensorrt_rtx")
 
 import tensorrt_rtx

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-pytest.importorskip("torch")
 av = pytest.importorskip("av")
 pytest.importorskip("tokenizers")
 Image = pytest.importorskip("PIL.Image")
@@ -22,8 +21,9 @@ from typer.testing import CliRunner
 
 from exporter import models
 from exporter.cli.app import app
-from runtime.media import generate as generate_module
+from runtime.media.generate import VideoMaker
 from runtime.media.part_times import Part, StepParts
+from runtime.media.vae.decoder import Vae
 from runtime.report import Silent
 from tests.support.media_bundle import add_media
 from tests.support.random_bundle import make_random_bundle
@@ -112,9 +112,9 @@ def test_the_video_is_that_of_the_latents(folder: Path, tmp_path: Path) -> None:
     assert len(names) == 9
     shown = np.stack([np.asarray(Image.open(tmp_path / "frames" / name)) for name in names])
     latents = load_file(tmp_path / "latents.safetensors")["latents"]
-    maker = generate_module.VideoMaker(folder, Silent(), "torch")
+    maker = VideoMaker(folder, Silent(), "torch")
     with maker._runner("vae") as (runner, file):
-        vae = generate_module.Vae(runner, maker.manifest, file, None)
+        vae = Vae(runner, maker.manifest, file, None)
         want = np.concatenate(list(vae.decode(latents)))
     assert np.array_equal(shown, want)
 
@@ -238,7 +238,7 @@ def test_an_interruption_leaves_no_half_video(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, out: str
 ) -> None:
     """Ctrl-C while chunks are decoded and the first frames are on their way to the file."""
-    real, begun = generate_module.Vae.decode, list[str]()
+    real, begun = Vae.decode, list[str]()
 
     def interrupted(self: Any, latents: Any) -> Any:
         for number, frames in enumerate(real(self, latents)):
@@ -247,7 +247,7 @@ def test_an_interruption_leaves_no_half_video(
                 raise KeyboardInterrupt
             yield frames
 
-    monkeypatch.setattr(generate_module.Vae, "decode", interrupted)
+    monkeypatch.setattr(Vae, "decode", interrupted)
     result = run(folder, tmp_path / out, "--prompt", "A cat on a surfboard")
     assert result.exit_code == 130, result.output
     assert all(name.endswith(".partial") for name in begun)

@@ -13,9 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-
-torch = pytest.importorskip("torch")
-pytest.importorskip("triton")
+import torch
 
 from exporter.checkpoint.text_names import text_name, text_sources
 from exporter.models import MODELS

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 av = pytest.importorskip("av")
@@ -14,7 +17,7 @@ from runtime.media.files.video_file import sink_for
 from runtime.media.files.writer import BackgroundWriter
 
 
-def moving(count, width=64, height=48):
+def moving(count: int, width: int = 64, height: int = 48) -> npt.NDArray[np.uint8]:
     """Frames whose brightness rises, with a bright square moving right."""
     frames = np.zeros((count, height, width, 3), np.uint8)
     for index in range(count):
@@ -23,7 +26,7 @@ def moving(count, width=64, height=48):
     return frames
 
 
-def test_mp4_holds_the_frames(tmp_path):
+def test_mp4_holds_the_frames(tmp_path: Path) -> None:
     frames, path = moving(17), tmp_path / "cat.mp4"
     with BackgroundWriter(sink_for(path, (64, 48), 16)) as writer:
         for chunk in (frames[:1], *np.split(frames[1:], 4)):
@@ -39,7 +42,7 @@ def test_mp4_holds_the_frames(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_png_frames_are_exact(tmp_path):
+def test_png_frames_are_exact(tmp_path: Path) -> None:
     frames = moving(3)
     with sink_for(tmp_path / "frames", (64, 48), 16) as sink:
         sink.write(frames)
@@ -51,8 +54,8 @@ def test_png_frames_are_exact(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["cat.mp4", "frames"])
-def test_a_failure_leaves_nothing(tmp_path, name):
-    def interrupted():
+def test_a_failure_leaves_nothing(tmp_path: Path, name: str) -> None:
+    def interrupted() -> None:
         with BackgroundWriter(sink_for(tmp_path / name, (64, 48), 16)) as writer:
             writer.write(moving(5))
             raise KeyboardInterrupt
@@ -62,7 +65,7 @@ def test_a_failure_leaves_nothing(tmp_path, name):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_error_of_the_sink_reaches_the_caller(tmp_path):
+def test_an_error_of_the_sink_reaches_the_caller(tmp_path: Path) -> None:
     with (
         pytest.raises(ValueError, match=r"shape|array|dimension"),
         BackgroundWriter(sink_for(tmp_path / "cat.mp4", (64, 48), 16)) as writer,
@@ -71,7 +74,7 @@ def test_an_error_of_the_sink_reaches_the_caller(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_other_names_are_refused(tmp_path):
+def test_other_names_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no kind of output"):
         sink_for(tmp_path / "cat.avi", (64, 48), 16)
     with pytest.raises(UserError, match="cannot be written"), sink_for(tmp_path / "no" / "cat.mp4", (64, 48), 16):
@@ -87,12 +90,12 @@ def test_other_names_are_refused(tmp_path):
         ((3000, 1000), (832, 480), (1088, 368)),
     ],
 )
-def test_adaptive_size(image, target, wanted):
+def test_adaptive_size(image: tuple[int, int], target: tuple[int, int], wanted: tuple[int, int]) -> None:
     """round(√(area·w/h)/16)·16 by √(area·h/w) likewise, worked out by hand."""
     assert adaptive_size(image, target) == wanted
 
 
-def test_first_frame_stretches_or_crops():
+def test_first_frame_stretches_or_crops() -> None:
     """Left half black, right half white: stretched, both halves stay; cropped to a square, both are still there."""
     pixels = np.zeros((40, 160, 3), np.uint8)
     pixels[:, 80:] = 255
@@ -108,14 +111,14 @@ def test_first_frame_stretches_or_crops():
     assert cropped[0, 10, 31] == 1
 
 
-def test_resizing_is_antialiased():
+def test_resizing_is_antialiased() -> None:
     """One-pixel stripes shrink to grey; without antialiasing they would stay black or white."""
     stripes = np.zeros((64, 64, 3), np.uint8)
     stripes[:, ::2] = 255
     assert np.abs(first_frame(Image.fromarray(stripes), (16, 16))).max() < 0.2
 
 
-def test_conditioning_video():
+def test_conditioning_video() -> None:
     frame = np.ones((3, 16, 32), np.float32)
     chunks = list(conditioning_chunks(frame, 3))
     assert [chunk.shape for chunk in chunks] == [(3, 1, 16, 32), (3, 4, 16, 32), (3, 4, 16, 32)]
@@ -123,7 +126,7 @@ def test_conditioning_video():
     assert not chunks[2].any()
 
 
-def test_images_that_are_none(tmp_path):
+def test_images_that_are_none(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no image"):
         open_image(tmp_path / "none.png")
     (tmp_path / "text.png").write_text("not an image")

@@ -10,9 +10,6 @@ from typing import Any
 
 import msgspec
 import pytest
-
-pytest.importorskip("torch")
-
 from typer.testing import CliRunner
 
 from exporter.cli.app import app

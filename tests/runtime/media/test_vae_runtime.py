@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import math
 import threading
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from itertools import cycle
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
-
-torch = pytest.importorskip("torch")
+import torch
 
 from exporter.models import MODELS
 from exporter.networks.vae import halves
-from exporter.networks.vae.spec import VAES
+from exporter.networks.vae.halves import Half
+from exporter.networks.vae.spec import VAES, Resample, Residual, VaeSpec
 from exporter.torch_backend.runner import TorchRunner
 from plugins.errors import UserError
+from runtime.bundle import Manifest
 from runtime.media.files.writer import BackgroundWriter
 from runtime.media.vae import plan as plan_module
 from runtime.media.vae import tiles as tiles_module
@@ -30,19 +35,23 @@ from tests.support.random_bundle import make_random_bundle
 I2V = replace(MODELS["wan-tiny"], in_channels=36)
 SPEC = VAES["Wan2.1-tiny"]
 H, W = 4, 6
+Bundle = tuple[Path, Manifest]
+MakeVae = Callable[..., Vae]  # of a budget in bytes
+InTiles = Callable[..., None]
+Pixels = npt.NDArray[Any]
 
 
 @pytest.fixture(scope="module")
-def bundle(tmp_path_factory):
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     folder = tmp_path_factory.mktemp("bundle")
     manifest = add_media(folder, make_random_bundle(folder, MODELS["wan-tiny"]), I2V)
     return folder, manifest
 
 
 @pytest.fixture(scope="module")
-def runner(bundle):
+def runner(bundle: Bundle) -> TorchRunner:
     class I2VRunner(TorchRunner):
-        def __init__(self):
+        def __init__(self) -> None:
             super().__init__(bundle[1], torch.device("cpu"))
             from exporter.networks.vae.stages import vae_stages
 
@@ -52,15 +61,15 @@ def runner(bundle):
 
 
 @pytest.fixture
-def vae(bundle, runner):
-    def make(budget=None):
+def vae(bundle: Bundle, runner: TorchRunner) -> MakeVae:
+    def make(budget: int | None = None) -> Vae:
         return Vae(runner, bundle[1], WeightsFile(bundle[0] / VAE_NAME), budget)
 
     return make
 
 
 @torch.no_grad()
-def plain_decode(bundle, latents):
+def plain_decode(bundle: Bundle, latents: Pixels) -> Pixels:
     from safetensors.torch import load_file
 
     weights = load_file(bundle[0] / VAE_NAME)
@@ -79,14 +88,14 @@ def plain_decode(bundle, latents):
     return np.concatenate(out)
 
 
-def test_whole_is_the_plain_function_and_streams(bundle, vae):
+def test_whole_is_the_plain_function_and_streams(bundle: Bundle, vae: MakeVae) -> None:
     latents = smooth_latents((3, H, W))
     chunks = list(vae().decode(latents))
     assert [len(chunk) for chunk in chunks] == [1, 4, 4]
     assert np.array_equal(np.concatenate(chunks), plain_decode(bundle, latents))
 
 
-def test_pixels_that_are_no_numbers_are_an_error(bundle, runner, tmp_path):
+def test_pixels_that_are_no_numbers_are_an_error(bundle: Bundle, runner: TorchRunner, tmp_path: Path) -> None:
     """As bytes they would be black frames: the sum that comes beside them says what they were."""
     from safetensors.torch import load_file, save_file
 
@@ -100,10 +109,10 @@ def test_pixels_that_are_no_numbers_are_an_error(bundle, runner, tmp_path):
 
 
 @pytest.fixture
-def in_tiles(monkeypatch):
+def in_tiles(monkeypatch: pytest.MonkeyPatch) -> InTiles:
     """Make the next plans cut a picture in two along an axis; the margin is this small VAE's own reach."""
 
-    def force(height, width, rows, columns, margin=5, by_chunk=True):
+    def force(height: int, width: int, rows: int, columns: int, margin: int = 5, by_chunk: bool = True) -> None:
         monkeypatch.setattr(tiles_module, "MARGIN", margin)
         made = tuple(Tile(row, column) for row in spans(height, rows) for column in spans(width, columns))
         assert (made[0].rows.length, made[0].columns.length) != (height, width)
@@ -113,14 +122,16 @@ def in_tiles(monkeypatch):
     return force
 
 
-def error(got, want):
-    return np.linalg.norm(got.astype(np.float32) - want) / np.linalg.norm(want - want.mean())
+def error(got: Pixels, want: Pixels) -> float:
+    return float(np.linalg.norm(got.astype(np.float32) - want) / np.linalg.norm(want - want.mean()))
 
 
 @pytest.mark.parametrize(
     ("height", "width", "rows", "columns", "by_chunk"), [(4, 26, 1, 2, True), (26, 4, 2, 1, False)]
 )
-def test_tiles_are_seamless(vae, in_tiles, height, width, rows, columns, by_chunk):
+def test_tiles_are_seamless(
+    vae: MakeVae, in_tiles: InTiles, height: int, width: int, rows: int, columns: int, by_chunk: bool
+) -> None:
     """Tiles with margins give the whole picture; without margins they do not, which this comparison sees."""
     latents = smooth_latents((2, height, width))
     whole = np.concatenate(list(vae().decode(latents))).astype(np.float32)
@@ -133,36 +144,39 @@ def test_tiles_are_seamless(vae, in_tiles, height, width, rows, columns, by_chun
 class Told:
     """A sink, and a runner around another, that note what happens in one list."""
 
-    def __init__(self, runner):
-        self.events, self._runner, self.device = [], runner, runner.device
+    def __init__(self, runner: TorchRunner) -> None:
+        self.events: list[str] = []
+        self._runner, self.device = runner, runner.device
         self.got = threading.Condition()
 
-    def __enter__(self):
+    def __enter__(self) -> Told:
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: object) -> None:
         self.events.append("end")
 
-    def write(self, frames):
+    def write(self, frames: Pixels) -> None:
         with self.got:
             self.events.append(f"write {len(frames)}")
             self.got.notify_all()
 
-    def wait_for(self, count):
+    def wait_for(self, count: int) -> None:
         """Decoding waits here until the writer's thread has had so many chunks: who comes first is not left to luck."""
         with self.got:
             assert self.got.wait_for(lambda: sum(e.startswith("write") for e in self.events) >= count, timeout=20)
 
-    def run(self, stage, inputs, outputs):
+    def run(self, stage: str, inputs: Mapping[str, Any], outputs: Mapping[str, Any]) -> None:
         self.events.append(stage)
         self._runner.run(stage, inputs, outputs)
 
-    def __getattr__(self, name):
+    def __getattr__(self, name: str) -> Any:
         return getattr(self._runner, name)
 
 
 @pytest.mark.parametrize("tiles", [1, 2])
-def test_frames_are_written_while_later_chunks_decode(bundle, runner, in_tiles, tiles):
+def test_frames_are_written_while_later_chunks_decode(
+    bundle: Bundle, runner: TorchRunner, in_tiles: InTiles, tiles: int
+) -> None:
     """The file has frames of chunk 0 before chunk 1 is begun, whole and in tiles, by the writer's own thread."""
     told = Told(runner)
     if tiles > 1:
@@ -177,7 +191,7 @@ def test_frames_are_written_while_later_chunks_decode(bundle, runner, in_tiles, 
     assert told.events == [*first, *later, *later, "end"]
 
 
-def test_tiles_whose_caches_do_not_fit_go_one_after_the_other(vae):
+def test_tiles_whose_caches_do_not_fit_go_one_after_the_other(vae: MakeVae) -> None:
     """The budget decides, and both ways keep within it; what is done is said."""
     by_chunk = vae().plan("decode", 16, 30)
     assert by_chunk.by_chunk
@@ -189,23 +203,25 @@ def test_tiles_whose_caches_do_not_fit_go_one_after_the_other(vae):
 
 
 @pytest.mark.parametrize("by_chunk", [True, False])
-def test_what_is_allocated_is_what_was_planned(bundle, runner, in_tiles, by_chunk, monkeypatch):
+def test_what_is_allocated_is_what_was_planned(
+    bundle: Bundle, runner: TorchRunner, in_tiles: InTiles, by_chunk: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """All allocations alive at once, without activations, which torch makes on its own, are within the plan."""
     live, most = 0, 0
     allocate = runner.device.allocate
 
-    def counted(nbytes):
+    def counted(nbytes: int) -> Any:
         nonlocal live, most
         memory = allocate(nbytes)
         live, free = live + nbytes, memory.free
         most = max(most, live)
 
-        def freed():
+        def freed() -> None:
             nonlocal live
             live -= nbytes
             free()
 
-        memory.free = freed
+        monkeypatch.setattr(memory, "free", freed)
         return memory
 
     monkeypatch.setattr(runner.device, "allocate", counted)
@@ -219,7 +235,7 @@ def test_what_is_allocated_is_what_was_planned(bundle, runner, in_tiles, by_chun
     assert 0.99 * planned.peak < most <= planned.peak
 
 
-def test_encode_tiled_is_whole(vae, in_tiles):
+def test_encode_tiled_is_whole(vae: MakeVae, in_tiles: InTiles) -> None:
     video = np.random.default_rng(1).uniform(-1, 1, (3, 5, 8 * 4, 8 * 26)).astype(np.float32)
     chunks = [video[:, :1], video[:, 1:]]
     whole = vae().encode(chunks, 4, 26)
@@ -228,15 +244,15 @@ def test_encode_tiled_is_whole(vae, in_tiles):
     assert error(vae().encode(chunks, 4, 26), whole) < 1e-2
 
 
-def reach(spec, half):
+def reach(spec: VaeSpec, half: Half) -> float:
     """How far, in latents, an output of a half depends on its input: half a kernel for each convolution, by scale."""
     parts = halves.parts_of(spec, half)
     scale = parts.scale
     total = 1 / scale if parts.head is not None else 0
     for layer in parts.layers:
-        if isinstance(layer, halves.Residual):
+        if isinstance(layer, Residual):
             total += 2 / scale
-        elif isinstance(layer, halves.Resample):
+        elif isinstance(layer, Resample):
             finer = scale * 2 if layer.direction == "up" else scale
             total += 1 / finer
             scale = scale * 2 if layer.direction == "up" else scale // 2
@@ -244,11 +260,11 @@ def reach(spec, half):
 
 
 @pytest.mark.parametrize("half", ["decode_pixels", "encode_pixels"])
-def test_the_margin_is_as_wide_as_the_reach(half):
+def test_the_margin_is_as_wide_as_the_reach(half: Half) -> None:
     assert reach(VAES["Wan2.1"], half) <= MARGIN - 0.5
 
 
-def test_a_budget_makes_tiles_and_a_plan_states_the_peak(vae):
+def test_a_budget_makes_tiles_and_a_plan_states_the_peak(vae: MakeVae) -> None:
     whole = vae().plan("decode", 16, 16)
     assert len(whole.tiles) == 1
     assert len(vae(whole.peak).plan("decode", 16, 16).tiles) == 1
@@ -258,11 +274,11 @@ def test_a_budget_makes_tiles_and_a_plan_states_the_peak(vae):
         vae(1000).plan("decode", 16, 30)
 
 
-def test_every_latent_is_kept_once():
+def test_every_latent_is_kept_once() -> None:
     for height, width in ((9, 16), (90, 160), (33, 47)):
         tiles = cut(height, width, 24, lambda h, w, count: h * w <= 500)
         seen = np.zeros((height, width), int)
-        for tile in tiles:
+        for tile in tiles or ():
             seen[tile.rows.placed(1), tile.columns.placed(1)] += 1
             for span, length in ((tile.rows, height), (tile.columns, width)):
                 assert span.outer <= max(0, span.start - MARGIN)
@@ -271,7 +287,7 @@ def test_every_latent_is_kept_once():
         assert (seen == 1).all()
 
 
-def test_latents_normalize_back():
+def test_latents_normalize_back() -> None:
     latents = smooth_latents((2, 3, 4))
     assert np.allclose(normalized(denormalized(latents)), latents, atol=1e-5)
     assert denormalized(np.zeros((16, 1, 1, 1), np.float32))[7, 0, 0, 0] == np.float32(1.5508)

@@ -9,8 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-
-torch = pytest.importorskip("torch")
+import torch
 
 from exporter.models import MODELS
 from exporter.networks.dit.weights import packed_bytes

@@ -10,15 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-pytest.importorskip("torch")
-
 from exporter.models import MODELS, ModelSpec
 from exporter.networks.dit.weights import stage_weights
 from plugins.errors import UserError
 from runtime.pipeline import Pipeline
 from runtime.weights.file import WeightsFile
 from runtime.weights.memory_plan import MemoryPlan, StageBytes, plan_memory, spread
-from runtime.weights.streaming import Copy, schedule, slots_of
+from runtime.weights.streaming import Copy, Slot, schedule, slots_of
 from tests.support.lazy_device import POLICIES, LazyDevice, Policy, digest, telling_kind
 from tests.support.random_bundle import make_random_bundle
 
@@ -125,7 +123,7 @@ def test_waiting_for_weights_is_counted_step_by_step(bundles: dict[str, Path], w
     with Pipeline.load(bundles[TWO.name], backend=telling_kind(device), vram=budget) as pipe:
         for expected_waits in waits:
             seen: list[float] = []
-            pipe(TEXT, steps=4, on_step=lambda *_, seen=seen: seen.append(pipe.take_waited_seconds()))  # type: ignore[misc]
+            pipe(TEXT, steps=4, on_step=lambda *_, seen=seen: seen.append(pipe.take_waited_seconds()))
             assert seen == expected_waits
 
 
@@ -152,7 +150,7 @@ def test_few_steps_do_not_load_the_second_expert(bundles: dict[str, Path], tmp_p
         (folder / "weights-low-noise.safetensors").unlink()
         (folder / "weights-low-noise.safetensors").hardlink_to(bundles[TWO.name] / "weights-low-noise.safetensors")
         pipe(TEXT, steps=3)
-        assert pipe.placement.experts == ("high-noise", "low-noise")
+        assert list(pipe.placement.experts) == ["high-noise", "low-noise"]
     assert device.live == {"device": 0, "pinned": 0}
 
 
@@ -183,7 +181,7 @@ def test_copies_are_in_the_order_of_need_and_wait_for_their_slot() -> None:
     assert plan.resident == {1}
     uses = [("model", unit) for _ in range(2) for unit in range(6)]
     made = schedule(uses, plan, {})
-    ring = [("ring", "", 0), ("ring", "", 1)]
+    ring: list[Slot] = [("ring", "", 0), ("ring", "", 1)]
     assert made.copies == (
         Copy(("model", 0), ("own", "", 0), 0, None),
         Copy(("model", 1), ("own", "", 1), 1, None),
