@@ -9,7 +9,6 @@ from typing import Any
 from exporter.gpus import GpuSpec
 from plugins.errors import UserError
 from plugins.sms import capability
-from runtime.backends.cuda_device import compute_capability
 
 
 def check_buildable(gpu: GpuSpec) -> None:
@@ -27,6 +26,9 @@ def check_buildable(gpu: GpuSpec) -> None:
         raise UserError(
             f"Engines for {gpu.name} cannot be built here.", expected=wanted, got="no tensorrt package", remedy=remedy
         ) from None
+    # Not at import time: a build's process imports this module, and numpy there moves its tables (builder.child).
+    from runtime.backends.cuda_device import compute_capability
+
     present = compute_capability()
     if present != gpu.sm:
         got = "no CUDA GPU" if present is None else f"a GPU of compute capability {capability(present)}"
