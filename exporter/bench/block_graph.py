@@ -16,7 +16,8 @@ from exporter.networks.dit.weights import stage_weights
 from plugins.compile import plan_bytes
 from plugins.op import AttrValue, Op
 from plugins.registry import OPS
-from plugins.torch_op import NAMESPACE, torch_dtype
+from plugins.torch_dtypes import torch_dtype
+from plugins.torch_op import NAMESPACE
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from exporter.networks.dit.options import BlockOptions
 from exporter.networks.dit.stages import L, activation_inputs
 from exporter.networks.dit.weights import stage_weights
 from plugins.block_int8_quantize.reference import reference as quantize
-from plugins.torch_op import torch_dtype
+from plugins.torch_dtypes import torch_dtype
 from runtime.numerics import rope_tables
 
 

@@ -24,7 +24,7 @@ from exporter.compare.sweep import check_sweep, sweep
 from exporter.compare.video import VIDEO, why_no_video
 from exporter.progress import Progress
 from plugins.errors import UserError
-from plugins.torch_op import torch_dtype
+from plugins.torch_dtypes import torch_dtype
 from runtime.versions import installed_versions
 
 _TOOLS = ("turbotrt", "torch", "triton", "onnx", "polygraphy", "tensorrt-rtx", "tensorrt", "numpy")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import math
 import os
 import shutil
@@ -15,28 +14,16 @@ from typing import BinaryIO
 
 import torch
 
-from exporter.checkpoint.source import DTYPE_NAMES, TORCH_DTYPES, TensorMeta
+from exporter.checkpoint.source import TensorMeta
+from plugins.dtypes import DTYPES
 from plugins.errors import UserError
+from plugins.torch_dtypes import torch_dtype
 from runtime.byte_sizes import gigabytes
-
-_HEADER_DTYPES: Mapping[str, str] = {"int8": "I8", "bf16": "BF16", "fp16": "F16", "fp32": "F32"}
+from runtime.safetensors_header import encoded_header
 
 
 def _size(meta: TensorMeta) -> int:
-    return math.prod(meta.shape) * int(TORCH_DTYPES[meta.dtype].itemsize)
-
-
-def _header(tensors: Mapping[str, TensorMeta], metadata: Mapping[str, str]) -> bytes:
-    """Length and JSON, padded with spaces to a multiple of 8 bytes; the same bytes for the same input."""
-    header: dict[str, object] = {"__metadata__": dict(sorted(metadata.items()))}
-    start = 0
-    for name, meta in tensors.items():
-        end = start + _size(meta)
-        header[name] = {"dtype": _HEADER_DTYPES[meta.dtype], "shape": list(meta.shape), "data_offsets": [start, end]}
-        start = end
-    text = json.dumps(header, separators=(",", ":")).encode("utf-8")
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text
+    return math.prod(meta.shape) * DTYPES[meta.dtype].bytes
 
 
 class SafetensorsWriter:
@@ -56,7 +43,7 @@ class SafetensorsWriter:
         self._out = out
         self._tensors = tensors
         self._names = iter(tensors)
-        self._head = _header(tensors, metadata)
+        self._head = encoded_header(((n, m.dtype, m.shape) for n, m in tensors.items()), metadata)
         self._temporary = out.parent / f".{out.name}.{uuid.uuid4().hex}.partial"
         self._progress = progress or (lambda done, total: None)
         self._done = 0
@@ -80,7 +67,7 @@ class SafetensorsWriter:
         meta = self._tensors[name]
         written = 0
         for piece in pieces:
-            if DTYPE_NAMES.get(piece.dtype) != meta.dtype:
+            if piece.dtype != torch_dtype(meta.dtype):
                 raise ValueError(f"{name}: {piece.dtype} in place of {meta.dtype}")
             data = memoryview(piece.detach().contiguous().reshape(-1).view(torch.uint8).numpy())
             written += len(data)

@@ -16,7 +16,8 @@ from exporter.networks.stage_spec import StageSpec
 from exporter.networks.vae.channels_last import ChannelsLast
 from exporter.torch_backend.device import TorchDevice, _view
 from exporter.torch_backend.memory import PeakBytes
-from plugins.torch_op import device_sm, torch_dtype
+from plugins.torch_dtypes import torch_dtype
+from plugins.torch_op import device_sm
 from runtime.backends.protocol import Device, DeviceTensor
 from runtime.bundle import Manifest
 from runtime.dims import shape_of

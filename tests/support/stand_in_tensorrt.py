@@ -19,7 +19,7 @@ import torch
 from exporter.networks.dit.stages import stage_function
 from exporter.torch_backend.backend import options_of
 from plugins.dtypes import DTYPES
-from plugins.torch_op import torch_dtype
+from plugins.torch_dtypes import torch_dtype
 from runtime.bundle import FileInfo, Manifest, StageFiles, file_info, write_manifest
 from runtime.layout import ACTIVATIONS, stage_files
 

@@ -30,7 +30,7 @@ from exporter.torch_backend.media import TorchRunner
 from plugins.errors import UserError
 from plugins.onnx_schema import DOMAIN
 from plugins.plan import decode
-from plugins.torch_op import torch_dtype
+from plugins.torch_dtypes import torch_dtype
 from runtime.backends import tensorrt_runner
 from runtime.media.text.encoder import TextEncoder
 from runtime.media.text.relative_position import relative_buckets
