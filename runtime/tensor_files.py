@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from plugins.errors import UserError
+from runtime.atomic import told, write_atomic
 from runtime.byte_sizes import gigabytes
 from runtime.safetensors_header import encoded_header
 from runtime.weights.file import WeightsFile
@@ -36,16 +35,11 @@ def read_tensor(path: Path, name: str) -> npt.NDArray[Any]:
 
 
 def write_tensors(path: Path, arrays: Mapping[str, npt.NDArray[Any]], metadata: Mapping[str, str]) -> None:
-    """Write fp32 arrays under a temporary name, then rename; equal input gives equal bytes, which the safetensors
-    library's own writer does not promise for metadata. Raises UserError if the disk does not take them.
+    """Write fp32 arrays. Raises UserError if the disk does not take them.
+
+    Equal input gives equal bytes, which the safetensors library's own writer does not promise for metadata.
     """
     header = encoded_header(((name, "fp32", array.shape) for name, array in arrays.items()), metadata)
     data = [np.ascontiguousarray(array, dtype=np.float32).tobytes() for array in arrays.values()]
-    temporary = path.parent / f".{path.name}.{uuid.uuid4().hex}.partial"
-    try:
-        temporary.write_bytes(header + b"".join(data))
-        os.replace(temporary, path)
-    except OSError as error:
-        raise UserError(f"{path} cannot be written.", got=error.strerror or str(error)) from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    with told(path):
+        write_atomic(path, header + b"".join(data))
