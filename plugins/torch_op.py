@@ -11,20 +11,15 @@ from typing import Any, cast
 import torch
 
 from plugins.compile import plan_bytes
-from plugins.dtypes import DTYPES
 from plugins.executor import PlanExecutor
 from plugins.expr import fold
 from plugins.op import AttrValue, Op
 from plugins.plan import decode, shape_of
 from plugins.registry import OPS
 from plugins.sms import sm_number
+from plugins.torch_dtypes import torch_dtype
 
 NAMESPACE = "turbotrt"
-
-
-def torch_dtype(name: str) -> torch.dtype:
-    """The torch dtype of one of DTYPES' names."""
-    return getattr(torch, DTYPES[name].torch)
 
 
 def device_sm(device: torch.device | None = None) -> int:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
@@ -13,6 +11,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from plugins.errors import UserError
+from runtime.atomic import told, write_atomic
 from runtime.schema2 import OLD_VERSION, upgraded
 
 MANIFEST_NAME = "manifest.json"
@@ -295,18 +294,10 @@ def encode_manifest(manifest: Manifest) -> bytes:
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> Path:
-    """Write manifest.json under a temporary name, then rename it: a reader sees the old one or the new one, whole."""
+    """Write manifest.json: a reader sees the old one or the new one, whole. UserError where it cannot be written."""
     path = folder / MANIFEST_NAME
-    descriptor, temporary = tempfile.mkstemp(prefix=f".{MANIFEST_NAME}.", dir=folder)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(encode_manifest(manifest))
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)  # mkstemp makes it private; a bundle is for anyone
-        os.replace(temporary, path)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
+    with told(path):
+        write_atomic(path, encode_manifest(manifest))
     return path
 
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,35 +10,36 @@ import numpy as np
 import numpy.typing as npt
 
 from plugins.errors import UserError
+from runtime.atomic import told, write_atomic
+from runtime.byte_sizes import gigabytes
+from runtime.safetensors_header import encoded_header
 from runtime.weights.file import WeightsFile
+
+MAX_TENSOR_BYTES = 1 << 30  # the latents of the longest video take some hundred megabytes
 
 
 def read_tensor(path: Path, name: str) -> npt.NDArray[Any]:
     """The tensor of that name; bfloat16 as its bits in uint16. Raises UserError."""
     file = WeightsFile(path)
     try:
+        if name in file.tensors and (size := file.tensors[name].nbytes) > MAX_TENSOR_BYTES:
+            raise UserError(
+                f"{path} is too large.",
+                expected=f"a tensor {name} of at most {gigabytes(MAX_TENSOR_BYTES)}",
+                got=gigabytes(size),
+                remedy="give a file of embeddings or latents, not of weights",
+            )
         return file.read(name)
     finally:
         file.close()
 
 
 def write_tensors(path: Path, arrays: Mapping[str, npt.NDArray[Any]], metadata: Mapping[str, str]) -> None:
-    """Write fp32 arrays under a temporary name, then rename; equal input gives equal bytes, which the safetensors
-    library's own writer does not promise for metadata. Raises UserError if the disk does not take them.
+    """Write fp32 arrays. Raises UserError if the disk does not take them.
+
+    Equal input gives equal bytes, which the safetensors library's own writer does not promise for metadata.
     """
-    header: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))}
-    data = b""
-    for name, array in arrays.items():
-        raw = np.ascontiguousarray(array, dtype=np.float32).tobytes()
-        header[name] = {"dtype": "F32", "shape": array.shape, "data_offsets": [len(data), len(data) + len(raw)]}
-        data += raw
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    temporary = path.parent / f".{path.name}.{uuid.uuid4().hex}.partial"
-    try:
-        temporary.write_bytes(len(text).to_bytes(8, "little") + text + data)
-        os.replace(temporary, path)
-    except OSError as error:
-        raise UserError(f"{path} cannot be written.", got=error.strerror or str(error)) from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    header = encoded_header(((name, "fp32", array.shape) for name, array in arrays.items()), metadata)
+    data = [np.ascontiguousarray(array, dtype=np.float32).tobytes() for array in arrays.values()]
+    with told(path):
+        write_atomic(path, header + b"".join(data))

@@ -15,7 +15,8 @@ from exporter.networks.dit.stages import block_stage
 from plugins.compile import plan_bytes
 from plugins.op import AttrValue, Op
 from plugins.registry import OPS
-from plugins.torch_op import NAMESPACE, torch_dtype
+from plugins.torch_dtypes import torch_dtype
+from plugins.torch_op import NAMESPACE
 from runtime.dims import shape_of
 
 

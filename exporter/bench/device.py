@@ -12,7 +12,8 @@ from exporter.gpus import GpuSpec
 from plugins.errors import UserError
 from plugins.plan import shape_of
 from plugins.sms import sm_number
-from plugins.torch_op import executor, torch_dtype
+from plugins.torch_dtypes import torch_dtype
+from plugins.torch_op import executor
 
 _SLEEP_CYCLES = (
     20_000_000  # about 10 ms: time for the host to enqueue what is measured, so that no launch is waited for

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from exporter.networks.weight_spec import WeightSpec
 from exporter.progress import Progress
-from plugins.torch_op import torch_dtype
+from plugins.torch_dtypes import torch_dtype
 
 Weights = dict[str, Tensor]
 T = TypeVar("T")

@@ -11,7 +11,7 @@ from exporter.models import ModelSpec
 from exporter.networks.dit.options import BlockOptions
 from exporter.networks.dit.stages import block_stage
 from plugins.block_int8_quantize.reference import reference as quantize
-from plugins.torch_op import torch_dtype
+from plugins.torch_dtypes import torch_dtype
 from runtime.dims import shape_of
 from runtime.numerics import rope_tables
 

@@ -11,7 +11,7 @@ from exporter.bench.stopwatch import Stopwatch, compare, opened, random_weights
 from exporter.checkpoint.text_names import text_name, text_sources
 from exporter.models import ModelSpec
 from exporter.networks.text.encoder import TEXT_ENCODERS, TextSpec, block_weights, text_block, text_norm, text_weights
-from plugins.torch_op import torch_dtype
+from plugins.torch_dtypes import torch_dtype
 from runtime.media.text.relative_position import relative_buckets
 
 TOKENS, PADDED = 60, 512

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,6 +23,7 @@ from exporter.progress import Progress
 from plugins.compile import build_plan
 from plugins.configs import Table, dumped, merged, trying
 from plugins.plan import encode
+from runtime.atomic import told, write_atomic
 
 MARGIN = 0.98  # a new config must take less than this of the old one's time: noise should not churn the table
 
@@ -96,10 +96,9 @@ def tune(model: ModelSpec, gpu: GpuSpec, options: BlockOptions, progress: Progre
 
 
 def write(path: Path, content: Table) -> None:
-    """Replace the table file at once."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(dumped(content))
-    temporary.replace(path)
+    """Replace the table file at once. Raises UserError where it cannot be written."""
+    with told(path):
+        write_atomic(path, dumped(content).encode())
 
 
 def show_tuned(tuned: Sequence[Tuned], console: Console) -> None:

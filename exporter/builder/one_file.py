@@ -23,6 +23,7 @@ from exporter.progress import Progress
 from exporter.spec import ExportSpec
 from plugins.errors import UserError
 from plugins.onnx_schema import DOMAIN
+from runtime.atomic import put_in_place
 from runtime.bundle import FileInfo, Manifest, Profile, StageEntry, file_info, verify_file, write_manifest
 
 # The builder's peak RSS by the weights' bytes: 0.62, 2.05, 3.53 and 5.02 GB were measured on 0.10, 0.52, 0.98 and
@@ -123,6 +124,6 @@ def _build(
         engine = build_stage(spec, stem, stage.profile, key, plugins, scratch, report)
         files = {**manifest.files, stage.onnx: file_info(scratch / stage.onnx), engine.name: engine.info}
         for name in (stage.onnx, engine.name, log_name(stem)):
-            os.replace(scratch / name, spec.bundle_dir / name)
+            put_in_place(scratch / name, spec.bundle_dir / name)
     stage = msgspec.structs.replace(stage, engine=engine.name, activation_bytes=engine.activation_bytes)
     return msgspec.structs.replace(manifest, stages=(*manifest.stages, stage), files=files)

@@ -24,15 +24,15 @@ def foreign_scheme(tensors: Mapping[str, TensorMeta]) -> str | None:
     leaves = {name.rpartition(".")[2] for name in tensors}
     dtypes = {meta.dtype for meta in tensors.values()}
     scaled = leaves & {"weight_scale", "scale_weight", "weight_scale_inv"}
-    if "weight_scale_2" in leaves or any(dtype.startswith("float4") for dtype in dtypes):
+    if "weight_scale_2" in leaves or any(dtype.startswith("float4_") for dtype in dtypes):
         return "NVFP4"
     if leaves & {"qweight", "qzeros", "g_idx"}:
         return "GPTQ/AWQ or SVDQuant (qweight)"
     if "absmax" in leaves or any(re.search(r"\.(quant_map|quant_state\.)", name) for name in tensors):
         return "bitsandbytes"
-    if any(dtype.startswith("float6") for dtype in dtypes):
+    if any(dtype.startswith("float6_") for dtype in dtypes):
         return "MXFP6"
-    if any(dtype.startswith("float8") for dtype in dtypes) or "scaled_fp8" in leaves:
+    if any(dtype == "fp8" or dtype.startswith("float8_") for dtype in dtypes) or "scaled_fp8" in leaves:
         return "per-channel or per-tensor FP8 (float8)" if scaled or "scaled_fp8" in leaves else "FP8 (float8)"
     if _scale_of_rows(tensors) or (scaled and "int8" in dtypes):
         return "per-channel INT8"

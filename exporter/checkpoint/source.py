@@ -10,26 +10,13 @@ from typing import Protocol
 
 import torch
 
-TORCH_DTYPES: Mapping[str, torch.dtype] = {
-    "fp64": torch.float64,
-    "fp32": torch.float32,
-    "fp16": torch.float16,
-    "bf16": torch.bfloat16,
-    "int8": torch.int8,
-    "uint8": torch.uint8,
-    "int16": torch.int16,
-    "int32": torch.int32,
-    "int64": torch.int64,
-    "bool": torch.bool,
-}
-DTYPE_NAMES: Mapping[torch.dtype, str] = {dtype: name for name, dtype in TORCH_DTYPES.items()}
 FLOATS = ("bf16", "fp16", "fp32")
 _BAND_ELEMENTS = 2**23
 
 
 @dataclass(frozen=True)
 class TensorMeta:
-    """Shape and dtype of a stored tensor; dtypes that no released model uses keep their format's own name."""
+    """Shape and dtype of a stored tensor, by the names of plugins.torch_dtypes."""
 
     shape: tuple[int, ...]
     dtype: str

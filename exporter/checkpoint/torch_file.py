@@ -9,8 +9,9 @@ from pathlib import Path
 
 import torch
 
-from exporter.checkpoint.source import DTYPE_NAMES, TensorMeta
+from exporter.checkpoint.source import TensorMeta
 from plugins.errors import UserError
+from plugins.torch_dtypes import dtype_name
 
 _IGNORED_SUFFIX = "._extra_state"  # bookkeeping of training modules: no weights
 
@@ -45,7 +46,7 @@ def _read(path: Path) -> object:
 
 
 def _meta(tensor: torch.Tensor) -> TensorMeta:
-    return TensorMeta(tuple(tensor.shape), DTYPE_NAMES.get(tensor.dtype, str(tensor.dtype).removeprefix("torch.")))
+    return TensorMeta(tuple(tensor.shape), dtype_name(tensor.dtype))
 
 
 class TorchFile:

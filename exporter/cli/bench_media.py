@@ -30,6 +30,7 @@ def bench_media(
 
     from exporter.bench import media as bench
     from exporter.models import model_named
+    from runtime.atomic import told, write_atomic
     from runtime.media.files.video_file import check_folder
 
     spec = model_named(model)
@@ -47,7 +48,8 @@ def bench_media(
     sizes = [spec.latent_shape(size) for size in pixels]
     found = bench.bench_media(spec, sizes, torch.device("cuda" if cuda else "cpu"), repeats, RichProgress())
     if out is not None:
-        out.write_text(json.dumps(found, indent=2), encoding="utf-8")
+        with told(out):
+            write_atomic(out, json.dumps(found, indent=2).encode())
     if as_json:
         typer.echo(json.dumps(found, indent=2))
         return

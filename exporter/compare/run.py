@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,8 @@ from exporter.compare.sweep import check_sweep, sweep
 from exporter.compare.video import VIDEO, why_no_video
 from exporter.progress import Progress
 from plugins.errors import UserError
-from plugins.torch_op import torch_dtype
+from plugins.torch_dtypes import torch_dtype
+from runtime.atomic import atomic_path, told, write_atomic
 from runtime.versions import installed_versions
 
 _TOOLS = ("turbotrt", "torch", "triton", "onnx", "polygraphy", "tensorrt-rtx", "tensorrt", "numpy")
@@ -66,7 +68,8 @@ def _compare(spec: CompareSpec, roster: Roster, found: Comparison, video: bool, 
     with progress.stage("write results"):
         _save(spec.out, results, progress)
         _save_block(spec.out, roster, spec.block_step, feed, results["ops"])
-        (spec.out / SUMMARY).write_bytes(summary(found))
+        with told(spec.out / SUMMARY):
+            write_atomic(spec.out / SUMMARY, summary(found))
         write_report(spec.out / REPORT, found)
 
 
@@ -103,7 +106,7 @@ def _save(out: Path, results: Mapping[str, RunResults], progress: Progress) -> N
             (out / f"{name}.json").unlink(missing_ok=True)
             progress.note(f"{name}.json is not written: its tensors are {size / 1e9:.1f} GB")
             continue
-        quietly(result.save, str(out / f"{name}.json"))
+        _written(out / f"{name}.json", result.save)
 
 
 def _save_block(out: Path, roster: Roster, step: int, feed: Mapping[str, Tensor], results: RunResults) -> None:
@@ -112,13 +115,19 @@ def _save_block(out: Path, roster: Roster, step: int, feed: Mapping[str, Tensor]
     weights = roster.deployed(roster.scene.steps[step].expert, "block", int(feed["layer"]))
     named = {**feed, **weights}
     inputs = {info.name: named[info.name].to(torch_dtype(info.dtype)) for info in stage.inputs}
-    quietly(save_json, [inputs], str(out / INPUTS))
+    _written(out / INPUTS, partial(save_json, [inputs]))
     outputs = RunResults()
     for name, iterations in results.items():
         if name in roster.machines:
             given = {stage.outputs[0].name: iterations[0][BLOCK_OUTPUT]}
             outputs.append((name, [IterationResult(given, iterations[0].runtime, name)]))
-    quietly(outputs.save, str(out / OUTPUTS))
+    _written(out / OUTPUTS, outputs.save)
+
+
+def _written(path: Path, save: Callable[[str], object]) -> None:
+    """Let Polygraphy write a file."""
+    with told(path), atomic_path(path) as temporary:
+        quietly(save, str(temporary))
 
 
 def facts(spec: CompareSpec, roster: Roster) -> dict[str, str]:

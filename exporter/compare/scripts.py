@@ -50,7 +50,7 @@ def inputs(bundle: Path, stage: str) -> Iterator[dict[str, Any]]:
     """One feed: made-up activations of a small size, and the bundle's weights (of block 0), random without any."""
     import torch
 
-    from plugins.torch_op import torch_dtype
+    from plugins.torch_dtypes import torch_dtype
     from runtime.dims import shape_of, split_dim
     from runtime.media.text.relative_position import relative_buckets
 

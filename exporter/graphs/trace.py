@@ -11,7 +11,7 @@ import torch
 
 from exporter.networks.stage_spec import StageSpec
 from plugins.onnx_schema import translation_table
-from plugins.torch_op import torch_dtype
+from plugins.torch_dtypes import torch_dtype
 from runtime.dims import split_dim
 
 OPSET = 20

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from exporter.packing.formats import component_format
 from exporter.progress import Progress
 from exporter.spec import ExportSpec
 from plugins.errors import UserError
+from runtime.atomic import atomic_path
 from runtime.bundle import FileInfo, Manifest, MediaComponent, file_info, write_manifest
 
 TOKENIZER_NAME = "tokenizer.json"
@@ -62,9 +62,8 @@ def pack_media(spec: ExportSpec, manifest: Manifest, report: Progress) -> Manife
             pack_component(source, form, spec.bundle_dir / name, update)
         files[name] = file_info(spec.bundle_dir / name, inputs=key)
     if tokenizer is not None:
-        temporary = spec.bundle_dir / f".{TOKENIZER_NAME}.partial"
-        shutil.copyfile(tokenizer, temporary)
-        os.replace(temporary, spec.bundle_dir / TOKENIZER_NAME)
+        with atomic_path(spec.bundle_dir / TOKENIZER_NAME) as temporary:
+            shutil.copyfile(tokenizer, temporary)
         files[TOKENIZER_NAME] = file_info(spec.bundle_dir / TOKENIZER_NAME)
     listed = TOKENIZER_NAME if TOKENIZER_NAME in files else None
     added = msgspec.structs.replace(manifest, files=files, media_weights=weights, tokenizer=listed)

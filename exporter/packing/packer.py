@@ -9,13 +9,14 @@ from typing import Protocol
 import torch
 
 from exporter.checkpoint.reader import Checkpoint
-from exporter.checkpoint.source import TORCH_DTYPES, TensorMeta
+from exporter.checkpoint.source import TensorMeta
 from exporter.models import ModelSpec
 from exporter.networks.dit.weights import BLOCK_LINEARS, PROJ_L_SOURCE, packed_tensors
 from exporter.networks.weight_spec import LinearMode
 from exporter.packing.quantize import block_quantize
 from exporter.packing.writer import SafetensorsWriter
 from plugins.errors import UserError
+from plugins.torch_dtypes import torch_dtype
 
 FORMAT_VERSION = "1"
 _PIECE = 2**22  # elements converted and checked at once: bounds the temporaries beside the largest matrices
@@ -113,7 +114,7 @@ class Packer:
 def converted(tensor: torch.Tensor, dtype: str, name: str) -> Iterator[torch.Tensor]:
     """The tensor in another dtype, by consecutive pieces. Raises UserError on NaN or infinity."""
     for piece in tensor.reshape(-1).split(_PIECE):
-        yield _finite(piece.to(TORCH_DTYPES[dtype]), name)
+        yield _finite(piece.to(torch_dtype(dtype)), name)
 
 
 def _finite(tensor: torch.Tensor, name: str) -> torch.Tensor:

@@ -2,47 +2,31 @@
 
 from __future__ import annotations
 
-import errno
-import json
 import math
-import os
 import shutil
-import uuid
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
 from typing import BinaryIO
 
 import torch
 
-from exporter.checkpoint.source import DTYPE_NAMES, TORCH_DTYPES, TensorMeta
+from exporter.checkpoint.source import TensorMeta
+from plugins.dtypes import DTYPES
 from plugins.errors import UserError
+from plugins.torch_dtypes import torch_dtype
+from runtime.atomic import AtomicWriter, atomic_file, told
 from runtime.byte_sizes import gigabytes
-
-_HEADER_DTYPES: Mapping[str, str] = {"int8": "I8", "bf16": "BF16", "fp16": "F16", "fp32": "F32"}
+from runtime.safetensors_header import encoded_header
 
 
 def _size(meta: TensorMeta) -> int:
-    return math.prod(meta.shape) * int(TORCH_DTYPES[meta.dtype].itemsize)
+    return math.prod(meta.shape) * DTYPES[meta.dtype].bytes
 
 
-def _header(tensors: Mapping[str, TensorMeta], metadata: Mapping[str, str]) -> bytes:
-    """Length and JSON, padded with spaces to a multiple of 8 bytes; the same bytes for the same input."""
-    header: dict[str, object] = {"__metadata__": dict(sorted(metadata.items()))}
-    start = 0
-    for name, meta in tensors.items():
-        end = start + _size(meta)
-        header[name] = {"dtype": _HEADER_DTYPES[meta.dtype], "shape": list(meta.shape), "data_offsets": [start, end]}
-        start = end
-    text = json.dumps(header, separators=(",", ":")).encode("utf-8")
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text
-
-
-class SafetensorsWriter:
+class SafetensorsWriter(AtomicWriter):
     """A context in which the tensors of a table are written in its order; the file appears whole or not at all.
 
-    Leaving by an exception removes the temporary file and leaves a previous ``out`` as it was.
     Raises UserError if the disk is full or cannot be written.
     """
 
@@ -53,11 +37,10 @@ class SafetensorsWriter:
         metadata: Mapping[str, str],
         progress: Callable[[int, int], None] | None = None,
     ) -> None:
-        self._out = out
+        super().__init__(out)
         self._tensors = tensors
         self._names = iter(tensors)
-        self._head = _header(tensors, metadata)
-        self._temporary = out.parent / f".{out.name}.{uuid.uuid4().hex}.partial"
+        self._head = encoded_header(((n, m.dtype, m.shape) for n, m in tensors.items()), metadata)
         self._progress = progress or (lambda done, total: None)
         self._done = 0
         self._total = sum(map(_size, tensors.values()))
@@ -65,22 +48,25 @@ class SafetensorsWriter:
 
     def __enter__(self) -> SafetensorsWriter:
         self._check_room()
-        try:
-            self._file = self._temporary.open("xb", buffering=0)
-            self._put(memoryview(self._head))
-        except BaseException:
-            self._discard()
-            raise
+        self.begin()
         return self
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        with atomic_file(self.path) as self._file:
+            self._put(memoryview(self._head))
+            yield
+            if next(self._names, None) is not None:
+                raise ValueError(f"{self.path} is not complete")
 
     def write(self, name: str, pieces: Iterable[torch.Tensor]) -> None:
         """The next tensor, as consecutive pieces of its rows. ValueError on a wrong order, dtype or size: a bug."""
         if name != next(self._names, None):
-            raise ValueError(f"{name} is not the next tensor of {self._out}")
+            raise ValueError(f"{name} is not the next tensor of {self.path}")
         meta = self._tensors[name]
         written = 0
         for piece in pieces:
-            if DTYPE_NAMES.get(piece.dtype) != meta.dtype:
+            if piece.dtype != torch_dtype(meta.dtype):
                 raise ValueError(f"{name}: {piece.dtype} in place of {meta.dtype}")
             data = memoryview(piece.detach().contiguous().reshape(-1).view(torch.uint8).numpy())
             written += len(data)
@@ -90,25 +76,14 @@ class SafetensorsWriter:
         if written != _size(meta):
             raise ValueError(f"{name}: {written} bytes in place of {_size(meta)}")
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        try:
-            if kind is None:
-                self._finish()
-        finally:
-            self._discard()
-
     def _check_room(self) -> None:
         need = len(self._head) + self._total
-        try:
-            self._out.parent.mkdir(parents=True, exist_ok=True)
-            free = shutil.disk_usage(self._out.parent).free
-        except OSError as error:
-            raise self._unwritable(error) from error
+        with told(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            free = shutil.disk_usage(self.path.parent).free
         if free < need:
             raise UserError(
-                f"There is no room for {self._out}.",
+                f"There is no room for {self.path}.",
                 expected=f"{gigabytes(need)} free",
                 got=gigabytes(free),
                 remedy="free some space or choose another folder",
@@ -117,28 +92,7 @@ class SafetensorsWriter:
     def _put(self, data: memoryview) -> None:
         if self._file is None:
             raise ValueError("the writer is not open")
-        try:
+        with told(self.path):
             done = 0
             while done < len(data):  # one write takes at most 2 GiB
                 done += self._file.write(data[done:]) or 0
-        except OSError as error:
-            raise self._unwritable(error) from error
-
-    def _finish(self) -> None:
-        if self._file is None or next(self._names, None) is not None:
-            raise ValueError(f"{self._out} is not complete")
-        try:
-            os.fsync(self._file.fileno())
-            self._file.close()
-            os.replace(self._temporary, self._out)
-        except OSError as error:
-            raise self._unwritable(error) from error
-
-    def _discard(self) -> None:
-        if self._file is not None:
-            self._file.close()
-        self._temporary.unlink(missing_ok=True)
-
-    def _unwritable(self, error: OSError) -> UserError:
-        remedy = "free some space" if error.errno == errno.ENOSPC else "choose a folder that can be written"
-        return UserError(f"{self._out} cannot be written.", got=str(error), remedy=remedy)

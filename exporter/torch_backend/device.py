@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from plugins.torch_op import torch_dtype
+from plugins.torch_dtypes import torch_dtype
 from runtime.backends.protocol import Bytes, DeviceTensor, Queue
 
 

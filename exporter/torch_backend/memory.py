@@ -12,7 +12,8 @@ from plugins.compile import plan_bytes
 from plugins.expr import evaluate
 from plugins.plan import decode
 from plugins.registry import OPS
-from plugins.torch_op import NAMESPACE, torch_dtype
+from plugins.torch_dtypes import torch_dtype
+from plugins.torch_op import NAMESPACE
 from runtime.bundle import StageEntry, TensorInfo
 from runtime.dims import Sizes, shape_of
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections import deque
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from runtime.atomic import write_atomic
 from runtime.backends.protocol import BackendError, DeviceTensor
 from runtime.bundle import OUTPUT_SUFFIX, StageEntry
 from runtime.dims import Sizes, shape_of
@@ -127,19 +126,12 @@ class RuntimeCache:
         config.set_runtime_cache(self._cache)
 
     def save(self) -> str | None:
-        """Write the file if there is anything new: under a temporary name, then renamed. What went wrong, or None."""
+        """Write the file if there is anything new. What went wrong, or None."""
         data = bytes(self._cache.serialize())
         if data == self._saved:
             return None
         try:
-            handle, temporary = tempfile.mkstemp(prefix=f".{self._path.name}.", dir=self._path.parent)
-            try:
-                with os.fdopen(handle, "wb") as file:
-                    file.write(data)
-                os.chmod(temporary, 0o644)  # mkstemp makes it private; a bundle is for anyone
-                os.replace(temporary, self._path)
-            finally:
-                Path(temporary).unlink(missing_ok=True)
+            write_atomic(self._path, data)
         except OSError as error:
             return f"{self._path.name} could not be written ({error.strerror}): the next start compiles again"
         self._saved = data

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
-import stat
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from math import prod
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -20,25 +15,9 @@ from plugins.errors import UserError
 from runtime.backends.protocol import Bytes
 from runtime.layout import Layout
 from runtime.numerics import from_bf16_bits
+from runtime.safetensors_header import Stored, header_of, open_regular, read_exactly
 
-MAX_HEADER_BYTES = 100 << 20
-_DTYPES: Mapping[str, str] = MappingProxyType({dtype.safetensors: name for name, dtype in DTYPES.items()})
-_NUMPY: Mapping[str, type[Any]] = MappingProxyType(
-    {"fp32": np.float32, "fp16": np.float16, "bf16": np.uint16, "int8": np.int8, "int32": np.int32}
-)
-
-
-@dataclass(frozen=True)
-class Stored:
-    """A tensor in the file; ``start`` is its offset in bytes from the file's beginning."""
-
-    start: int
-    shape: tuple[int, ...]
-    dtype: str
-
-    @property
-    def nbytes(self) -> int:
-        return prod(self.shape) * DTYPES[self.dtype].bytes
+_INTEGERS = ("int8", "uint8", "int32")
 
 
 class WeightsFile:
@@ -46,17 +25,11 @@ class WeightsFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._file = open_regular(path)
         try:
-            self._file = os.open(path, os.O_RDONLY)
-        except OSError as error:
-            raise UserError(f"{path} cannot be read.", expected="a safetensors file", got=error.strerror) from error
-        try:
-            if not stat.S_ISREG(os.fstat(self._file).st_mode):
-                raise UserError(f"{path} cannot be read.", expected="a safetensors file", got="a folder or a device")
-            self.size = os.fstat(self._file).st_size
-            self.tensors: Mapping[str, Stored] = MappingProxyType(self._read_header())
+            self.tensors: Mapping[str, Stored] = header_of(self._file, path).tensors
         except BaseException:
-            os.close(self._file)
+            self.close()
             raise
 
     def close(self) -> None:
@@ -64,54 +37,37 @@ class WeightsFile:
             os.close(self._file)
             self._file = -1
 
-    def _read_header(self) -> dict[str, Stored]:
-        head = os.pread(self._file, 8, 0)
-        length = int.from_bytes(head, "little")
-        if len(head) < 8 or not 2 <= length <= min(MAX_HEADER_BYTES, self.size - 8):
-            raise self._damaged("it has no safetensors header")
-        try:
-            content = json.loads(os.pread(self._file, length, 8))
-            return {
-                name: self._stored(name, entry, 8 + length) for name, entry in content.items() if name != "__metadata__"
-            }
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise self._damaged(f"its header is wrong: {error}") from error
-
-    def _stored(self, name: str, entry: Mapping[str, Any], base: int) -> Stored:
-        start, end = map(int, entry["data_offsets"])
-        found = Stored(base + start, tuple(map(int, entry["shape"])), _DTYPES[entry["dtype"]])
-        if start < 0 or end - start != found.nbytes or base + end > self.size:
-            raise ValueError(f"{name} lies outside the file or is of another size than its shape")
-        return found
-
-    def _damaged(self, why: str) -> UserError:
-        return UserError(f"{self.path} is not a whole safetensors file: {why}.", remedy="pack the weights again")
-
     def read(self, name: str) -> npt.NDArray[Any]:
-        """One tensor; bfloat16, which numpy lacks, comes as its bits in uint16. Raises UserError if there is none."""
-        found = self.tensors.get(name)
-        if found is None or found.dtype not in _NUMPY:
-            raise UserError(
-                f"{self.path} has no tensor {name!r} of a readable dtype.",
-                expected=", ".join(_NUMPY),
-                got=found.dtype if found else ", ".join(list(self.tensors)[:5]) or "none",
-            )
-        out = np.empty(found.shape, _NUMPY[found.dtype])
+        """One tensor; dtypes that numpy lacks come as their bits. Raises UserError if there is none."""
+        found, dtype = self._readable(name)
+        out = np.empty(found.shape, dtype)
         self._read(found.start, out.reshape(-1).view(np.uint8))
         return out
 
     def read_rows(self, name: str, rows: Sequence[int]) -> npt.NDArray[Any]:
-        """Some rows of a matrix, in the order given, without reading the rest; bfloat16 as its bits in uint16."""
-        found = self.tensors[name]
-        out = np.empty((len(rows), *found.shape[1:]), _NUMPY[found.dtype])
+        """Some rows of a matrix, in the order given, as ``read`` gives them, without reading the rest."""
+        found, dtype = self._readable(name)
+        out = np.empty((len(rows), *found.shape[1:]), dtype)
         size = found.nbytes // found.shape[0]
         for target, row in zip(out, rows, strict=True):
             self._read(found.start + row * size, target.reshape(-1).view(np.uint8))
         return out
 
+    def _readable(self, name: str) -> tuple[Stored, str]:
+        """A tensor and its numpy dtype. Raises UserError."""
+        found = self.tensors.get(name)
+        if found is None or found.dtype not in DTYPES:
+            raise UserError(
+                f"{self.path} has no tensor {name!r} of a readable dtype.",
+                expected=", ".join(DTYPES),
+                got=found.dtype if found else ", ".join(map(ascii, list(self.tensors)[:5])) or "none",
+                remedy="give the file that holds it",
+            )
+        return found, DTYPES[found.dtype].numpy
+
     def is_finite(self, name: str) -> bool:
         """Whether a tensor holds neither NaN nor infinity; integers never do."""
-        if self.tensors[name].dtype in ("int8", "int32"):
+        if self.tensors[name].dtype in _INTEGERS:
             return True
         values = self.read(name)
         return bool(np.isfinite(from_bf16_bits(values) if self.tensors[name].dtype == "bf16" else values).all())
@@ -142,9 +98,4 @@ class WeightsFile:
                 self._read(at, target[first - start : last - start])
 
     def _read(self, at: int, target: Bytes) -> None:
-        view = memoryview(target)  # type: ignore[arg-type]  # numpy's arrays are buffers
-        while view:
-            count = os.preadv(self._file, [view], at)
-            if count == 0:
-                raise self._damaged("it ends too early")
-            view, at = view[count:], at + count
+        read_exactly(self._file, self.path, target.data, at)

@@ -117,7 +117,7 @@ def test_shape_expressions_agree_with_the_plan(plans: dict[str, bytes]) -> None:
 
 def _random(spec: Any, symbols: dict[str, int]) -> Any:
     from plugins.plan import shape_of
-    from plugins.torch_op import torch_dtype
+    from plugins.torch_dtypes import torch_dtype
 
     shape, dtype = shape_of(spec, symbols), torch_dtype(spec.dtype)
     if dtype == torch.int8:
@@ -131,7 +131,8 @@ def test_enqueue_runs_the_plan_on_raw_pointers(plans: dict[str, bytes]) -> None:
     """The plans are compiled again for the GPU that is here: the same ops, dims and attributes."""
     from plugins.compile import plan_bytes
     from plugins.plan import shape_of
-    from plugins.torch_op import run_plan, torch_dtype
+    from plugins.torch_dtypes import torch_dtype
+    from plugins.torch_op import run_plan
 
     major, minor = torch.cuda.get_device_capability()
     stream = torch.cuda.current_stream().cuda_stream

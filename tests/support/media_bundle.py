@@ -17,7 +17,7 @@ from exporter.networks.vae.halves import HALVES
 from exporter.networks.vae.spec import VAES
 from exporter.networks.vae.weights import packed_weights
 from exporter.networks.weight_spec import LinearMode, WeightSpec
-from plugins.torch_op import torch_dtype
+from plugins.torch_dtypes import torch_dtype
 from runtime.bundle import Component, FileInfo, GpuFacts, Manifest, StageEntry, file_info, write_manifest
 from runtime.numerics import Array
 from tests.support.random_bundle import facts

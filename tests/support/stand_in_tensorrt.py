@@ -18,7 +18,7 @@ import torch
 
 from exporter.torch_backend.runner import run_stage, stage_functions
 from plugins.dtypes import DTYPES
-from plugins.torch_op import torch_dtype
+from plugins.torch_dtypes import torch_dtype
 from runtime.bundle import FileInfo, Manifest, StageEntry, TensorInfo, file_info, write_manifest
 from runtime.dims import shape_of
 

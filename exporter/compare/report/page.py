@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import base64
-import os
-import tempfile
 from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
@@ -22,6 +20,7 @@ from exporter.compare.report.tables import (
     where,
 )
 from exporter.compare.spec import LEVELS, Comparison, Level, Row, Sweep
+from runtime.atomic import told, write_atomic
 
 _TITLES: dict[str, str] = {
     "op": "Ops",
@@ -34,15 +33,9 @@ _TITLES: dict[str, str] = {
 
 
 def write_report(path: Path, found: Comparison) -> None:
-    """Write the report under a temporary name, then rename it."""
-    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(html(found))
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
+    """Write the report. Raises UserError where it cannot be written."""
+    with told(path):
+        write_atomic(path, html(found).encode())
 
 
 def html(found: Comparison) -> str:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import shlex
-import shutil
 import tempfile
-import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
@@ -16,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from plugins.errors import UserError
+from runtime.atomic import AtomicWriter, atomic_folder, atomic_path, told
 
 Frames = npt.NDArray[np.uint8]
 _QUALITY = "18"  # x264's constant rate factor: visually lossless
@@ -36,15 +36,15 @@ class FrameSink(Protocol):
     def write(self, frames: Frames) -> None: ...
 
 
-class Mp4:
+class Mp4(AtomicWriter):
     """H.264, yuv420p. Raises UserError where PyAV is missing or the file cannot be written."""
 
     def __init__(self, path: Path, size: tuple[int, int], fps: int) -> None:
-        self._path, self._size, self._fps = path, size, fps
-        self._temporary = path.parent / f".{path.name}.{uuid.uuid4().hex}.partial"
+        super().__init__(path)
+        self._size, self._fps = size, fps
 
     def check(self) -> None:
-        check_folder(self._path)
+        check_folder(self.path)
         try:
             import av
         except ImportError as error:
@@ -54,47 +54,44 @@ class Mp4:
 
     def __enter__(self) -> Mp4:
         self.check()
-        try:
-            self._container = self._av.open(str(self._temporary), "w", format="mp4", options={"movflags": "faststart"})
-        except OSError as error:
-            raise UserError(f"{self._path} cannot be written.", got=str(error)) from error
-        stream: Any = self._container.add_stream("libx264", rate=Fraction(self._fps), options={"crf": _QUALITY})
-        stream.width, stream.height = self._size
-        stream.pix_fmt = "yuv420p"
-        self._stream = stream
+        self.begin()
         return self
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        with atomic_path(self.path) as temporary:
+            container = self._av.open(str(temporary), "w", format="mp4", options={"movflags": "faststart"})
+            try:
+                stream: Any = container.add_stream("libx264", rate=Fraction(self._fps), options={"crf": _QUALITY})
+                stream.width, stream.height = self._size
+                stream.pix_fmt = "yuv420p"
+                self._container, self._stream = container, stream
+                yield
+                container.mux(stream.encode(None))
+                container.close()
+            except BaseException:
+                with suppress(OSError):
+                    container.close()
+                raise
 
     def write(self, frames: Frames) -> None:
         for frame in frames:
             picture = self._av.VideoFrame.from_ndarray(frame, format="rgb24")
-            self._container.mux(self._stream.encode(picture))
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
-        try:
-            if kind is None:
-                self._container.mux(self._stream.encode(None))
-            self._container.close()
-            if kind is None:
-                os.replace(self._temporary, self._path)
-        except OSError as problem:
-            if kind is None:
-                raise UserError(f"{self._path} cannot be written.", got=str(problem)) from problem
-        finally:
-            self._temporary.unlink(missing_ok=True)
+            with told(self.path):
+                self._container.mux(self._stream.encode(picture))
 
 
-class PngFolder:
+class PngFolder(AtomicWriter):
     """00000.png, 00001.png, … in a new folder. Raises UserError if it exists and holds anything."""
 
     def __init__(self, path: Path) -> None:
-        self._path = path
-        self._temporary = path.parent / f".{path.name}.{uuid.uuid4().hex}.partial"
+        super().__init__(path)
         self._count = 0
 
     def check(self) -> None:
-        check_folder(self._path)
-        if self._path.exists() and (not self._path.is_dir() or any(self._path.iterdir())):
-            raise UserError(f"{self._path} exists already.", expected="a new or empty folder for the frames")
+        check_folder(self.path)
+        if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+            raise UserError(f"{self.path} exists already.", expected="a new or empty folder for the frames")
         try:
             from PIL import Image
         except ImportError as error:
@@ -103,22 +100,19 @@ class PngFolder:
 
     def __enter__(self) -> PngFolder:
         self.check()
-        try:
-            self._temporary.mkdir(parents=True)
-        except OSError as error:
-            raise UserError(f"{self._path} cannot be written.", got=error.strerror) from error
+        self.begin()
         return self
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        with atomic_folder(self.path) as self._temporary:
+            yield
 
     def write(self, frames: Frames) -> None:
         for frame in frames:
-            self._image.fromarray(frame).save(self._temporary / f"{self._count:05d}.png")
+            with told(self.path):
+                self._image.fromarray(frame).save(self._temporary / f"{self._count:05d}.png")
             self._count += 1
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
-        if kind is None:
-            self._temporary.replace(self._path)  # over an empty folder this works too
-        else:
-            shutil.rmtree(self._temporary, ignore_errors=True)
 
 
 def check_folder(path: Path) -> None:

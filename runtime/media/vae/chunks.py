@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from plugins.dtypes import DTYPES
 from plugins.errors import UserError
 from runtime.backends.protocol import Memory, Runner, tensors
 from runtime.bundle import StageEntry
@@ -18,8 +19,6 @@ from runtime.dims import Sizes
 from runtime.layout import Layout, weight_layout
 from runtime.media.vae.tensors import TOTAL, cache_layout, input_layout, output_layout
 from runtime.weights.file import WeightsFile
-
-_NUMPY = {"fp32": np.float32, "bf16": np.uint16, "uint8": np.uint8}
 
 
 class Chunks:
@@ -78,7 +77,7 @@ class Chunks:
         stage = self._first if self._first is not None and self._chunks[track] == 0 else self._following
         taken, given = input_layout(stage, self._sizes), output_layout(stage, self._sizes)
         place = taken.places["chunk"]
-        if chunk.shape != place.shape or chunk.dtype != _NUMPY[place.dtype]:
+        if chunk.shape != place.shape or chunk.dtype != DTYPES[place.dtype].numpy:
             raise ValueError(f"{stage.name} takes {place.dtype} {place.shape}, got {chunk.dtype} {chunk.shape}")
         read, write = tensors(self._held[track], self._caches), tensors(self._spare, self._caches)
         inputs = {**self._weights, **tensors(self._input, taken), **({} if stage is self._first else read)}
@@ -89,7 +88,7 @@ class Chunks:
         raw = np.empty(given.nbytes, np.uint8)
         self._device.download(self._output, 0, raw)
         found = {
-            name: raw[place.offset : place.offset + place.nbytes].view(_NUMPY[place.dtype]).reshape(place.shape)
+            name: raw[place.offset : place.offset + place.nbytes].view(DTYPES[place.dtype].numpy).reshape(place.shape)
             for name, place in given.places.items()
         }
         if not np.isfinite(found.get(TOTAL, 0)).all():

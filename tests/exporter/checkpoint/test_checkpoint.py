@@ -71,7 +71,7 @@ def test_differences_are_listed_together(tmp_path: Path) -> None:
         "4 differences",
         "missing    blocks.0.norm3.bias: bf16/fp16/fp32 [256]",
         "wrong      blocks.1.ffn.0.weight: fp32 [3, 4] in place of bf16/fp16/fp32 [512, 256]",
-        "wrong      head.head.bias: fp64 [64]",
+        "wrong      head.head.bias: float64 [64]",
         "unexpected img_emb.proj.weight",
     )
 

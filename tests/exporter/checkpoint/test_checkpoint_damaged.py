@@ -116,7 +116,7 @@ def test_file_cut_after_opening_isrefused(tmp_path: Path) -> None:
     path = ck.save_safetensors(tmp_path / "a.safetensors", STATE)
     reader = open_checkpoint(path, TINY)
     os.truncate(path, 1000)
-    with pytest.raises(UserError, match="end of file"):
+    with pytest.raises(UserError, match="ends too early"):
         reader.load("blocks.0.ffn.0.weight")
 
 

@@ -29,7 +29,7 @@ from exporter.torch_backend.runner import TorchRunner
 from plugins.errors import UserError
 from plugins.onnx_schema import DOMAIN
 from plugins.plan import decode
-from plugins.torch_op import torch_dtype
+from plugins.torch_dtypes import torch_dtype
 from runtime.backends import tensorrt
 from runtime.backends.cuda_device import CudaDevice
 from runtime.media.text.encoder import TextEncoder

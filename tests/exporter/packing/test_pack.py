@@ -190,9 +190,9 @@ _MEASURE = """
 import re, sys, threading, time
 from dataclasses import replace
 from pathlib import Path
-from exporter.checkpoint import open_checkpoint
+from exporter.checkpoint.reader import open_checkpoint
 from exporter.models import MODELS
-from exporter.pack import pack
+from exporter.packing.packer import pack
 peak = 0
 def sample():
     global peak

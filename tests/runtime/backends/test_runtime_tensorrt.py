@@ -201,7 +201,7 @@ def test_a_bundle_that_cannot_be_written_runs_and_says_so(bundle: Path, monkeypa
     def refuse(*args: Any, **kwargs: Any) -> Any:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("runtime.backends.engine.tempfile.mkstemp", refuse)
+    monkeypatch.setattr("runtime.backends.engine.write_atomic", refuse)
     report = SilentProgress()
     kind = stand_in_kind(HostDevice("copies first"), [])
     with Pipeline.load(bundle, backend=kind, report=report, **OPTIONS) as pipe:

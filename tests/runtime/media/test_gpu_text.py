@@ -20,7 +20,8 @@ from exporter.models import MODELS
 from exporter.networks.text.encoder import TEXT_ENCODERS, text_block, text_norm, text_weights
 from exporter.torch_backend.runner import TorchRunner
 from plugins.registry import OPS
-from plugins.torch_op import call, torch_dtype
+from plugins.torch_dtypes import torch_dtype
+from plugins.torch_op import call
 from runtime.media.text.encoder import TextEncoder
 from runtime.media.text.relative_position import relative_buckets
 from runtime.weights.file import WeightsFile
