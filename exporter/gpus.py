@@ -8,6 +8,7 @@ from types import MappingProxyType
 from typing import Literal
 
 from plugins.errors import UserError
+from plugins.sms import capability, cubin_sm
 
 Flavour = Literal["tensorrt_rtx", "tensorrt"]
 
@@ -31,8 +32,8 @@ class GpuSpec:
 
     @property
     def cubin_sm(self) -> int:
-        """The SM our kernels are compiled for: 12.1 runs 12.0's cubins (same major version, higher minor)."""
-        return 120 if self.sm == 121 else self.sm
+        """The SM our kernels are compiled for."""
+        return cubin_sm(self.sm)
 
     @property
     def fp16_sum_rate(self) -> float:
@@ -41,7 +42,7 @@ class GpuSpec:
 
     @property
     def compute_capability(self) -> str:
-        return f"{self.sm // 10}.{self.sm % 10}"
+        return capability(self.sm)
 
 
 # GeForce parts do FP8 and FP16 with FP32 accumulation at half the rate of the professional parts; INT8 is full rate.

@@ -9,15 +9,12 @@ import tempfile
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 from plugins.dtypes import DTYPES
-from plugins.expr import apply, fold, to_plain
-from plugins.op import AttrValue, Op, symbol
+from plugins.expr import Dim, apply, fold, to_plain
+from plugins.op import AttrValue, Op, Tensor, symbol
 from plugins.plan import KernelImage, LaunchSpec, Plan, TensorSpec, encode
 from plugins.plan_builder import Buffer, Launch, LaunchPlan
-
-SMS = (80, 86, 89, 90, 100, 120)
 
 
 def build_plan(op: Op, static_dims: Mapping[str, int], attributes: Mapping[str, AttrValue], sm: int) -> Plan:
@@ -30,7 +27,9 @@ def build_plan(op: Op, static_dims: Mapping[str, int], attributes: Mapping[str, 
 
 
 @cache
-def _cached_plan(op_name: str, static: tuple[tuple[str, int], ...], attributes: tuple[Any, ...], sm: int) -> bytes:
+def _cached_plan(
+    op_name: str, static: tuple[tuple[str, int], ...], attributes: tuple[tuple[str, AttrValue], ...], sm: int
+) -> bytes:
     from plugins.registry import OPS
 
     return encode(build_plan(OPS[op_name], dict(static), dict(attributes), sm))
@@ -42,8 +41,8 @@ def plan_bytes(op: Op, static_dims: Mapping[str, int], attributes: Mapping[str, 
     return _cached_plan(op.name, static, tuple(sorted(op.attribute_values(attributes).items())), sm)
 
 
-def _compile(op: Op, dims: Mapping[str, Any], values: Mapping[str, AttrValue], sm: int, body: LaunchPlan) -> Plan:
-    def concrete(tensor: Any) -> TensorSpec:
+def _compile(op: Op, dims: Mapping[str, Dim], values: Mapping[str, AttrValue], sm: int, body: LaunchPlan) -> Plan:
+    def concrete(tensor: Tensor) -> TensorSpec:
         return TensorSpec(tensor.name, tensor.dtype, [to_plain(_substitute(dim, dims)) for dim in tensor.dims])
 
     inputs, outputs = [concrete(t) for t in op.inputs], [concrete(t) for t in op.outputs]
@@ -60,7 +59,7 @@ def _compile(op: Op, dims: Mapping[str, Any], values: Mapping[str, AttrValue], s
     return Plan(op.name, sm, dict(values), sources, inputs, outputs, buffers, kernels, launches)
 
 
-def _substitute(dim: Any, dims: Mapping[str, Any]) -> Any:
+def _substitute(dim: Dim, dims: Mapping[str, Dim]) -> Dim:
     """The dim with static symbols replaced by their values."""
     return fold(dim, lambda value: value, lambda name: dims[name], apply)
 

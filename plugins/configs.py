@@ -13,8 +13,7 @@ from contextvars import ContextVar
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from pathlib import Path
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -25,16 +24,13 @@ Table = dict[str, dict[str, dict[str, dict[str, Any]]]]
 
 FILE = Path(__file__).with_suffix(".json")
 
-#: Kernel name → module with ``CONFIGS`` by SM, ``legal(config, sm)`` and ``candidates(sm)``.
-TUNABLE: Mapping[str, str] = MappingProxyType({"block_int8_gemm": "plugins.block_int8_gemm.kernel"})
-
 
 @dataclass
 class Trial:
     """A config that stands in for the table's while plans are built, and the size keys it was asked for."""
 
     kernel: str
-    config: Any
+    config: DataclassInstance
     keys: set[str] = field(default_factory=set)
 
 
@@ -62,8 +58,7 @@ def config_for(kernel: str, sm: int, sizes: Mapping[str, int | str], default: Co
     trial = _TRIAL.get()
     if trial is not None and trial.kernel == kernel:
         trial.keys.add(key)
-        chosen: Config = trial.config
-        return chosen
+        return cast(Config, trial.config)
     entry = table().get(kernel, {}).get(str(sm), {}).get(key, {})
     known = asdict(default)
     if unknown := set(entry) - set(known):
@@ -72,7 +67,7 @@ def config_for(kernel: str, sm: int, sizes: Mapping[str, int | str], default: Co
 
 
 @contextmanager
-def trying(kernel: str, config: Any) -> Iterator[Trial]:
+def trying(kernel: str, config: DataclassInstance) -> Iterator[Trial]:
     """Within it ``config_for(kernel, …)`` answers ``config``; plans must be built anew, not taken from a cache."""
     trial = Trial(kernel, config)
     token = _TRIAL.set(trial)

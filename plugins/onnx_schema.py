@@ -7,7 +7,7 @@ from functools import lru_cache
 from typing import Any
 
 from plugins.dtypes import DTYPES
-from plugins.op import Op
+from plugins.op import Op, Tensor
 from plugins.registry import OPS
 from plugins.torch_op import NAMESPACE, torch_op
 
@@ -20,7 +20,7 @@ PLAN_ATTRIBUTE = "plan"
 def _schema(op: Op) -> Any:
     from onnx import defs
 
-    def parameter(tensor: Any) -> Any:
+    def parameter(tensor: Tensor) -> Any:
         return defs.OpSchema.FormalParameter(tensor.name, f"tensor({DTYPES[tensor.dtype].onnx.lower()})")
 
     types = {int: defs.OpSchema.AttrType.INT, str: defs.OpSchema.AttrType.STRING}

@@ -1,19 +1,24 @@
-"""What an op is: inputs, outputs, attributes and which dimensions stay symbolic in its launch plan.
+"""What an op is: inputs, outputs, attributes, which dimensions stay symbolic in its plan, its work and its accuracy.
 
 From a declaration generic code makes the torch custom op with its fake kernel (torch_op), the ONNX schema and
-translation (onnx_schema), and the launch plan (compile) that the TensorRT plugin runs (tensorrt_plugin).
+translation (onnx_schema), the launch plan (compile) that the TensorRT plugin runs (tensorrt_plugin), and what it costs
+(cost). A declaration imports neither torch nor triton: whatever needs them is named here and found in the op's folder.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from plugins.expr import Dim, Expr, ceil_div, evaluate, symbol
 
-__all__ = ["Attr", "Op", "Tensor", "ceil_div", "symbol"]
+__all__ = ["Attr", "Bound", "Op", "Tensor", "ceil_div", "symbol"]
 
 AttrValue = int | str
+Dims = Mapping[str, int]
+Attributes = Mapping[str, AttrValue]
+#: Multiplications and additions by the dtype whose tensor cores do them: "int8", "fp8", "fp16" (bf16 has its rate).
+Operations = dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -26,27 +31,63 @@ class Attr:
 
 @dataclass(frozen=True)
 class Tensor:
-    """An input or output: dtype name and dims. A str dim names a symbol, bound where an input first shows it bare."""
+    """An input or output: dtype name and dims. A str dim names a symbol, bound where an input first shows it bare.
+
+    ``read``: the part of an input that the op needs, where that is not the whole.
+    """
 
     name: str
     dtype: str
     shape: tuple[int | str | Expr, ...]
+    read: tuple[int | str | Expr, ...] | None = None
 
     @property
     def dims(self) -> tuple[Dim, ...]:
-        return tuple(symbol(dim) if isinstance(dim, str) else dim for dim in self.shape)
+        return _dims(self.shape)
+
+    @property
+    def needed(self) -> tuple[Dim, ...]:
+        """The dims of what must cross the memory bus."""
+        return _dims(self.shape if self.read is None else self.read)
+
+
+def _dims(shape: Sequence[int | str | Expr]) -> tuple[Dim, ...]:
+    return tuple(symbol(dim) if isinstance(dim, str) else dim for dim in shape)
+
+
+@dataclass(frozen=True)
+class Bound:
+    """The largest relative L2 of a kernel's output from the reference's, both given the same inputs.
+
+    ``compare``: a model's own inputs, as ``turbotrt compare`` takes them; ``test``: the random ones of the GPU tests.
+    """
+
+    compare: float
+    test: float
+
+
+def no_operations(_dims: Dims, _attributes: Attributes) -> Operations:
+    """The work of an op that only moves."""
+    return {}
 
 
 @dataclass(frozen=True)
 class Op:
-    """One op under the one name that torch, ONNX, TensorRT and the tests use."""
+    """One op under the one name that torch, ONNX, TensorRT and the tests use.
+
+    ``bounds``: by value of the attribute ``precision``, under "" where the op has none. ``tunable``: its kernel.py has
+    ``CONFIGS``, ``legal`` and ``candidates`` that ``turbotrt tune`` measures, under the folder's name in configs.json.
+    """
 
     name: str
     folder: str
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
     dynamic: tuple[str, ...]
+    bounds: Mapping[str, Bound] = field(hash=False)
     attributes: tuple[Attr, ...] = ()
+    operations: Callable[[Dims, Attributes], Operations] = no_operations
+    tunable: bool = False
     #: The function in ``plugins.<folder>.kernel`` that makes the launch plan, and in ``.reference`` the oracle's name.
     plan_function: str = "launch_plan"
     reference_function: str = "reference"
@@ -82,3 +123,7 @@ class Op:
         if unknown := set(given) - set(known):
             raise ValueError(f"{self.name} has no attribute {sorted(unknown)}; it has {sorted(known)}")
         return known | dict(given)
+
+    def bound(self, attributes: Attributes) -> Bound:
+        """How far the op may be from its reference with these attributes. Raises KeyError on an unknown precision."""
+        return self.bounds[str(self.attribute_values(attributes).get("precision", ""))]

@@ -8,10 +8,7 @@ from typing import Any
 
 from plugins.expr import Dim
 
-__all__ = ["HOPPER_SMS", "SHARED_LIMIT", "Buffer", "Dim", "Launch", "LaunchPlan"]
-
-HOPPER_SMS = 132  # of H100 SXM and H200: the grid of persistent kernels, which run right in any number of programs
-SHARED_LIMIT: Mapping[int, int] = {80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}  # KiB a program, by SM
+__all__ = ["Buffer", "Dim", "Launch", "LaunchPlan"]
 
 
 @dataclass(frozen=True)

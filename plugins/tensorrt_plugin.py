@@ -8,11 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from plugins.dtypes import DTYPES
 from plugins.expr import Dim, evaluate, fold, from_plain
 from plugins.plan import Plan, TensorSpec, decode
+
+if TYPE_CHECKING:
+    from plugins.executor import PlanExecutor
 
 PLAN_FIELD = "plan"
 PLUGIN_VERSION = "1"
@@ -54,7 +57,7 @@ class _PlanBehaviour:
         self.plugin_namespace = NAMESPACE
         self.num_outputs = len(self.plan.outputs)
         self.timing_cache_id = ""
-        self._executor: Any = None
+        self._executor: PlanExecutor | None = None
 
     def get_capability_interface(self, kind: Any) -> Any:
         return self

@@ -17,6 +17,7 @@ from plugins.expr import fold
 from plugins.op import AttrValue, Op
 from plugins.plan import decode, shape_of
 from plugins.registry import OPS
+from plugins.sms import sm_number
 
 NAMESPACE = "turbotrt"
 
@@ -29,7 +30,7 @@ def torch_dtype(name: str) -> torch.dtype:
 def device_sm(device: torch.device | None = None) -> int:
     """Compute capability of a CUDA device, the current one if not given, as 90 for 9.0."""
     major, minor = torch.cuda.get_device_capability(device)
-    return 10 * int(major) + int(minor)
+    return sm_number(int(major), int(minor))
 
 
 def reference(op: Op) -> Callable[..., Any]:

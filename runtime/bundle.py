@@ -228,7 +228,7 @@ def _check_plain(name: str) -> None:
         raise ValueError(f"{name!r} is not the plain name of a file in the bundle")
 
 
-def sha256_of(path: Path, update: Callable[[int], Any] | None = None) -> str:
+def sha256_of(path: Path, update: Callable[[int], object] | None = None) -> str:
     """SHA-256 of a file in hexadecimal, read by parts; ``update`` hears the bytes of each part."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
@@ -310,7 +310,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> Path:
     return path
 
 
-def verify_file(folder: Path, name: str, info: FileInfo, update: Callable[[int], Any] | None = None) -> str | None:
+def verify_file(folder: Path, name: str, info: FileInfo, update: Callable[[int], object] | None = None) -> str | None:
     """What is wrong with one file, or None. The size is compared first: reading a truncated file is for nothing."""
     path = folder / name
     if not path.is_file():

@@ -11,6 +11,7 @@ import torch
 from exporter.gpus import GpuSpec
 from plugins.errors import UserError
 from plugins.plan import shape_of
+from plugins.sms import sm_number
 from plugins.torch_op import executor, torch_dtype
 
 _SLEEP_CYCLES = (
@@ -29,7 +30,7 @@ def require_gpu(gpu: GpuSpec) -> str:
         )
     major, minor = torch.cuda.get_device_capability()
     name: str = torch.cuda.get_device_name()
-    if 10 * major + minor != gpu.sm:
+    if sm_number(major, minor) != gpu.sm:
         raise UserError(
             f"The GPU here is not a {gpu.product}.",
             expected=f"compute capability {gpu.compute_capability}",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from math import prod
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from exporter.progress import Progress
 from plugins.torch_op import torch_dtype
 
 Weights = dict[str, Tensor]
+T = TypeVar("T")
 
 
 def random_weights(table: Mapping[str, WeightSpec], device: torch.device) -> Weights:
@@ -37,10 +38,11 @@ class Stopwatch:
         self.device, self.rows = device, list[dict[str, Any]]()
         self._cuda, self._repeats, self._report = device.type == "cuda", repeats, report
 
-    def __call__(self, task: str, name: str, function: Callable[[], Any]) -> Any:
+    def __call__(self, task: str, name: str, function: Callable[[], T]) -> T | None:
         """What ``function`` gave the first time; its best seconds after that and the peak of memory are a row."""
         row: dict[str, Any] = {"task": task, "name": name}
         self.rows.append(row)
+        result: T | None = None
         if self._cuda:
             torch.cuda.empty_cache()
         try:
@@ -51,13 +53,12 @@ class Stopwatch:
             row["peak_bytes"] = torch.cuda.max_memory_allocated() if self._cuda else None
         except Exception as error:  # one variant that fails must not cost the others their figures
             row["failed"] = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
-            result = None
         said = row.get("failed") or f"{row['seconds']:.3f} s"
         said += f", peak {row['peak_bytes'] / 1e9:.2f} GB" if row.get("peak_bytes") else ""
         self._report.note(f"{task}, {name}: {said}")
         return result
 
-    def _once(self, function: Callable[[], Any]) -> tuple[float, Any]:
+    def _once(self, function: Callable[[], T]) -> tuple[float, T]:
         self._wait()
         started = time.perf_counter()
         result = function()
@@ -85,7 +86,12 @@ def opened(make: Callable[[], Any]) -> tuple[Any, str]:
 
 
 def compare(
-    watch: Stopwatch, task: str, ours: list[tuple[str, Callable[[], Tensor]]], name: str, theirs: Any, why: str
+    watch: Stopwatch,
+    task: str,
+    ours: list[tuple[str, Callable[[], Tensor]]],
+    name: str,
+    theirs: Callable[[], Tensor] | None,
+    why: str,
 ) -> None:
     """Rows of all, with their distance to the oracle's result and the oracle's seconds over theirs."""
     want, row = None, None

@@ -22,7 +22,7 @@ from exporter.models import ModelSpec
 from exporter.networks.dit.options import BlockOptions
 from exporter.progress import Progress
 from plugins.compile import build_plan
-from plugins.configs import TUNABLE, Table, dumped, merged, trying
+from plugins.configs import Table, dumped, merged, trying
 from plugins.plan import encode
 
 MARGIN = 0.98  # a new config must take less than this of the old one's time: noise should not churn the table
@@ -46,7 +46,7 @@ class Tuned:
 
 def tune_call(call: OpCall, sm: int, time: Callable[[bytes], float], progress: Progress) -> Tuned | None:
     """Measure every candidate of the kernel in the op's folder; None where it has none. ``time``: plan bytes → ms."""
-    if (kernel := call.op.folder) not in TUNABLE:
+    if not call.op.tunable:
         return None
 
     def plan() -> bytes:
@@ -55,7 +55,8 @@ def tune_call(call: OpCall, sm: int, time: Callable[[bytes], float], progress: P
     old = time(plan())
     timed: list[tuple[float, dict[str, Any]]] = []
     keys: set[str] = set()
-    offered = list(importlib.import_module(TUNABLE[kernel]).candidates(sm))
+    kernel = call.op.folder
+    offered = list(importlib.import_module(f"plugins.{kernel}.kernel").candidates(sm))
     with progress.stage(call.label) as update:
         for index, config in enumerate(offered):
             with trying(kernel, config) as trial:

@@ -8,6 +8,8 @@ from typing import Any
 
 from exporter.gpus import GpuSpec
 from plugins.errors import UserError
+from plugins.sms import capability
+from runtime.backends.cuda_device import compute_capability
 
 
 def check_buildable(gpu: GpuSpec) -> None:
@@ -25,24 +27,10 @@ def check_buildable(gpu: GpuSpec) -> None:
         raise UserError(
             f"Engines for {gpu.name} cannot be built here.", expected=wanted, got="no tensorrt package", remedy=remedy
         ) from None
-    present = _present_capability()
+    present = compute_capability()
     if present != gpu.sm:
-        got = "no CUDA GPU" if present is None else f"a GPU of compute capability {present // 10}.{present % 10}"
+        got = "no CUDA GPU" if present is None else f"a GPU of compute capability {capability(present)}"
         raise UserError(f"Engines for {gpu.name} cannot be built here.", expected=wanted, got=got, remedy=remedy)
-
-
-def _present_capability() -> int | None:
-    from cuda.bindings import driver
-
-    try:
-        if driver.cuInit(0)[0] != driver.CUresult.CUDA_SUCCESS:
-            return None
-    except RuntimeError:  # no libcuda at all
-        return None
-    from cuda.core import Device
-
-    major, minor = Device(0).compute_capability
-    return int(major) * 10 + int(minor)
 
 
 def load(flavour: str) -> Any:

@@ -14,6 +14,7 @@ from rich.table import Table
 from exporter.cli.catalogue import gigabytes, open_table
 from exporter.progress import Progress
 from plugins.plan import Plan, decode
+from plugins.sms import cubin_sm
 from runtime.bundle import MANIFEST_NAME, Manifest, StageEntry, load_manifest, verify_file
 from runtime.checks import pack_command, rebuild_command
 from runtime.media.text.embeds_cache import FOLDER
@@ -75,7 +76,7 @@ def inspect_bundle(folder: Path, progress: Progress) -> Inspection:
 
 
 def _wrong_gpu(manifest: Manifest, plans: dict[str, Plan]) -> Iterator[str]:
-    wanted = 120 if manifest.gpu.sm == 121 else manifest.gpu.sm
+    wanted = cubin_sm(manifest.gpu.sm)
     for file, plan in plans.items():
         if plan.sm != wanted:
             yield f"{file}: compiled for sm_{plan.sm}, the bundle's GPU runs sm_{wanted}"

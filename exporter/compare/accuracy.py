@@ -7,11 +7,13 @@ from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any
 
-from exporter.compare.metrics import distance, frame_distance
+from exporter.compare.metrics import Distance, FrameDistance, distance, frame_distance
 from exporter.compare.spec import within
 
 TENSOR_METRICS = ("relative_l2", "cosine", "max_abs", "snr_db")
 FRAME_METRICS = ("psnr_db", "ssim")
+#: (got, want) → their metrics.
+Measured = Callable[..., Distance | FrameDistance]
 
 
 @cache
@@ -41,7 +43,9 @@ def _classes() -> tuple[type, type, type]:
     class Measure(BaseCompareFunc):  # type: ignore[misc]
         """Compares every output of two runners; the first runner is the candidate, the second the reference."""
 
-        def __init__(self, measure: Callable[..., Any], metrics: tuple[str, ...], bound: Any, higher: bool) -> None:
+        def __init__(
+            self, measure: Measured, metrics: tuple[str, ...], bound: Callable[[str], float | None], higher: bool
+        ) -> None:
             self.measure, self.metrics, self.bound, self.higher = measure, metrics, bound, higher
 
         def thresholds_for(self, output_name: str) -> Bound:
@@ -63,6 +67,6 @@ def tensor_function(bound: Callable[[str], float | None]) -> Any:
     return _classes()[2](distance, TENSOR_METRICS, bound, False)
 
 
-def frame_function(bound: Callable[[str], float | None], measure: Callable[..., Any] = frame_distance) -> Any:
+def frame_function(bound: Callable[[str], float | None], measure: Measured = frame_distance) -> Any:
     """PSNR (the one that is bounded, from below) and SSIM of frames: latent ones unless ``measure`` says otherwise."""
     return _classes()[2](measure, FRAME_METRICS, bound, True)

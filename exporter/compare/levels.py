@@ -18,6 +18,7 @@ from exporter.compare.runners import (
     BLOCK_OUTPUT,
     STEP_FEED,
     BlockRunner,
+    Feed,
     OpsRunner,
     RecordedRunner,
     ReplayRunner,
@@ -76,7 +77,12 @@ class _StepFeeds:
 
 
 def _steps(
-    roster: Roster, found: Comparison, progress: Progress, *, free: bool, reference: Iterator[Any] | None = None
+    roster: Roster,
+    found: Comparison,
+    progress: Progress,
+    *,
+    free: bool,
+    reference: Iterator[Feed] | None = None,
 ) -> RunResults:
     level: Level = "free" if free else "step"
     steps, pairs = len(roster.scene.steps), roster.pairs()
@@ -89,7 +95,7 @@ def _steps(
             done += 1
             update(done, total)
 
-        runners: list[Any] = []
+        runners: list[RecordedRunner | StepRunner] = []
         for name, machine in roster.machines.items():
             if name == roster.reference and reference is not None:
                 runners.append(RecordedRunner(name, STEP_FEED, reference))

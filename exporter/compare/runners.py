@@ -19,7 +19,7 @@ from torch import Tensor
 from exporter.compare.machines.machine import BlockInput, Machine, OpMachine, forward, moved
 from exporter.compare.machines.ops import Recorder, Replay, labelled
 from exporter.compare.scene import Scene
-from exporter.compare.thresholds import SAME_ARITHMETIC, op_bound
+from exporter.compare.thresholds import SAME_ARITHMETIC
 
 Feed = Mapping[str, Tensor]
 Shapes = Mapping[str, tuple[torch.dtype, tuple[int | None, ...]]]
@@ -101,7 +101,7 @@ class OpsRunner(_Runner):
         """Output's name → how far it may be from its oracle's, of the last run."""
         found: dict[str, float] = {}
         for call, out in self.recorder.calls.values():
-            bound = SAME_ARITHMETIC if self._exact else op_bound(call.op.name, call.attributes)
+            bound = SAME_ARITHMETIC if self._exact else call.op.bound(call.attributes).compare
             found |= dict.fromkeys(labelled(call, out), bound)
         return found
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 from plugins.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Runner = Literal["fp32", "quantized", "onnx", "plans", "tensorrt"]
 RUNNERS: tuple[Runner, ...] = get_args(Runner)
@@ -108,8 +111,8 @@ class Comparison:
     notes: list[str] = field(default_factory=list)
     facts: dict[str, str] = field(default_factory=dict)
     seconds: dict[str, list[float]] = field(default_factory=dict)
-    frames: dict[str, list[Any]] = field(default_factory=dict)
-    video: dict[str, list[Any]] = field(default_factory=dict)
+    frames: dict[str, list[Tensor]] = field(default_factory=dict)
+    video: dict[str, list[Tensor]] = field(default_factory=dict)
     accumulated: dict[str, dict[str, float]] = field(default_factory=dict)
     rounding: dict[str, dict[str, float]] = field(default_factory=dict)
     inspected: int | None = None

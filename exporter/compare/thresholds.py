@@ -1,7 +1,7 @@
-"""How far a result may be from its reference: one table for ops, one for blocks, steps and frames.
+"""How far blocks, steps and frames may be from their reference; how far an op may, its declaration says (``bounds``).
 
 Relative L2 from above, PSNR in dB from below. The figures were set on random weights, two to four times what was
-measured there or, for compiled kernels, what the GPU tests of the ops hold; trained weights may ask for others.
+measured there; trained weights may ask for others.
 """
 
 from __future__ import annotations
@@ -17,38 +17,8 @@ from exporter.networks.weight_spec import LinearMode
 #: "fp32": against the model with the checkpoint's own weights. "same": against the same rounded arithmetic.
 Against = Literal["fp32", "same"]
 
-
-#: Of an op that the table does not name.
-DEFAULT_OP = 1e-2
 #: Of an op that is answered by its oracle on the oracle's own device: only weights, tables or options can differ.
 SAME_ARITHMETIC = 1e-6
-
-#: Compiled kernels on the same inputs as the oracle, by op; one with a ``precision`` has a row for each value.
-OP_BOUNDS: Mapping[str, float] = MappingProxyType(
-    {
-        "BlockInt8Quantize": 1e-2,
-        "LayerNormQuantize": 1e-2,
-        "BlockInt8Gemm": 5e-3,
-        "BlockInt8GemmGelu": 1e-2,
-        "BlockInt8GemmResidual": 5e-3,
-        "QkNormRope": 5e-3,
-        "RmsNorm": 5e-3,
-        "SageSLA/int8": 5e-2,
-        "SageSLA/bf16": 1e-2,
-        "SageSLAQuantize/int8": 5e-2,
-        "SageSLAQuantize/bf16": 2e-2,
-        "SageAttention/int8": 5e-2,
-        "SageAttention/bf16": 1e-2,
-        "SageAttentionQuantize/int8": 5e-2,
-        "SageAttentionQuantize/bf16": 2e-2,
-    }
-)
-
-
-def op_bound(op: str, attributes: Mapping[str, int | str]) -> float:
-    """The row of an op; DEFAULT_OP where the table has none."""
-    precision = attributes.get("precision")
-    return OP_BOUNDS.get(op if precision is None else f"{op}/{precision}", DEFAULT_OP)
 
 
 @dataclass(frozen=True)

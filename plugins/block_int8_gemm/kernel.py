@@ -17,7 +17,8 @@ import triton.language as tl
 from plugins.block_int8_gemm.hopper import block_int8_gemm_hopper
 from plugins.configs import config_for
 from plugins.expr import ceil_div, minimum
-from plugins.plan_builder import HOPPER_SMS, SHARED_LIMIT, Dim, Launch, LaunchPlan
+from plugins.plan_builder import Dim, Launch, LaunchPlan
+from plugins.sms import HOPPER_SMS, SHARED_LIMIT
 from plugins.triton_math import gelu_tanh, quantize_tile
 
 BLOCK = 128

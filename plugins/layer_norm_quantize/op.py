@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from plugins.block_int8_quantize.op import QUANTIZED_BOUNDS
 from plugins.op import Op, Tensor, ceil_div, symbol
 
 LAYER_NORM_QUANTIZE = Op(
@@ -13,4 +14,5 @@ LAYER_NORM_QUANTIZE = Op(
         Tensor("y_scale", "fp32", (ceil_div(symbol("L"), 128), ceil_div(symbol("D"), 128))),
     ),
     dynamic=("L",),
+    bounds=QUANTIZED_BOUNDS,
 )

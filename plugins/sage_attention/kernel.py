@@ -7,10 +7,11 @@ from dataclasses import dataclass
 
 from plugins.errors import UserError
 from plugins.expr import Dim, ceil_div
-from plugins.plan_builder import SHARED_LIMIT, Buffer, Launch, LaunchPlan
+from plugins.plan_builder import Buffer, Launch, LaunchPlan
 from plugins.sage_attention.flash_kernel import flash_attention
 from plugins.sage_attention.keys_kernel import quantize_launches, statistics_launches
 from plugins.sage_attention.primitives_kernel import FP8_MAX, FP8_SHIFT
+from plugins.sms import SHARED_LIMIT, SMS
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ def legal(config: AttentionConfig, sm: int) -> str | None:
     """Why a config cannot run on an SM, or None."""
     if config.pv not in ("bf16", "fp16", "fp8"):
         return f"pv is bf16, fp16 or fp8, not {config.pv}"
-    if config.pv == "fp8" and sm < 89:
+    if config.pv == "fp8" and not SMS[sm].fp8:
         return f"sm_{sm} has no FP8 tensor cores"
     if config.num_warps not in (4, 8):
         return f"num_warps is 4 or 8, not {config.num_warps}"

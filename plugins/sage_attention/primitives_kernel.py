@@ -8,11 +8,12 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from plugins.sage_attention import op
 from plugins.triton_math import MAGIC
 
-HEAD = tl.constexpr(128)
-BLOCK_Q = tl.constexpr(128)
-BLOCK_K = tl.constexpr(64)
+HEAD = tl.constexpr(op.HEAD)
+BLOCK_Q = tl.constexpr(op.BLOCK_Q)
+BLOCK_K = tl.constexpr(op.BLOCK_K)
 FP8_MAX = tl.constexpr(448.0)  # largest e4m3
 FP8_SHIFT = tl.constexpr(8.807354922057604)  # log2(448): fp8 probabilities use e4m3's whole range
 LOG2E = tl.constexpr(1.4426950408889634)

@@ -12,12 +12,14 @@ import triton
 import triton.language as tl
 
 from plugins.errors import UserError
-from plugins.expr import Dim, ceil_div, maximum, minimum
-from plugins.plan_builder import HOPPER_SMS, Buffer, Launch, LaunchPlan
+from plugins.expr import Dim, ceil_div, minimum
+from plugins.plan_builder import Buffer, Launch, LaunchPlan
 from plugins.sage_attention.kernel import attention_config, attention_launch, check_widths
 from plugins.sage_attention.keys_kernel import quantize_launches, statistics_launches
 from plugins.sage_attention.primitives_kernel import BLOCK_K, BLOCK_Q, HEAD, load_rows
 from plugins.sage_sla.hopper import sage_sla_hopper
+from plugins.sage_sla.op import kept_count
+from plugins.sms import HOPPER_SMS
 
 MAX_BLOCKS = 2048
 
@@ -76,11 +78,6 @@ def select_blocks(scores, lut, nk, kept, BLOCKS: tl.constexpr):
     keep = above | ((equal == 1) & (tl.cumsum(equal) <= spare))
     place = tl.cumsum(keep.to(tl.int32)) - 1
     tl.store(lut + row * kept + place, i, mask=keep)
-
-
-def kept_count(nk: Dim, topk_milli: int) -> Dim:
-    """How many of nk key blocks each q block keeps."""
-    return maximum(1, nk * topk_milli // 1000)
 
 
 def selection_launches(length: Dim, d: int, kept: Dim) -> tuple[list[Buffer], list[Launch]]:

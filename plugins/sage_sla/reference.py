@@ -1,4 +1,4 @@
-"""SageSLA in fp32: the oracle. Formulas: the SLA section of docs on semantics (TurboDiffusion's SageSLA)."""
+"""SageSLA in fp32: the oracle (semantics.md, SLA)."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 
 from plugins.block_int8_quantize.reference import reference as quantize
-from plugins.sage_attention.reference import HEAD_DIM, heads
+from plugins.sage_attention.op import BLOCK_K, BLOCK_Q, HEAD
+from plugins.sage_attention.reference import heads
+from plugins.sage_sla.op import kept_count
 
-BLOCK_Q = 128
-BLOCK_K = 64
 _Q_BLOCKS = 32  # q blocks at a time: at L = 80,640 and topk 100 the gathered k and v take 260 MB each
 
 
@@ -35,15 +35,11 @@ def selection_scores(q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
     return torch.stack(scores)
 
 
-def kept_count(length: int, topk_milli: int) -> int:
-    """How many of the ⌈L/64⌉ key blocks each q block keeps."""
-    return max(1, -(-length // BLOCK_K) * topk_milli // 1000)
-
-
 def kept_blocks(q: torch.Tensor, k: torch.Tensor, topk_milli: int = 100) -> torch.Tensor:
     """Indices of the kept key blocks, ascending, int64 [H, nq, K]; equal scores keep the lower index."""
-    order = torch.sort(selection_scores(q, k), dim=-1, descending=True, stable=True).indices
-    return order[..., : kept_count(k.shape[0], topk_milli)].sort(-1).values
+    scores = selection_scores(q, k)
+    order = torch.sort(scores, dim=-1, descending=True, stable=True).indices
+    return order[..., : kept_count(scores.shape[-1], topk_milli)].sort(-1).values
 
 
 def _blocks(x: torch.Tensor, block: int) -> torch.Tensor:
@@ -55,7 +51,7 @@ def _blocks(x: torch.Tensor, block: int) -> torch.Tensor:
 def _sparse(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
     """Softmax attention of one head over its kept blocks: q, k, v [L,128], kept [nq,K] → fp32 [L,128]."""
     length = k.shape[0]
-    qb, kb, vb = _blocks(q, BLOCK_Q) / math.sqrt(HEAD_DIM), _blocks(k, BLOCK_K), _blocks(v, BLOCK_K)
+    qb, kb, vb = _blocks(q, BLOCK_Q) / math.sqrt(HEAD), _blocks(k, BLOCK_K), _blocks(v, BLOCK_K)
     last, real = kb.shape[0] - 1, length - (kb.shape[0] - 1) * BLOCK_K
     out = torch.empty_like(qb)
     for start in range(0, qb.shape[0], _Q_BLOCKS):
@@ -89,7 +85,7 @@ def sparse_linear_attention(
     out = torch.empty_like(q, dtype=torch.float32)
     for head, (qh, kh, vh) in enumerate(zip(heads(q, width), heads(k, width), heads(v, width), strict=True)):
         value = _sparse(qh, kh, vh, kept[head].long()) + _linear(qh, kh, vh, proj_weight, proj_bias)
-        out[:, HEAD_DIM * head : HEAD_DIM * (head + 1)] = value
+        out[:, HEAD * head : HEAD * (head + 1)] = value
     return out
 
 

@@ -6,40 +6,15 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
 
 from plugins.compile import inspected
 from plugins.plan import KernelImage
 from plugins.sass.control_flow import Instruction, loops, parse
+from plugins.sms import RESERVED_SHARED, SMS
 
 #: HMMA bf16/fp16/TF32, IMMA int8, QMMA FP8; G: Hopper's warpgroup form, UTC: data-center Blackwell's.
 _MMA = re.compile(r"(?:UTC)?[DHIQO]G?MMA")
-INT8_MMA = frozenset({"IMMA", "IGMMA", "UTCIMMA"})
 LOCAL = frozenset({"LDL", "STL"})
-
-
-@dataclass(frozen=True)
-class SmLimits:
-    """What one streaming multiprocessor holds at once; shared memory in KiB. One block's: plan_builder.SHARED_LIMIT."""
-
-    warps: int
-    blocks: int
-    shared: int
-
-
-REGISTERS = 65536  # 32-bit registers of an SM, of every one below
-_RESERVED_SHARED = 1024  # bytes the driver takes of each block
-#: CUDA C++ Programming Guide, "Technical Specifications per Compute Capability".
-SM_LIMITS: Mapping[int, SmLimits] = MappingProxyType(
-    {
-        80: SmLimits(64, 32, 164),
-        86: SmLimits(48, 16, 100),
-        89: SmLimits(48, 24, 100),
-        90: SmLimits(64, 32, 228),
-        100: SmLimits(64, 32, 228),
-        120: SmLimits(48, 24, 100),
-    }
-)
 
 
 @dataclass(frozen=True)
@@ -71,10 +46,10 @@ def disassemble(cubin: bytes) -> str:
 
 def resident_blocks(kernel: KernelImage, sm: int) -> int:
     """Blocks of a kernel that one SM holds (CUDA occupancy calculator: registers go to warps in units of 256)."""
-    limits = SM_LIMITS[sm]
+    limits = SMS[sm]
     per_warp = -(-kernel.registers * 32 // 256) * 256
-    by_registers = REGISTERS // 4 // per_warp * 4 // kernel.num_warps  # an SM's four partitions hold whole warps
-    by_shared = limits.shared * 1024 // (kernel.shared + _RESERVED_SHARED)
+    by_registers = limits.registers // 4 // per_warp * 4 // kernel.num_warps  # an SM's four partitions hold whole warps
+    by_shared = limits.shared * 1024 // (kernel.shared + RESERVED_SHARED * 1024)
     return min(limits.blocks, limits.warps // kernel.num_warps, by_registers, by_shared)
 
 
@@ -114,5 +89,5 @@ def report(kernel: KernelImage, sm: int) -> KernelReport:
         stack=kernel.spills,
         shared=kernel.shared,
         warps_per_sm=warps,
-        occupancy=warps / SM_LIMITS[sm].warps,
+        occupancy=warps / SMS[sm].warps,
     )

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from plugins.errors import UserError
 from runtime.backends.kind import BackendKind
@@ -35,8 +36,8 @@ from runtime.media.vae.decoder import Frames, Vae
 from runtime.media.vae.plan import FACTOR
 from runtime.numerics import Array
 from runtime.pipeline import RESERVE, Pipeline
-from runtime.report import Report
-from runtime.sampler import check_seed, plan_steps
+from runtime.report import Report, Update
+from runtime.sampler import Step, check_seed, plan_steps
 from runtime.weights.file import WeightsFile
 
 
@@ -178,7 +179,7 @@ class VideoMaker:
 
     def latents(
         self,
-        embeds: Sequence[Any],
+        embeds: Sequence[npt.NDArray[np.generic]],
         *,
         size: tuple[int, int] | None,
         frames: int | None,
@@ -201,7 +202,7 @@ class VideoMaker:
                 rows.begin("" if len(embeds) == 1 else f"video {number}, ")
                 with self.report.stage(title) as update:
 
-                    def on_step(step: Any, _: Array, update: Any = update) -> None:
+                    def on_step(step: Step, _: Array, update: Update = update) -> None:
                         rows.add(step)
                         update(step.index + 1, total)
 

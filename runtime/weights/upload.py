@@ -6,11 +6,14 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 from runtime.backends.protocol import Device, Event, HostMemory, Memory
 from runtime.layout import Layout
 from runtime.weights.file import WeightsFile
+
+if TYPE_CHECKING:
+    from runtime.weights.streaming import Copy
 
 CHUNK = 32 << 20  # bytes of a buffer: large enough that a copy runs at full rate
 BUFFERS = 8  # all that is ever page-locked: 256 MiB
@@ -34,7 +37,7 @@ class Piece:
     count: int
     first: bool
     last: bool
-    owner: Any
+    owner: Copy
 
 
 class Staging:
@@ -48,7 +51,7 @@ class Staging:
         self._pool = ThreadPoolExecutor(READERS, thread_name_prefix="turbotrt-read")
         self.copied_bytes = 0
 
-    def pieces(self, owner: Any, memory: Memory) -> list[Piece]:
+    def pieces(self, owner: Copy, memory: Memory) -> list[Piece]:
         """The pieces that bring ``owner.unit`` (expert, unit) into a slot."""
         expert, unit = owner.unit
         stage = "embed" if unit == 0 else "head" if unit > self._layers else "block"

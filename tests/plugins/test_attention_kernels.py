@@ -10,15 +10,15 @@ import math
 import pytest
 import torch
 
-from plugins.compile import SMS, compile_kernel
+from plugins.compile import compile_kernel
 from plugins.expr import symbol
 from plugins.op import Op
-from plugins.plan_builder import SHARED_LIMIT
 from plugins.sage_attention.op import SAGE_ATTENTION
 from plugins.sage_attention.reference import reference as dense_reference
 from plugins.sage_sla.op import SAGE_SLA_QUANTIZE
 from plugins.sage_sla.reference import kept_blocks, selection_scores
 from plugins.sage_sla.reference import reference as sparse_reference
+from plugins.sms import SHARED_LIMIT, SMS
 from tests.support.interpret import Case
 from tests.support.interpret_attention import cases
 from tests.support.interpreter_process import Interpreter

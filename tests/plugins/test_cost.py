@@ -1,17 +1,11 @@
-"""Costs against figures worked out by hand, and that every op has one."""
+"""Costs against figures worked out by hand."""
 
 from __future__ import annotations
 
 import pytest
 
-from plugins.cost import OPERATIONS, PARTLY_READ, cost
+from plugins.cost import cost
 from plugins.registry import OPS
-
-
-def test_the_table_is_of_the_ops() -> None:
-    assert set(OPERATIONS) == set(OPS)
-    inputs = {(op.name, tensor.name) for op in OPS.values() for tensor in op.inputs}
-    assert set(PARTLY_READ) <= inputs
 
 
 def test_gemm() -> None:

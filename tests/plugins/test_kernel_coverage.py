@@ -5,10 +5,10 @@ from __future__ import annotations
 from importlib import import_module
 
 from exporter.models import MODELS
-from plugins.compile import SMS
 from plugins.expr import symbol
 from plugins.registry import OPS
 from plugins.sage_sla.kernel import MAX_BLOCKS
+from plugins.sms import SMS
 from tests.support import interpret_attention, interpret_linear
 from tests.support.interpreter_process import Interpreter
 

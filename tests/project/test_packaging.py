@@ -1,32 +1,18 @@
-"""What a user installs and reads: the wheel's contents, import arrows, the README's links and commands, make."""
+"""What a user installs: the wheel's contents, import arrows, make."""
 
 from __future__ import annotations
 
 import ast
 import importlib.metadata
-import re
-import shlex
 import shutil
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
-from typing import Any
 
 import pytest
-from typer.main import get_command
 
-from exporter.bundle.vram import vram_estimate
-from exporter.cli.app import app
-from exporter.cli.catalogue import gigabytes
-from exporter.gpus import GPUS
-from exporter.models import MODELS
-from exporter.networks.dit.weights import packed_bytes
-from tests.support.documents import shell_lines
 from tests.support.paths import ROOT
-
-README = (ROOT / "README.md").read_text()
-DOCUMENTS = ("README.md", "engines/README.md")
 
 
 def test_wheel_holds_three_packages_and_nothing_else(tmp_path: Path) -> None:
@@ -68,6 +54,7 @@ def test_wheel_holds_three_packages_and_nothing_else(tmp_path: Path) -> None:
         for p in (clone / top).rglob("*.py")
     }
     assert sources <= set(names)
+    assert {f"{package}/py.typed" for package in ("exporter", "plugins", "runtime")} <= set(names)
 
 
 def _setuptools() -> int:
@@ -105,58 +92,6 @@ def _imported(path: Path) -> set[str]:
         elif isinstance(node, ast.ImportFrom) and node.level == 0:
             names.add((node.module or "").partition(".")[0])
     return names
-
-
-@pytest.mark.parametrize("document", DOCUMENTS)
-def test_links_resolve(document: str) -> None:
-    path = ROOT / document
-    links = [link for link in re.findall(r"\]\(([^)]+)\)", path.read_text()) if not link.startswith("http")]
-    assert links
-    for link in links:
-        file, _, anchor = link.partition("#")
-        target = (path.parent / file) if file else path
-        assert target.exists(), link
-        if anchor:
-            headings = re.findall(r"^#+ (.+)$", target.read_text(), re.MULTILINE)
-            assert anchor in {re.sub(r"[^\w\- ]", "", heading).lower().replace(" ", "-") for heading in headings}, link
-
-
-def test_readme_commands_parse() -> None:
-    group: Any = get_command(app)
-    seen = set()
-    for line in shell_lines(ROOT / "README.md"):
-        words = shlex.split(line)
-        words = ["turbotrt", *words[1:]] if words[0] == "env" else words
-        if words[0] == "make":
-            continue
-        assert words[0] == "turbotrt", line
-        command = group.commands[words[1]]
-        command.make_context(words[1], words[2:])  # raises on an unknown option or a missing one
-        seen.add(words[1])
-    assert seen == set(group.commands)
-
-
-def test_readme_make_commands_are_targets() -> None:
-    lines = [line for line in shell_lines(ROOT / "README.md") if line.startswith("make ")]
-    assert "make export MODEL=wan2.1-14b-720p GPU=rtx5090" in lines
-    assert "make test" in lines
-    makefile = (ROOT / "Makefile").read_text()
-    for line in lines:
-        assert re.search(rf"^{line.split()[1]}:", makefile, re.MULTILINE), line
-
-
-def test_readme_tables_are_the_codes() -> None:
-    models = README.partition("## Models")[2].partition("\n## ")[0]
-    for model in MODELS.values():
-        (row,) = re.findall(rf"^\| {re.escape(model.name)} \| (\d.*)\|$", models, re.MULTILINE)
-        for fact in (model.tokens(), model.max_tokens):
-            assert f"| {fact:,} |" in f"| {row}", model.name
-        assert gigabytes(packed_bytes(model)) in row
-        assert gigabytes(vram_estimate(model)) in row
-    table = README.partition("## GPUs")[2].partition("\n## ")[0]
-    rows = re.findall(r"^\| ([a-z][\w, -]+) \| (\d+)[^|]*\| `(\w+)` \|", table, re.MULTILINE)
-    listed = {name: (int(sm), flavour) for names, sm, flavour in rows for name in names.split(", ")}
-    assert listed == {gpu.name: (gpu.sm, gpu.flavour) for gpu in GPUS.values()}
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")

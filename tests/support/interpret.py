@@ -1,4 +1,4 @@
-"""Cases for Triton's interpreter, run by interpreter_process in a process of its own; a plan as it runs there."""
+"""Cases for Triton's interpreter, which interpreter_process runs in its own process, and a plan as it runs there."""
 
 from __future__ import annotations
 

@@ -10,6 +10,7 @@ from importlib import import_module
 
 import torch
 
+from plugins.block_int8_quantize.op import OFF_BY_ONE
 from plugins.block_int8_quantize.reference import reference as quantized
 from plugins.dtypes import DTYPES
 from plugins.expr import evaluate, symbol
@@ -21,7 +22,6 @@ SM = 80
 M, N, K, L, D = 130, 200, 272, 130, 256
 #: Relative L2 of bf16 outputs: a few elements fall to the other side of a tie of bf16.
 BF16_TOLERANCE = 1e-4
-OFF_BY_ONE = 0.005  # the share of int8 elements that may differ, by 1: fp32 sums in another order near a tie
 POISON = -113  # in int8 outputs, which have no NaN
 
 

@@ -17,7 +17,7 @@ from exporter.bench.kernel_table import kernel_rows, show_kernels
 from exporter.models import MODELS
 from exporter.networks.dit.options import Attention, BlockOptions
 from exporter.networks.weight_spec import LinearMode
-from plugins.compile import SMS
+from plugins.sms import SMS
 
 FILE = Path(__file__).with_suffix(".json")
 WORKERS = 2

@@ -38,7 +38,7 @@ class Conv:
 
 
 @dataclass(frozen=True)
-class Plan:
+class Parts:
     """One half in order: a pointwise convolution, a causal one, layers, norm-SiLU-convolution, a pointwise one."""
 
     before: Conv | None
@@ -49,7 +49,7 @@ class Plan:
     scale: int  # of the half's input
 
 
-def plan(spec: VaeSpec, half: Half) -> Plan:
+def parts_of(spec: VaeSpec, half: Half) -> Parts:
     """What a half is made of."""
     z, top = spec.latent, spec.top
     if half.startswith("decode"):
@@ -57,19 +57,19 @@ def plan(spec: VaeSpec, half: Half) -> Plan:
         cut = next(i for i, layer in enumerate(layers) if isinstance(layer, Resample))
         if half == "decode_latent":
             entry = Conv("conv2", z, z), Conv("decoder.conv1", z, top)
-            return Plan(*entry, middle_layers(spec, "decoder") + layers[:cut], None, None, 1)
-        return Plan(None, None, layers[cut:], Conv("decoder.head.2", spec.base, PIXELS), None, 1)
+            return Parts(*entry, middle_layers(spec, "decoder") + layers[:cut], None, None, 1)
+        return Parts(None, None, layers[cut:], Conv("decoder.head.2", spec.base, PIXELS), None, 1)
     layers = down_layers(spec)
     cut = 1 + max(i for i, layer in enumerate(layers) if isinstance(layer, Resample))
     if half == "encode_pixels":
-        return Plan(None, Conv("encoder.conv1", PIXELS, spec.base), layers[:cut], None, None, spec.factor)
+        return Parts(None, Conv("encoder.conv1", PIXELS, spec.base), layers[:cut], None, None, spec.factor)
     tail, after = Conv("encoder.head.2", top, 2 * z), Conv("conv1", 2 * z, 2 * z)
-    return Plan(None, None, layers[cut:] + middle_layers(spec, "encoder"), tail, after, 1)
+    return Parts(None, None, layers[cut:] + middle_layers(spec, "encoder"), tail, after, 1)
 
 
 def caches(spec: VaeSpec, half: Half) -> dict[str, Cache]:
     """The half's caches by the name of their convolution, in the order of use."""
-    parts = plan(spec, half)
+    parts = parts_of(spec, half)
     scale = parts.scale
     found: dict[str, Cache] = {}
     if parts.head is not None:
@@ -105,7 +105,7 @@ def run(
     encode_latent: features → the latents' mean, fp32 [1, 16, t, H, W].
     ``before`` None is the first chunk: one frame and one latent, t = 1. Features and caches have the weights' dtype.
     """
-    parts = plan(spec, half)
+    parts = parts_of(spec, half)
     tape = make_tape(before)
     x = x.to(next(weight.dtype for name, weight in weights.items() if name.endswith(".weight")))
     if parts.before is not None:

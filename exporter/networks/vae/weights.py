@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from exporter.networks.vae.halves import HALVES, Half, gamma_of, plan
+from exporter.networks.vae.halves import HALVES, Half, gamma_of, parts_of
 from exporter.networks.vae.spec import Layer, Resample, Residual, VaeSpec
 from exporter.networks.weight_spec import WeightSpec
 
@@ -38,7 +38,7 @@ def _layer(layer: Layer) -> Shapes:
 
 def half_weights(spec: VaeSpec, half: Half) -> Shapes:
     """The weights one half takes, in the order of use."""
-    parts = plan(spec, half)
+    parts = parts_of(spec, half)
     shapes: Shapes = {}
     if parts.before is not None:
         shapes |= _conv(parts.before.name, parts.before.c_out, parts.before.c_in, 1, 1, 1)

@@ -5,17 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterator
 from math import sqrt
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from plugins.errors import UserError
 from runtime.numerics import Array
 
+if TYPE_CHECKING:
+    from PIL import Image
+
 _STEP = 16  # pixels: the VAE's 8 times the DiT's patch of 2
 
 
-def open_image(path: Path) -> Any:
+def open_image(path: Path) -> Image.Image:
     """The image in RGB, upright by its EXIF orientation. Raises UserError."""
     try:
         from PIL import Image, ImageOps, UnidentifiedImageError
@@ -42,7 +45,7 @@ def adaptive_size(image_size: tuple[int, int], target: tuple[int, int]) -> tuple
     return max(1, round(ideal_w / _STEP)) * _STEP, max(1, round(ideal_h / _STEP)) * _STEP
 
 
-def first_frame(image: Any, size: tuple[int, int], *, crop: bool = False) -> Array:
+def first_frame(image: Image.Image, size: tuple[int, int], *, crop: bool = False) -> Array:
     """fp32 [3, h, w] in [−1, 1] of an RGB image brought to ``size`` (width, height).
 
     Antialiased bilinear; the aspect changes if it must, as in the authors' code. ``crop`` keeps it: the image covers

@@ -197,7 +197,7 @@ def test_two_experts_get_an_engine_each(tmp_path: Path) -> None:
     manifest = load_manifest(folder)
     assert verify_files(folder, manifest) == []
     wanted = [(expert, f"one-file-{expert}.engine") for expert in experts]
-    assert [(stage.expert, stage.engine) for stage in manifest.stages[3:]] == wanted
+    assert [(stage.expert, stage.engine) for stage in manifest.stages if stage.expert] == wanted
     for expert, name in wanted:
         engine, weights = (folder / name).read_bytes(), folder / manifest.weights[expert]
         start, size = SafetensorsFile(weights).span("blocks.1.ffn.2.int8_weight")

@@ -24,6 +24,7 @@ from exporter.gpus import GPUS
 from exporter.models import MODELS
 from exporter.spec import ExportSpec, export_spec, parse_topk
 from plugins.errors import UserError
+from plugins.sms import SMS
 from runtime.bundle import load_manifest, verify_files, write_manifest
 from tests.support.bundle_factory import TINY, make_bundle, make_bundle_of, plan_bytes
 
@@ -86,10 +87,10 @@ def test_gpu_table_holds_together() -> None:
         # Turing to Blackwell: INT8 is twice FP16, four times where FP32 accumulation runs at half rate (GeForce).
         rate = 4 if gpu.product.startswith("GeForce") else 2
         assert gpu.int8 == pytest.approx(rate * gpu.fp16, rel=0.02), gpu
-        assert (gpu.fp8 is None) == (gpu.sm < 89), gpu
+        assert (gpu.fp8 is not None) == SMS[gpu.cubin_sm].fp8, gpu
         if gpu.fp8 is not None:
             assert gpu.fp8 == pytest.approx(2 * gpu.fp16, rel=0.02), gpu
-    assert {gpu.cubin_sm for gpu in GPUS.values()} == {80, 86, 89, 90, 100, 120}
+    assert {gpu.cubin_sm for gpu in GPUS.values()} == set(SMS)
 
 
 @pytest.mark.parametrize(

@@ -246,7 +246,7 @@ def test_encode_tiled_is_whole(vae: MakeVae, in_tiles: InTiles) -> None:
 
 def reach(spec: VaeSpec, half: Half) -> float:
     """How far, in latents, an output of a half depends on its input: half a kernel for each convolution, by scale."""
-    parts = halves.plan(spec, half)
+    parts = halves.parts_of(spec, half)
     scale = parts.scale
     total = 1 / scale if parts.head is not None else 0
     for layer in parts.layers:
