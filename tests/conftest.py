@@ -1,4 +1,9 @@
-"""Fixtures shared by test files: one real bundle of the test model, exported once a session."""
+"""Fixtures shared by test files: one real bundle of the test model, exported once a session.
+
+What may be missing where tests run: a GPU machine need have no TensorRT for RTX, ONNX GraphSurgeon, Polygraphy,
+matplotlib, diffusers, transformers or video libraries. Tests that need one of these skip by importorskip; all else is
+imported plainly.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+if os.environ.get("PYTEST_XDIST_WORKER"):
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # a core for each worker; before torch, which reads it when loaded
+
 import torch
 
-from tests.support.exported import Exported
+from tests.support.exported import Exported, keep, kept
 from tests.support.interpreter_process import Interpreter
 from tests.support.shared import Shared
 
@@ -34,7 +43,7 @@ def interpreter(shared: Shared) -> Iterator[Interpreter]:
 
 
 @pytest.fixture(scope="session")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
+def exported(shared: Shared) -> Exported:
     """wan-tiny's DiT for the RTX 5090 with random weights. Read-only: a test that exports again works on a copy."""
     for module in ("onnx_graphsurgeon", "tensorrt_rtx"):
         pytest.importorskip(module)
@@ -44,13 +53,15 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
     from exporter.spec import export_spec
     from tests.support.checkpoints import canonical_state_dict, save_safetensors
 
-    folder = tmp_path_factory.mktemp("exported")
-    checkpoint = save_safetensors(folder / "checkpoint.safetensors", canonical_state_dict(model_named("wan-tiny")))
-    report = SilentProgress()
-    spec = export_spec(
-        model="wan-tiny", gpu="rtx5090", checkpoint=str(checkpoint), out=folder / "engines", components="dit"
-    )
-    return Exported(export_bundle(spec, report), checkpoint, report.titles, report.notes)
+    def make(folder: Path) -> None:
+        checkpoint = save_safetensors(folder / "checkpoint.safetensors", canonical_state_dict(model_named("wan-tiny")))
+        spec = export_spec(
+            model="wan-tiny", gpu="rtx5090", checkpoint=str(checkpoint), out=folder / "engines", components="dit"
+        )
+        report = SilentProgress()
+        keep(folder, export_bundle(spec, report), report)
+
+    return kept(shared.once("exported", make))
 
 
 @pytest.fixture(scope="module")

@@ -83,7 +83,8 @@ def test_kernels_compile(op: Op, precision: str, sm: int) -> None:
     """Every kernel compiles within the SM's shared memory, with next to no stack."""
     from importlib import import_module
 
-    static = {"D": 1536, "E": 4608}
+    text = op is SAGE_ATTENTION and precision == "bf16"  # as Wan's 1.3B model has them, which test_sass compiles, too
+    static = {"D": 1536, "E": 3072 if text else 1536}
     dims = {name: static.get(name) or symbol(name) for name in op.symbol_sources()}
     make = getattr(import_module(f"plugins.{op.folder}.kernel"), op.plan_function)
     plan = make(dims, op.attribute_values({"precision": precision}), sm)

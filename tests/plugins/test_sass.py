@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -11,7 +12,8 @@ from plugins.registry import OPS
 from plugins.sass.control_flow import loops, parse
 from plugins.sass.report import main_loops, resident_blocks
 from plugins.sms import SHARED_LIMIT, SMS
-from tests.support.kernel_bounds import Bounds, all_rows, bounds, committed, distinct_calls
+from tests.support.kernel_bounds import Bounds, bounds, committed, distinct_calls, rows_of
+from tests.support.shared import Shared
 
 #: Tensor-core instructions of INT8 products: mma, Hopper's warpgroup form, data-center Blackwell's.
 INT8_MMA = frozenset({"IMMA", "IGMMA", "UTCIMMA"})
@@ -73,9 +75,13 @@ def test_resident_blocks(sm: int, warps: int, registers: int, shared: int, block
     assert resident_blocks(KernelImage("k", b"", warps, shared, 0, 0, registers, 0), sm) == blocks
 
 
-@pytest.fixture(scope="module")
-def rows() -> list[dict[str, Any]]:
-    return all_rows()
+@pytest.fixture(scope="module", params=SMS, ids=lambda sm: f"sm_{sm}")
+def rows(request: pytest.FixtureRequest, shared: Shared) -> list[dict[str, Any]]:
+    """The kernels of an SM."""
+    sm: int = request.param
+    made = shared.once(f"kernels-{sm}", lambda folder: (folder / "rows.json").write_text(json.dumps(rows_of(sm))))
+    found: list[dict[str, Any]] = json.loads((made / "rows.json").read_text())
+    return found
 
 
 def _named(row: dict[str, Any]) -> str:
@@ -99,15 +105,14 @@ def test_shared_memory_fits(rows: list[dict[str, Any]]) -> None:
     assert [_named(row) for row in rows if row["shared_bytes"] > SHARED_LIMIT[row["sm"]] * 1024] == []
 
 
-@pytest.mark.parametrize("sm", SMS)
-def test_int8_tensor_cores_in_gemm_and_score_loops(rows: list[dict[str, Any]], sm: int) -> None:
+def test_int8_tensor_cores_in_gemm_and_score_loops(rows: list[dict[str, Any]]) -> None:
     """Every kernel of a GEMM has INT8 products in its main loop, and so has an attention kernel that quantizes q."""
-    gemm = [r for r in rows if r["sm"] == sm and any("Gemm" in op for op in r["ops"]) and r["mma"]]
+    gemm = [r for r in rows if any("Gemm" in op for op in r["ops"]) and r["mma"]]
     assert gemm
     assert [_named(row) for row in gemm if not INT8_MMA & set(row["main_mma"])] == []
     for op in ("SageSLA", "SageAttention"):
-        attention = [r for r in rows if r["sm"] == sm and op in r["ops"] and INT8_MMA & set(r["mma"])]
-        assert attention, f"no kernel of {op} multiplies INT8 on sm_{sm}"
+        attention = [r for r in rows if op in r["ops"] and INT8_MMA & set(r["mma"])]
+        assert attention, f"no kernel of {op} multiplies INT8"
         assert [_named(row) for row in attention if not INT8_MMA & set(row["main_mma"])] == []
 
 
@@ -116,9 +121,14 @@ def test_kernels_stay_within_the_committed_bounds(rows: list[dict[str, Any]]) ->
 
     Registers may differ between Triton releases, so they may exceed the table by 8, one allocation step.
     """
-    got, want = bounds(rows), committed()
+    (sm,) = {row["sm"] for row in rows}
+    got, want = bounds(rows), {name: value for name, value in committed().items() if name.endswith(f" {sm}")}
     assert set(got) == set(want), "run python -m tests.support.kernel_bounds"
     assert [name for name in got if _worse(got[name], want[name])] == []
+
+
+def test_bounds_are_committed_for_every_sm() -> None:
+    assert {int(name.rpartition(" ")[2]) for name in committed()} == set(SMS)
 
 
 def _worse(got: dict[str, int], want: dict[str, int]) -> bool:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 from safetensors.torch import load_file, save_file
 
 from exporter.compare.run import compare
@@ -19,9 +20,13 @@ from tests.support.paths import ROOT
 Tensors = dict[str, Any]
 
 
-def run(bundle: Path, checkpoint: Path | str | None, out: Path, **options: Any) -> Comparison:
+def run(bundle: Path, checkpoint: Path | str | None, out: Path, *, report: bool = False, **options: Any) -> Comparison:
+    """A comparison of one step, if the options say nothing else; its page, which costs most, only if asked for."""
     spec = CompareSpec(bundle, None if checkpoint is None else str(checkpoint), out=out, **{"steps": 1, **options})
-    return compare(spec, SilentProgress())
+    with pytest.MonkeyPatch.context() as patch:
+        if not report:
+            patch.setattr("exporter.compare.run.write_report", lambda *_: None)
+        return compare(spec, SilentProgress())
 
 
 def weights_changed(bundle: Path, change: Callable[[Tensors], Any], name: str = "weights.safetensors") -> None:

@@ -55,6 +55,11 @@ def all_rows() -> list[dict[str, Any]]:
         return [row for rows in pool.map(_rows, parts) for row in rows]
 
 
+def rows_of(sm: int) -> list[dict[str, Any]]:
+    """A row for each kernel of an SM, compiled in this process."""
+    return kernel_rows(sorted(distinct_calls(), key=lambda call: call.op.name), sm)
+
+
 def bounds(rows: list[dict[str, Any]]) -> Bounds:
     """``"op kernel sm"`` → the most registers, stack, shared bytes and the fewest resident warps of all sizes."""
     found: Bounds = {}

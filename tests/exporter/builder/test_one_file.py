@@ -192,7 +192,14 @@ def test_two_experts_get_an_engine_each(tmp_path: Path) -> None:
     model = replace(TINY, name="wan-tiny-i2v", in_channels=36, experts=experts, boundary=0.9)
     for seed, name in enumerate(("high", "low")):
         save_safetensors(tmp_path / "c" / f"{name}.safetensors", canonical_state_dict(model, seed))
-    spec = ExportSpec(model, GPUS["rtx4090"], checkpoint=str(tmp_path / "c"), out=tmp_path / "out", one_file=True)
+    spec = ExportSpec(
+        model,
+        GPUS["rtx4090"],
+        checkpoint=str(tmp_path / "c"),
+        out=tmp_path / "out",
+        components=("dit",),
+        one_file=True,
+    )
     folder = export_bundle(spec, SilentProgress())
     manifest = load_manifest(folder)
     assert verify_files(folder, manifest) == []

@@ -44,7 +44,7 @@ def clean(exported: Exported, tmp_path_factory: pytest.TempPathFactory) -> tuple
     """The untouched bundle, all that runs here, two steps, blocks at the second, a sweep."""
     out = tmp_path_factory.mktemp("compare") / "report"
     shares = (250, 500, 1000)
-    return run(exported.folder, exported.checkpoint, out, steps=2, block_step=1, sweep=shares), out
+    return run(exported.folder, exported.checkpoint, out, steps=2, block_step=1, sweep=shares, report=True), out
 
 
 @pytest.fixture
@@ -215,7 +215,7 @@ def test_an_error_in_one_block_only(
 
 def test_the_fp32_model_can_keep_the_same_blocks(exported: Exported, tmp_path: Path) -> None:
     """Then a candidate that selects other blocks shows no error by it."""
-    options = {"against": ("fp32", "quantized"), "size": (192, 128), "frames": 17}
+    options: dict[str, Any] = {"against": ("fp32", "quantized"), "size": (192, 128), "frames": 17}
     apart = run(exported.folder, exported.checkpoint, tmp_path / "apart", **options)
     same = run(exported.folder, exported.checkpoint, tmp_path / "same", same_blocks=True, **options)
 

@@ -52,7 +52,7 @@ def test_two_experts_and_an_image(image_model: models.ModelSpec, tmp_path: Path)
     )
     bundle = export_bundle(spec, SilentProgress())
     options: dict[str, Any] = {"steps": 2, "frames": 5, "block_step": 1}
-    clean = run(bundle, checkpoint, tmp_path / "clean", **options)
+    clean = run(bundle, checkpoint, tmp_path / "clean", report=True, **options)
     assert clean.passed
     assert {row.candidate for row in clean.rows} == {"quantized", "onnx"}
     assert "needs a CUDA GPU" in clean.left_out["tensorrt"]
@@ -79,7 +79,7 @@ def test_the_quantized_runner_is_the_runtime(exported: Exported, tmp_path: Path,
     """The same text and seed through compare and through the runtime's torch backend give the same latents."""
     text = torch.randn(7, 4096, generator=torch.Generator().manual_seed(1))
     embeds = save_safetensors(tmp_path / "text.safetensors", {"text_embeds": text})
-    options = {"against": ("fp32", "quantized"), "steps": 3, "seed": 5, "ode": ode, "embeds": embeds}
+    options: dict[str, Any] = {"against": ("fp32", "quantized"), "steps": 3, "seed": 5, "ode": ode, "embeds": embeds}
     found = run(exported.folder, exported.checkpoint, tmp_path / "out", **options)
     with Pipeline.load(exported.folder, backend=TORCH) as pipe:
         latents = pipe(text.numpy(), seed=5, steps=3, ode=ode)
@@ -100,7 +100,7 @@ def test_a_one_file_engine_is_left_out(exported: Exported, tmp_path: Path) -> No
 
 def swept(folder: Path, checkpoint: Path, out: Path) -> str | None:
     """Why a sweep without a GPU has no times; its plot is then over the share of key blocks."""
-    found = run(folder, checkpoint, out, against=("fp32", "quantized"), frames=5, sweep=(500, 1000))
+    found = run(folder, checkpoint, out, against=("fp32", "quantized"), frames=5, sweep=(500, 1000), report=True)
     assert found.sweep is not None
     assert [point.seconds for point in found.sweep.points] == [None, None]
     assert str(found.sweep.untimed) in (out / "report.html").read_text()
@@ -145,7 +145,7 @@ def test_bf16_linears_are_not_estimated(exported: Exported, tmp_path: Path) -> N
         ({"sweep": (100,), "against": ("fp32", "onnx")}, "needs a runner whose share"),
     ],
 )
-def test_mistakes(options: dict[str, object], words: str, exported: Exported, tmp_path: Path) -> None:
+def test_mistakes(options: dict[str, Any], words: str, exported: Exported, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=words):
         run(exported.folder, exported.checkpoint, tmp_path / "out", **options)
     assert not (tmp_path / "out").exists()

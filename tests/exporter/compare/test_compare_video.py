@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from tests.support.exported import Exported
 from tests.support.media_bundle import add_media
 
 pytestmark = pytest.mark.usefixtures("no_gpu")
+SMALL: dict[str, Any] = {"against": ("fp32", "quantized"), "size": (64, 48)}
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +36,7 @@ def with_vae(exported: Exported, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 def test_videos_are_decoded_by_one_vae(with_vae: Path, exported: Exported, tmp_path: Path) -> None:
     """PSNR and SSIM of every frame are those of the frames that the runtime's VAE makes of the recorded latents."""
-    found = run(with_vae, exported.checkpoint, tmp_path / "out", against=("fp32", "quantized"), frames=9)
+    found = run(with_vae, exported.checkpoint, tmp_path / "out", frames=9, report=True, **SMALL)
     assert found.passed
     assert "video" not in found.left_out
     rows = [row for row in found.rows if row.level == "video"]
@@ -55,7 +57,7 @@ def test_videos_are_decoded_by_one_vae(with_vae: Path, exported: Exported, tmp_p
 def test_a_bad_video_is_over_its_bound(with_vae: Path, exported: Exported, tmp_path: Path) -> None:
     copied = Path(shutil.copytree(with_vae, tmp_path / "bundle"))
     weights_changed(copied, lambda tensors: tensors["head.head.weight"].mul_(-1))
-    found = run(copied, exported.checkpoint, tmp_path / "out", against=("fp32", "quantized"), frames=5)
+    found = run(copied, exported.checkpoint, tmp_path / "out", frames=5, **SMALL)
     over = [row for row in found.offenders if row.level == "video"]
     assert [row.place for row in sorted(over, key=lambda row: row.place)] == [f"frame {i:03d}" for i in range(5)]
 
@@ -63,7 +65,7 @@ def test_a_bad_video_is_over_its_bound(with_vae: Path, exported: Exported, tmp_p
 def test_latents_that_are_not_finite_give_no_video(with_vae: Path, exported: Exported, tmp_path: Path) -> None:
     copied = Path(shutil.copytree(with_vae, tmp_path / "bundle"))
     weights_changed(copied, lambda tensors: tensors["head.head.bias"].fill_(torch.nan))
-    found = run(copied, exported.checkpoint, tmp_path / "out", against=("fp32", "quantized"), frames=5)
+    found = run(copied, exported.checkpoint, tmp_path / "out", frames=5, **SMALL)
     assert not found.passed
     assert "quantized gives no video: its latents are not finite." in found.notes
     assert not [row for row in found.rows if row.level == "video"]
@@ -73,7 +75,7 @@ def test_latents_that_are_not_finite_give_no_video(with_vae: Path, exported: Exp
 def test_when_videos_are_left_out(
     with_vae: Path, exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    options = {"against": ("fp32", "quantized"), "frames": 5}
+    options = {"frames": 5, **SMALL}
     none = run(exported.folder, exported.checkpoint, tmp_path / "none", **options)
     assert "the bundle holds no weights of one" in none.left_out["video"]
     with pytest.raises(UserError, match="--video needs the VAE"):

@@ -76,7 +76,7 @@ def test_weight_table_is_diffusers(oracle: Any, weights: Weights) -> None:
     assert {name: tuple(w.shape) for name, w in weights.items()} == vae_weights(SPEC)
 
 
-@pytest.mark.parametrize("frames", [1, 5, 81])
+@pytest.mark.parametrize("frames", [1, 5, 13])
 @torch.no_grad()
 def test_decode(oracle: Any, weights: Weights, frames: int) -> None:
     latents = torch.randn(1, 16, (frames - 1) // 4 + 1, H, W, generator=torch.Generator().manual_seed(frames))
@@ -86,7 +86,7 @@ def test_decode(oracle: Any, weights: Weights, frames: int) -> None:
     assert distance(got, want) < 1e-4
 
 
-@pytest.mark.parametrize("frames", [1, 5, 81])
+@pytest.mark.parametrize("frames", [1, 5, 13])
 @torch.no_grad()
 def test_encode(oracle: Any, weights: Weights, frames: int) -> None:
     video = torch.rand(1, 3, frames, 8 * H, 8 * W, generator=torch.Generator().manual_seed(frames)) * 2 - 1
