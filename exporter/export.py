@@ -28,7 +28,6 @@ from exporter.networks.dit.options import BlockOptions
 from exporter.packing.dit import add_to_bundle, pack_checkpoint
 from exporter.packing.media import TOKENIZER_NAME, kept_media, pack_media
 from exporter.packing.recovery import kept_weights, previous_manifest
-from exporter.progress import Progress
 from exporter.spec import ExportSpec
 from runtime.bundle import (
     FileInfo,
@@ -40,11 +39,12 @@ from runtime.bundle import (
     file_info,
     write_manifest,
 )
+from runtime.report import Report
 
 WEIGHTS_NAME = "weights.safetensors"
 
 
-def export_bundle(spec: ExportSpec, report: Progress) -> Path:
+def export_bundle(spec: ExportSpec, report: Report) -> Path:
     """Export one model for one GPU and return the bundle's folder. Raises UserError."""
     if not spec.onnx_only:
         check_buildable(spec.gpu)
@@ -73,7 +73,7 @@ def export_bundle(spec: ExportSpec, report: Progress) -> Path:
     return spec.bundle_dir
 
 
-def _check_sources(spec: ExportSpec, report: Progress) -> None:
+def _check_sources(spec: ExportSpec, report: Report) -> None:
     """Raise UserError for checkpoints that are not there, before the minutes that everything else takes."""
     if spec.checkpoint is not None:
         check_checkpoint(spec.checkpoint, spec.model, report.note)
@@ -83,7 +83,7 @@ def _check_sources(spec: ExportSpec, report: Progress) -> None:
 
 
 def _write(
-    spec: ExportSpec, graphs: Sequence[StageGraph], previous: Manifest | None, staging: Path, report: Progress
+    spec: ExportSpec, graphs: Sequence[StageGraph], previous: Manifest | None, staging: Path, report: Report
 ) -> Manifest:
     files: dict[str, FileInfo] = {}
     plans: dict[str, str] = {}
@@ -131,7 +131,7 @@ def _stage(
     previous: Manifest | None,
     staging: Path,
     files: dict[str, FileInfo],
-    report: Progress,
+    report: Report,
 ) -> StageEntry:
     name = onnx_name(graph.name)
     (staging / name).write_bytes(graph.onnx)
@@ -148,7 +148,7 @@ def _stage(
     return msgspec.structs.replace(stage, engine=engine.name, activation_bytes=engine.activation_bytes)
 
 
-def _add_weights(spec: ExportSpec, checkpoint: str, manifest: Manifest, report: Progress) -> Manifest:
+def _add_weights(spec: ExportSpec, checkpoint: str, manifest: Manifest, report: Report) -> Manifest:
     packed = pack_checkpoint(
         checkpoint,
         spec.model,

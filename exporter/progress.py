@@ -1,24 +1,15 @@
-"""How the long stages tell what they are doing: a protocol, the terminal's implementation and a recording one."""
+"""Reports on a terminal: bars, or lines where there is none."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
-from typing import Protocol
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from rich import progress as bars
 from rich.console import Console
 
-Update = Callable[[int, int], None]  # (done, total), in any unit of the stage's own
-
-
-class Progress(Protocol):
-    """What a stage may say. ``stage`` yields the function that moves its bar."""
-
-    def stage(self, title: str) -> AbstractContextManager[Update]: ...
-
-    def note(self, text: str) -> None: ...
+from runtime.report import Update
 
 
 class RichProgress:
@@ -68,24 +59,3 @@ class RichProgress:
         if self._depth == 0 and self._bars is not None:
             self._bars.stop()
             self._bars = None
-
-
-class SilentProgress:
-    """Shows nothing; keeps titles, notes and the last (done, total) of each stage."""
-
-    def __init__(self) -> None:
-        self.titles: list[str] = []
-        self.notes: list[str] = []
-        self.updates: dict[str, tuple[int, int]] = {}
-
-    @contextmanager
-    def stage(self, title: str) -> Iterator[Update]:
-        self.titles.append(title)
-
-        def update(done: int, total: int) -> None:
-            self.updates[title] = (done, total)
-
-        yield update
-
-    def note(self, text: str) -> None:
-        self.notes.append(text)

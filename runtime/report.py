@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any, Protocol
+from typing import Protocol
 
-Update = Callable[[int, int], None]
+Update = Callable[[int, int], None]  # (done, total), in any unit of the stage's own
 
 
 class Report(Protocol):
-    """How loading tells what it does; ``stage`` yields the function that moves its bar."""
+    """What long work may say; ``stage`` yields the function that moves its bar."""
 
     def stage(self, title: str) -> AbstractContextManager[Update]: ...
 
@@ -21,7 +21,7 @@ class Silent:
     """A report nobody reads."""
 
     @contextmanager
-    def stage(self, title: str) -> Any:
+    def stage(self, title: str) -> Iterator[Update]:
         yield lambda done, total: None
 
     def note(self, text: str) -> None:

@@ -49,9 +49,9 @@ def exported(shared: Shared) -> Exported:
         pytest.importorskip(module)
     from exporter.export import export_bundle
     from exporter.models import model_named
-    from exporter.progress import SilentProgress
     from exporter.spec import export_spec
     from tests.support.checkpoints import canonical_state_dict, save_safetensors
+    from tests.support.progress import SilentProgress
 
     def make(folder: Path) -> None:
         checkpoint = save_safetensors(folder / "checkpoint.safetensors", canonical_state_dict(model_named("wan-tiny")))

@@ -14,11 +14,11 @@ import torch
 from exporter.bench.stopwatch import Stopwatch
 from exporter.bench.vae import bench_vae
 from exporter.models import ModelSpec
-from exporter.progress import Progress
+from runtime.report import Report
 
 
 def bench_media(
-    model: ModelSpec, sizes: list[tuple[int, int, int]], device: torch.device, repeats: int, report: Progress
+    model: ModelSpec, sizes: list[tuple[int, int, int]], device: torch.device, repeats: int, report: Report
 ) -> dict[str, Any]:
     """All figures, as JSON takes them."""
     from exporter.bench.text import bench_text

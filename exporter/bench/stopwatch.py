@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from exporter.networks.weight_spec import WeightSpec
-from exporter.progress import Progress
 from plugins.torch_dtypes import torch_dtype
+from runtime.report import Report
 
 Weights = dict[str, Tensor]
 T = TypeVar("T")
@@ -34,7 +34,7 @@ def random_weights(table: Mapping[str, WeightSpec], device: torch.device) -> Wei
 class Stopwatch:
     """Times functions on a device; ``rows`` are the results, one dictionary each."""
 
-    def __init__(self, device: torch.device, repeats: int, report: Progress) -> None:
+    def __init__(self, device: torch.device, repeats: int, report: Report) -> None:
         self.device, self.rows = device, list[dict[str, Any]]()
         self._cuda, self._repeats, self._report = device.type == "cuda", repeats, report
 

@@ -19,11 +19,11 @@ from exporter.bench.synthetic import block_inputs, block_weights
 from exporter.gpus import GpuSpec
 from exporter.models import ModelSpec
 from exporter.networks.dit.options import BlockOptions
-from exporter.progress import Progress
 from plugins.compile import build_plan
 from plugins.configs import Table, dumped, merged, trying
 from plugins.plan import encode
 from runtime.atomic import told, write_atomic
+from runtime.report import Report
 
 MARGIN = 0.98  # a new config must take less than this of the old one's time: noise should not churn the table
 
@@ -44,7 +44,7 @@ class Tuned:
         return self.new_ms < MARGIN * self.old_ms
 
 
-def tune_call(call: OpCall, sm: int, time: Callable[[bytes], float], progress: Progress) -> Tuned | None:
+def tune_call(call: OpCall, sm: int, time: Callable[[bytes], float], progress: Report) -> Tuned | None:
     """Measure every candidate of the kernel in the op's folder; None where it has none. ``time``: plan bytes → ms."""
     if not call.op.tunable:
         return None
@@ -77,7 +77,7 @@ def updated(old: Table, tuned: Sequence[Tuned], sm: int) -> Table:
     return new
 
 
-def tune(model: ModelSpec, gpu: GpuSpec, options: BlockOptions, progress: Progress) -> list[Tuned]:
+def tune(model: ModelSpec, gpu: GpuSpec, options: BlockOptions, progress: Report) -> list[Tuned]:
     """Tune every distinct call of the model's block on the present GPU, on the inputs it gets in a block."""
     require_gpu(gpu)
     found: list[Tuned] = []

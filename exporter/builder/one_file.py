@@ -19,12 +19,12 @@ from exporter.graphs.stage_graph import StageGraph, onnx_name, tensors
 from exporter.models import ModelSpec
 from exporter.networks.dit.weights import packed_bytes
 from exporter.packing.dit import weight_paths
-from exporter.progress import Progress
 from exporter.spec import ExportSpec
 from plugins.errors import UserError
 from plugins.onnx_schema import DOMAIN
 from runtime.atomic import put_in_place
 from runtime.bundle import FileInfo, Manifest, Profile, StageEntry, file_info, verify_file, write_manifest
+from runtime.report import Report
 
 # The builder's peak RSS by the weights' bytes: 0.62, 2.05, 3.53 and 5.02 GB were measured on 0.10, 0.52, 0.98 and
 # 1.45 GB of INT8 weights (1, 10, 20 and all layers of 1.3B), which is 3.2 times the weights and 0.35 GB.
@@ -89,7 +89,7 @@ def carry_one_file(
     return manifest
 
 
-def add_one_file(spec: ExportSpec, graphs: Sequence[StageGraph], manifest: Manifest, report: Progress) -> Manifest:
+def add_one_file(spec: ExportSpec, graphs: Sequence[StageGraph], manifest: Manifest, report: Report) -> Manifest:
     """Build the bundle's one-file engines from its weights, those there already excepted; returns the manifest."""
     have = {stage.expert: stage for stage in manifest.stages if stage.name == ONE_FILE}
     for expert, weights in manifest.weights.items():
@@ -102,7 +102,7 @@ def add_one_file(spec: ExportSpec, graphs: Sequence[StageGraph], manifest: Manif
 
 
 def _build(
-    spec: ExportSpec, graphs: Sequence[StageGraph], manifest: Manifest, expert: str, weights: str, report: Progress
+    spec: ExportSpec, graphs: Sequence[StageGraph], manifest: Manifest, expert: str, weights: str, report: Report
 ) -> Manifest:
     stem = stage_stem(spec.model, expert)
     key = _key(spec, graphs, manifest.files[weights])

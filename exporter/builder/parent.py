@@ -14,8 +14,8 @@ import msgspec
 from exporter.builder.child import BuildRequest, BuildResult
 from exporter.builder.flavour import library_folder
 from exporter.gpus import gpu_named
-from exporter.progress import Update
 from plugins.errors import UserError
+from runtime.report import Update
 
 _ROOT = Path(__file__).resolve().parents[2]
 _LOG_LINES = 15

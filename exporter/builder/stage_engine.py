@@ -11,9 +11,9 @@ from pathlib import Path
 from exporter.builder.child import BuildRequest
 from exporter.builder.parent import build_engine
 from exporter.graphs.stage_graph import tools
-from exporter.progress import Progress
 from exporter.spec import ExportSpec
 from runtime.bundle import FileInfo, Manifest, Profile, file_info, verify_file
+from runtime.report import Report
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def build_stage(
     key: str,
     plugins: Collection[str],
     staging: Path,
-    report: Progress,
+    report: Report,
 ) -> Engine:
     """Build ``<stage>.engine`` from ``<stage>.onnx`` in ``staging``, whose nodes ``plugins`` must become plugins."""
     # Beside the bundle, so that it outlives the staging folder when the build fails.

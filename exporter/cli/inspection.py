@@ -12,12 +12,12 @@ from rich.console import Console
 from rich.table import Table
 
 from exporter.cli.catalogue import gigabytes, open_table
-from exporter.progress import Progress
 from plugins.plan import Plan, decode
 from plugins.sms import cubin_sm
 from runtime.bundle import MANIFEST_NAME, Manifest, StageEntry, load_manifest, verify_file
 from runtime.checks import pack_command, rebuild_command
 from runtime.media.text.embeds_cache import FOLDER
+from runtime.report import Report
 
 #: Columns of a terminal in which tables say more than in 80.
 WIDE = 110
@@ -46,7 +46,7 @@ class Inspection:
         }
 
 
-def inspect_bundle(folder: Path, progress: Progress) -> Inspection:
+def inspect_bundle(folder: Path, progress: Report) -> Inspection:
     """Read the manifest, hash every file and decode the plans. Raises UserError where there is no bundle."""
     manifest = load_manifest(folder)
     states = {}

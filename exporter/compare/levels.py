@@ -27,7 +27,7 @@ from exporter.compare.runners import (
 from exporter.compare.scene import frames
 from exporter.compare.spec import Comparison, Level, Row
 from exporter.compare.video import decode, measure
-from exporter.progress import Progress
+from runtime.report import Report
 
 ORACLE = "oracle"
 Pair = tuple[str, str]
@@ -54,7 +54,7 @@ def _row(level: Level, pair: Pair, place: str, layer: int | None, result: Any) -
     return Row(level, *pair, place, layer, dict(result.metric_values()), bound.bound, bound.higher)
 
 
-def compare_steps(roster: Roster, found: Comparison, progress: Progress) -> dict[str, RunResults]:
+def compare_steps(roster: Roster, found: Comparison, progress: Report) -> dict[str, RunResults]:
     """Every rCM step, teacher-forced and free-running, then the final latents. Returns each level's RunResults."""
     forced = _steps(roster, found, progress, free=False)
     # From its own latents or from the reference's is the same for the reference: it runs once.
@@ -79,7 +79,7 @@ class _StepFeeds:
 def _steps(
     roster: Roster,
     found: Comparison,
-    progress: Progress,
+    progress: Report,
     *,
     free: bool,
     reference: Iterator[Feed] | None = None,
@@ -144,7 +144,7 @@ def _frames(roster: Roster, found: Comparison, free: RunResults) -> RunResults:
     return results
 
 
-def compare_videos(roster: Roster, bundle: Path, free: RunResults, found: Comparison, progress: Progress) -> RunResults:
+def compare_videos(roster: Roster, bundle: Path, free: RunResults, found: Comparison, progress: Report) -> RunResults:
     """The final latents decoded, frame by frame."""
     results = decode(roster, bundle, free, found, progress)
     names = [name for name, _ in results.items()]
@@ -195,7 +195,7 @@ class BlockLevels:
         self._feeds = _BlockFeeds(roster, step, tokens, self._blocks[roster.reference])
         self._worst: tuple[float, int, Mapping[str, Tensor], RunResults] | None = None
 
-    def run(self, found: Comparison, progress: Progress) -> None:
+    def run(self, found: Comparison, progress: Report) -> None:
         roster = self._roster
         candidates = [runner for name, runner in self._ops.items() if name != roster.reference]
         replays = [replay for name, replay in self._replays.items() if name != roster.reference]
@@ -234,7 +234,7 @@ class BlockLevels:
             for _, output, result in _measured(only, [(name, replay.name)], [function]):
                 yield _row("op", (name, ORACLE), output, layer, result)
 
-    def inspect(self, found: Comparison, progress: Progress) -> tuple[Mapping[str, Tensor], RunResults]:
+    def inspect(self, found: Comparison, progress: Report) -> tuple[Mapping[str, Tensor], RunResults]:
         """What rounding costs each op of the worst block, alone and summed up. Returns its feed and RunResults."""
         if self._worst is None:
             raise ValueError("run comes first")

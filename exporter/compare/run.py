@@ -23,10 +23,10 @@ from exporter.compare.runners import BLOCK_OUTPUT
 from exporter.compare.spec import CompareSpec, Comparison
 from exporter.compare.sweep import check_sweep, sweep
 from exporter.compare.video import VIDEO, why_no_video
-from exporter.progress import Progress
 from plugins.errors import UserError
 from plugins.torch_dtypes import torch_dtype
 from runtime.atomic import atomic_path, told, write_atomic
+from runtime.report import Report
 from runtime.versions import installed_versions
 
 _TOOLS = ("turbotrt", "torch", "triton", "onnx", "polygraphy", "tensorrt-rtx", "tensorrt", "numpy")
@@ -36,7 +36,7 @@ SUMMARY = "comparison.json"
 REPORT = "report.html"
 
 
-def compare(spec: CompareSpec, progress: Progress) -> Comparison:
+def compare(spec: CompareSpec, progress: Report) -> Comparison:
     """Compare what this machine can run, and write results and report into ``spec.out``. Raises UserError."""
     roster = open_roster(spec)
     check_sweep(roster, spec)
@@ -54,7 +54,7 @@ def compare(spec: CompareSpec, progress: Progress) -> Comparison:
     return found
 
 
-def _compare(spec: CompareSpec, roster: Roster, found: Comparison, video: bool, progress: Progress) -> None:
+def _compare(spec: CompareSpec, roster: Roster, found: Comparison, video: bool, progress: Report) -> None:
     """Fill ``found`` and write the files."""
     results = compare_steps(roster, found, progress)
     if video:
@@ -98,7 +98,7 @@ def _tokens_before(roster: Roster, steps: RunResults, step: int) -> Tensor:
     return roster.scene.start if step == 0 else steps[roster.reference][step - 1]["tokens"]
 
 
-def _save(out: Path, results: Mapping[str, RunResults], progress: Progress) -> None:
+def _save(out: Path, results: Mapping[str, RunResults], progress: Report) -> None:
     """<name>.json for each of the results: Polygraphy's RunResults."""
     for name, result in results.items():
         size = sum(tensor.nbytes for _, runs in result.items() for run in runs for _, tensor in run.items())

@@ -21,10 +21,10 @@ from exporter.compare.roster import Roster
 from exporter.compare.scene import frames
 from exporter.compare.spec import CompareSpec, Sweep, SweepPoint
 from exporter.gpus import GPUS
-from exporter.progress import Progress
 from plugins.errors import UserError
 from plugins.torch_op import device_sm
 from runtime.bundle import Manifest
+from runtime.report import Report
 
 FULL = 1000
 _TIMED_RUNS = 3
@@ -42,7 +42,7 @@ def check_sweep(roster: Roster, spec: CompareSpec) -> None:
         )
 
 
-def sweep(roster: Roster, spec: CompareSpec, progress: Progress) -> Sweep:
+def sweep(roster: Roster, spec: CompareSpec, progress: Report) -> Sweep:
     """One point for each share."""
     candidate = _swept(roster)
     if candidate is None:

@@ -11,7 +11,6 @@ from torch import Tensor
 from exporter.compare.metrics import FrameDistance, video_distance
 from exporter.compare.roster import Roster
 from exporter.compare.spec import CompareSpec, Comparison
-from exporter.progress import Progress
 from exporter.torch_backend.backend import TORCH
 from exporter.torch_backend.memory import meta_tensors
 from exporter.torch_backend.runner import run_stage, stage_functions
@@ -19,6 +18,7 @@ from plugins.errors import UserError
 from runtime.bundle import Manifest
 from runtime.media.generate import VideoMaker
 from runtime.numerics import to_latents
+from runtime.report import Report
 
 VIDEO = "video"
 CPU_OPERATIONS = 2e12  # what a CPU is given unasked: about a minute of two cores
@@ -61,7 +61,7 @@ def decode_operations(manifest: Manifest, shape: tuple[int, int, int]) -> int:
     return total
 
 
-def decode(roster: Roster, bundle: Path, free: RunResults, found: Comparison, progress: Progress) -> RunResults:
+def decode(roster: Roster, bundle: Path, free: RunResults, found: Comparison, progress: Report) -> RunResults:
     """Every runner's last tokens as frames uint8 [H, W, 3]; a runner whose latents are not finite is noted, not shown.
 
     Raises UserError where the VAE's files are damaged or no tile fits the memory.

@@ -12,13 +12,13 @@ from typing import Any
 from exporter.graphs.passes import finish
 from exporter.graphs.trace import trace_stage
 from exporter.networks.stage_spec import StageSpec
-from exporter.progress import Progress
 from exporter.spec import ExportSpec
 from plugins.dtypes import DTYPES
 from plugins.onnx_schema import DOMAIN, PLAN_ATTRIBUTE
 from plugins.tensorrt_plugin import PLUGIN_VERSION
 from runtime.bundle import Manifest, TensorInfo, verify_file
 from runtime.checks import PLUGIN_TOOL
+from runtime.report import Report
 from runtime.versions import installed_versions
 
 _TOOLS = ("turbotrt", "torch", "triton", "onnx", "onnxscript", "onnx-graphsurgeon", "tensorrt-rtx", "tensorrt")
@@ -59,7 +59,7 @@ def sources_hash() -> str:
     return digest.hexdigest()
 
 
-def stage_graph(spec: ExportSpec, stage: StageSpec, previous: Manifest | None, report: Progress) -> StageGraph:
+def stage_graph(spec: ExportSpec, stage: StageSpec, previous: Manifest | None, report: Report) -> StageGraph:
     """The stage's graph with plans for the spec's GPU; the previous bundle's own where its inputs are the same."""
     key = _graph_key(spec, stage)
     if (data := _kept(spec, stage.name, previous, key)) is not None:

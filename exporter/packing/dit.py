@@ -12,7 +12,6 @@ import msgspec
 
 from exporter.models import ModelSpec
 from exporter.networks.weight_spec import LinearMode
-from exporter.progress import Progress
 from plugins.errors import UserError
 from runtime.bundle import (
     MANIFEST_NAME,
@@ -24,6 +23,7 @@ from runtime.bundle import (
     verify_file,
     write_manifest,
 )
+from runtime.report import Report
 
 if TYPE_CHECKING:
     from exporter.checkpoint.reader import Checkpoint
@@ -68,7 +68,7 @@ def pack_checkpoint(
     *,
     linear: LinearMode,
     allow_missing_proj_l: bool,
-    progress: Progress,
+    progress: Report,
     bundle: Manifest | None = None,
 ) -> PackedWeights:
     """Pack every expert of a checkpoint. All are opened and checked before the first byte is written. UserError.
@@ -110,14 +110,14 @@ def pack_checkpoint(
     return PackedWeights(files, has_proj_l, entries)
 
 
-def packing_key(reader: Checkpoint, model: ModelSpec, linear: LinearMode, progress: Progress) -> str:
+def packing_key(reader: Checkpoint, model: ModelSpec, linear: LinearMode, progress: Report) -> str:
     """Hash of all that decides a packed file's bytes: the checkpoint's files and the way they are packed."""
     from exporter.packing.packer import FORMAT_VERSION
 
     return files_key(f"{model.name} {linear} {FORMAT_VERSION}\n", reader.path.name, reader.files, progress)
 
 
-def files_key(facts: str, title: str, files: Sequence[Path], progress: Progress) -> str:
+def files_key(facts: str, title: str, files: Sequence[Path], progress: Report) -> str:
     """Hash of some facts and of the contents of files."""
     digest = hashlib.sha256(facts.encode())
     total, done = sum(path.stat().st_size for path in files), 0
@@ -133,7 +133,7 @@ def files_key(facts: str, title: str, files: Sequence[Path], progress: Progress)
     return digest.hexdigest()
 
 
-def is_current(file: Path, bundle: Manifest, key: str | None, progress: Progress) -> bool:
+def is_current(file: Path, bundle: Manifest, key: str | None, progress: Report) -> bool:
     """Whether the bundle's file was packed from these inputs and is still what the manifest says."""
     info = bundle.files.get(file.name)
     if info is None or info.inputs != key:
@@ -142,7 +142,7 @@ def is_current(file: Path, bundle: Manifest, key: str | None, progress: Progress
         return verify_file(file.parent, file.name, info) is None
 
 
-def add_to_bundle(folder: Path, manifest: Manifest, packed: PackedWeights, progress: Progress) -> Manifest:
+def add_to_bundle(folder: Path, manifest: Manifest, packed: PackedWeights, progress: Report) -> Manifest:
     """Rewrite the bundle's manifest so that it lists these weights, and return it.
 
     A one-file engine of other weights than these is removed: nothing would tell that it does not hold the new ones.

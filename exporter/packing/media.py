@@ -21,11 +21,11 @@ from exporter.packing.component import (
 )
 from exporter.packing.dit import files_key, is_current
 from exporter.packing.formats import component_format
-from exporter.progress import Progress
 from exporter.spec import ExportSpec
 from plugins.errors import UserError
 from runtime.atomic import atomic_path
 from runtime.bundle import FileInfo, Manifest, MediaComponent, file_info, write_manifest
+from runtime.report import Report
 
 TOKENIZER_NAME = "tokenizer.json"
 DEFAULT_TOKENIZER = "google/umt5-xxl"
@@ -37,7 +37,7 @@ def weights_name(component: MediaComponent) -> str:
     return f"{component}.safetensors"
 
 
-def pack_media(spec: ExportSpec, manifest: Manifest, report: Progress) -> Manifest:
+def pack_media(spec: ExportSpec, manifest: Manifest, report: Report) -> Manifest:
     """Pack what was asked for into the bundle and list it. All checkpoints are checked before a byte is written.
 
     A file that was packed from the same bytes in the same way is kept.
@@ -101,7 +101,7 @@ class KeptMedia:
     files: dict[str, FileInfo]
 
 
-def kept_media(spec: ExportSpec, previous: Manifest | None, report: Progress) -> KeptMedia:
+def kept_media(spec: ExportSpec, previous: Manifest | None, report: Report) -> KeptMedia:
     """The old bundle's weights and tokenizer for the components there will be: as listed, else by their own headers.
 
     What cannot be kept is said. A file that no manifest lists is hashed anew, which does not prove its contents.

@@ -10,10 +10,10 @@ from exporter.checkpoint.source import TensorMeta
 from exporter.networks.dit.weights import packed_tensors
 from exporter.packing.dit import weight_paths
 from exporter.packing.packer import FORMAT_VERSION
-from exporter.progress import Progress
 from exporter.spec import ExportSpec
 from plugins.errors import UserError
 from runtime.bundle import MANIFEST_NAME, FileInfo, Manifest, file_info, load_manifest
+from runtime.report import Report
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class KeptWeights:
     has_proj_l: bool | None
 
 
-def previous_manifest(folder: Path, report: Progress) -> Manifest | None:
+def previous_manifest(folder: Path, report: Report) -> Manifest | None:
     """The bundle's manifest there now; None, with a note, if it is damaged: the bundle is then made anew."""
     if not (folder / MANIFEST_NAME).is_file():
         return None
@@ -36,7 +36,7 @@ def previous_manifest(folder: Path, report: Progress) -> Manifest | None:
         return None
 
 
-def kept_weights(spec: ExportSpec, name: str, previous: Manifest | None, report: Progress) -> KeptWeights:
+def kept_weights(spec: ExportSpec, name: str, previous: Manifest | None, report: Report) -> KeptWeights:
     """The old bundle's weights that the new engines can run: as its manifest lists them, else by their own headers.
 
     What cannot be kept is said. A file that no manifest lists is hashed anew, which does not prove its contents.

@@ -32,7 +32,6 @@ from exporter.networks.vae.spec import VAES
 from exporter.packing.component import ComponentCheckpoint, pack_component
 from exporter.packing.formats import component_format
 from exporter.packing.media import kept_media
-from exporter.progress import SilentProgress
 from exporter.spec import export_spec
 from plugins.errors import UserError
 from runtime.bundle import Manifest, StageEntry, load_manifest, sha256_of, verify_files
@@ -40,6 +39,7 @@ from runtime.weights.file import WeightsFile
 from tests.support.checkpoints import canonical_state_dict, save_safetensors
 from tests.support.compared import typed
 from tests.support.media_bundle import write_tokenizer
+from tests.support.progress import SilentProgress
 
 TINY = MODELS["wan-tiny"]
 TEXT, VAE = TEXT_ENCODERS[TINY.text_encoder], VAES[TINY.vae]

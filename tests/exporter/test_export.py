@@ -24,7 +24,6 @@ from exporter.graphs import stage_graph as graphs
 from exporter.graphs.trace import trace_stage
 from exporter.models import MODELS
 from exporter.networks.stage_spec import StageSpec
-from exporter.progress import SilentProgress
 from exporter.spec import export_spec
 from plugins.errors import UserError
 from plugins.plan import decode
@@ -33,6 +32,7 @@ from runtime.weights.storage import STAGES
 from tests.support.checkpoints import canonical_state_dict, save_safetensors
 from tests.support.exported import Exported
 from tests.support.paths import ROOT
+from tests.support.progress import SilentProgress
 
 ENGINES = [f"{stage}.engine" for stage in STAGES]
 KEPT = [f"{stage}.{kind}: unchanged, kept" for kind in ("onnx", "engine") for stage in STAGES]
@@ -294,7 +294,7 @@ import sys
 from pathlib import Path
 import exporter, plugins.compile
 from exporter.export import export_bundle
-from exporter.progress import SilentProgress
+from tests.support.progress import SilentProgress
 from exporter.spec import export_spec
 for module in (exporter, plugins.compile):
     assert Path(module.__file__).is_relative_to(Path.cwd()), module.__file__

@@ -7,7 +7,8 @@ import io
 import pytest
 from rich.console import Console
 
-from exporter.progress import RichProgress, SilentProgress
+from exporter.progress import RichProgress
+from tests.support.progress import SilentProgress
 
 
 def test_bars_nest_and_take_no_markup() -> None:

@@ -25,11 +25,11 @@ from exporter.export import export_bundle
 from exporter.models import MODELS
 from exporter.networks.text.encoder import TEXT_ENCODERS, text_weights
 from exporter.networks.weight_spec import WeightSpec
-from exporter.progress import SilentProgress
 from exporter.spec import export_spec
 from runtime.bundle import load_manifest, verify_files
 from runtime.checks import rebuild_command
 from tests.support.media_bundle import random_tensors, write_tokenizer
+from tests.support.progress import SilentProgress
 from tests.support.quantized_text import quantized
 
 TINY = TEXT_ENCODERS[MODELS["wan-tiny"].text_encoder]

@@ -21,7 +21,6 @@ import pytest
 import torch
 
 from exporter.models import MODELS, ModelSpec
-from exporter.progress import SilentProgress
 from exporter.torch_backend.backend import TORCH
 from exporter.torch_backend.runner import CUBLAS_BYTES
 from plugins.expr import evaluate
@@ -32,6 +31,7 @@ from runtime.inputs import text_bits
 from runtime.numerics import to_tokens
 from runtime.sampler import Step
 from runtime.weights.file import WeightsFile
+from tests.support.progress import SilentProgress
 from tests.support.random_bundle import make_random_bundle
 from tests.support.transfer_rates import disk_rate, pcie_rate
 

@@ -14,7 +14,6 @@ from typer.main import get_command
 
 from exporter.cli.app import app
 from exporter.models import MODELS
-from exporter.progress import SilentProgress
 from exporter.torch_backend.backend import TORCH
 from plugins.errors import UserError
 from runtime.backends.registry import backend_kind
@@ -23,6 +22,7 @@ from runtime.bundle import Manifest, load_manifest, write_manifest
 from runtime.checks import check_engines, check_files, check_gpu, check_plugins, check_weights, rebuild_command
 from runtime.pipeline import Pipeline
 from tests.support.exported import Exported
+from tests.support.progress import SilentProgress
 from tests.support.random_bundle import make_random_bundle
 
 Change = Callable[[Manifest], Manifest]

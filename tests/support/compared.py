@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 
 from exporter.compare.run import compare
 from exporter.compare.spec import CompareSpec, Comparison
-from exporter.progress import SilentProgress
 from tests.support.paths import ROOT
+from tests.support.progress import SilentProgress
 
 Tensors = dict[str, Any]
 

@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from exporter.progress import SilentProgress
+from tests.support.progress import SilentProgress
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from exporter.networks.vae import halves
 from exporter.networks.vae.layers import Tape
 from exporter.networks.vae.spec import VAES
 from exporter.networks.vae.weights import packed_weights
-from exporter.progress import SilentProgress
+from tests.support.progress import SilentProgress
 
 TINY = MODELS["wan-tiny"]
 

@@ -23,11 +23,11 @@ from exporter.gpus import GPUS
 from exporter.models import MODELS
 from exporter.networks.dit.options import BlockOptions
 from exporter.networks.dit.stages import dit_functions
-from exporter.progress import SilentProgress
 from plugins import configs
 from plugins.cost import Cost
 from plugins.plan import decode
 from plugins.registry import OPS
+from tests.support.progress import SilentProgress
 
 TINY, H200, RTX3090 = MODELS["wan-tiny"], GPUS["h200"], GPUS["rtx3090"]
 GEMM = {"M": 1280, "K": 256, "N": 256}

@@ -24,7 +24,6 @@ from exporter.gpus import GPUS
 from exporter.graphs import stage_graph as graphs
 from exporter.models import MODELS
 from exporter.networks.dit.weights import packed_bytes, stage_weights
-from exporter.progress import SilentProgress
 from exporter.spec import ExportSpec, export_spec
 from plugins.errors import UserError
 from plugins.onnx_schema import register_schemas
@@ -34,6 +33,7 @@ from runtime.bundle import load_manifest, verify_files
 from tests.support.checkpoints import canonical_state_dict, save_safetensors
 from tests.support.exported import Exported
 from tests.support.onnx_reference import run_onnx
+from tests.support.progress import SilentProgress
 
 TINY = MODELS["wan-tiny"]
 SHAPE = (5, 10, 16)  # latent T, H, W: 200 tokens

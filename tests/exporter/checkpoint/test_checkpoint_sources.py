@@ -12,10 +12,10 @@ import pytest
 from exporter.checkpoint.experts import expert_paths
 from exporter.checkpoint.hub import look_for, parse_hub_id, resolve
 from exporter.models import MODELS
-from exporter.progress import SilentProgress
 from exporter.spec import export_spec
 from plugins.errors import UserError
 from runtime.bundle import load_manifest
+from tests.support.progress import SilentProgress
 
 TINY = MODELS["wan-tiny"]
 I2V = MODELS["wan2.2-i2v-a14b-720p"]

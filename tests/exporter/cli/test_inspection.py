@@ -10,10 +10,10 @@ import pytest
 from rich.console import Console
 
 from exporter.cli.inspection import inspect_bundle, show_inspection
-from exporter.progress import SilentProgress
 from runtime.bundle import write_manifest
 from tests.support.bundle_factory import make_bundle
 from tests.support.exported import Exported
+from tests.support.progress import SilentProgress
 
 
 def shown(folder: Path, width: int) -> str:

@@ -16,12 +16,12 @@ from exporter.compare.spec import CompareSpec, Runner
 from exporter.export import export_bundle
 from exporter.gpus import GPUS
 from exporter.models import model_named
-from exporter.progress import SilentProgress
 from exporter.spec import export_spec
 from runtime.bundle import load_manifest
 from tests.support.checkpoints import canonical_state_dict, save_safetensors
 from tests.support.exported import Exported
 from tests.support.media_bundle import add_media
+from tests.support.progress import SilentProgress
 
 pytestmark = pytest.mark.gpu
 

@@ -29,7 +29,7 @@ from exporter import models
 from exporter.checkpoint.table import checkpoint_tensors
 from exporter.compare import run
 from exporter.compare.spec import CompareSpec
-from exporter.progress import SilentProgress
+from tests.support.progress import SilentProgress
 from runtime.bundle import GpuFacts, Manifest, file_info, write_manifest
 
 run.write_report = lambda *_: None  # charts, of which there is one set whatever the layers

@@ -18,7 +18,6 @@ pytest.importorskip("onnx_graphsurgeon")
 
 from exporter import models
 from exporter.export import export_bundle
-from exporter.progress import SilentProgress
 from exporter.spec import export_spec
 from exporter.torch_backend.backend import TORCH
 from plugins.errors import UserError
@@ -27,6 +26,7 @@ from runtime.bundle import load_manifest, write_manifest
 from tests.support.checkpoints import canonical_state_dict, save_safetensors
 from tests.support.compared import run, weights_changed
 from tests.support.exported import Exported
+from tests.support.progress import SilentProgress
 
 pytestmark = pytest.mark.usefixtures("no_gpu")
 EXPERTS = ("high-noise", "low-noise")

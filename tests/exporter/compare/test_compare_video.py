@@ -13,7 +13,6 @@ import torch
 pytest.importorskip("polygraphy")
 pytest.importorskip("matplotlib")
 
-from exporter.progress import SilentProgress
 from exporter.torch_backend.backend import TORCH
 from plugins.errors import UserError
 from runtime.bundle import load_manifest
@@ -21,6 +20,7 @@ from runtime.media.generate import VideoMaker
 from tests.support.compared import polygraphy, run, weights_changed
 from tests.support.exported import Exported
 from tests.support.media_bundle import add_media
+from tests.support.progress import SilentProgress
 
 pytestmark = pytest.mark.usefixtures("no_gpu")
 SMALL: dict[str, Any] = {"against": ("fp32", "quantized"), "size": (64, 48)}

@@ -23,7 +23,6 @@ from exporter.graphs.trace import trace_stage
 from exporter.models import MODELS
 from exporter.networks.text.encoder import TEXT_ENCODERS, TextSpec, text_block, text_norm, text_weights
 from exporter.networks.text.stages import text_stages
-from exporter.progress import SilentProgress
 from exporter.spec import export_spec
 from exporter.torch_backend.runner import TorchRunner
 from plugins.errors import UserError
@@ -38,6 +37,7 @@ from runtime.report import Silent
 from runtime.weights.file import WeightsFile
 from tests.support.media_bundle import TEXT_NAME, add_media, bare_manifest, media_stages, random_tensors, with_media
 from tests.support.onnx_reference import run_onnx
+from tests.support.progress import SilentProgress
 from tests.support.quantized_text import dequantized, plain_block, quantized
 from tests.support.random_bundle import make_random_bundle
 

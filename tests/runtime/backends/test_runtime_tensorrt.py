@@ -13,7 +13,6 @@ import pytest
 trt = pytest.importorskip("tensorrt_rtx")
 
 from exporter.models import MODELS
-from exporter.progress import SilentProgress
 from exporter.torch_backend.backend import TORCH
 from plugins.registry import OPS
 from plugins.tensorrt_plugin import register
@@ -27,6 +26,7 @@ from runtime.bundle import Manifest, load_manifest
 from runtime.layout import weight_layout
 from tests.support.exported import Exported
 from tests.support.lazy_device import POLICIES, LazyDevice, Policy
+from tests.support.progress import SilentProgress
 from tests.support.random_bundle import make_random_bundle
 from tests.support.stand_in_tensorrt import StandIn, add_engines, host_view
 

@@ -25,11 +25,11 @@ from exporter.models import MODELS
 from exporter.networks.vae.frames import to_bytes
 from exporter.networks.vae.layers import norm_silu
 from exporter.networks.vae.norm_kernel import launch
-from exporter.progress import SilentProgress
 from exporter.torch_backend.runner import TorchRunner
 from runtime.media.vae.decoder import Vae
 from runtime.weights.file import WeightsFile
 from tests.support.media_bundle import bare_manifest, random_tensors, vae_table
+from tests.support.progress import SilentProgress
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("cuda")]
 

@@ -128,7 +128,7 @@ def test_waiting_for_weights_is_counted_step_by_step(bundles: dict[str, Path], w
 
 
 def test_few_steps_do_not_load_the_second_expert(bundles: dict[str, Path], tmp_path: Path) -> None:
-    from exporter.progress import SilentProgress
+    from tests.support.progress import SilentProgress
 
     report, device = SilentProgress(), LazyDevice("compute first")
     folder = tmp_path / "bundle"
