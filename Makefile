@@ -1,5 +1,5 @@
 # make export MODEL=wan2.1-14b-720p GPU=rtx5090   the main job: engines into engines/<model>-<gpu>/
-# make test                                        the CPU tests
+# make test                                        the CPU tests, on every core
 # make lint                                        ruff (lint, format) and mypy
 # Each makes .venv first where it is missing, or older than pyproject.toml. Another interpreter: make PYTHON=python3.12 …
 
@@ -27,7 +27,7 @@ export: $(READY)
 	$(VENV)/bin/turbotrt export --model '$(MODEL)' --gpu '$(GPU)' $(ARGS)
 
 test: $(READY)
-	$(VENV)/bin/python -m pytest $(ARGS)
+	$(VENV)/bin/python -m pytest --numprocesses auto --dist loadfile $(ARGS)
 
 lint: $(READY)
 	$(VENV)/bin/ruff check .
