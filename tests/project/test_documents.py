@@ -196,4 +196,4 @@ def test_pre_commit_runs_what_the_gate_runs() -> None:
     gate = [line.replace("$(VENV)", ".venv").replace("$(ARGS)", "").strip() for line in gate]
     assert sorted(re.findall(r"entry: (.+)$", config, re.MULTILINE)) == sorted(gate)
     assert config.count("language: system") == config.count("pass_filenames: false") == len(gate)
-    assert (ROOT / ".ci" / "run").read_text().rstrip().endswith("make lint\nmake test")
+    assert "\nmake lint\nmake test " in (ROOT / ".ci" / "run").read_text()
