@@ -99,6 +99,7 @@ def compile_kernel(launch: Launch, dtypes: Mapping[str, str], sm: int) -> Kernel
         launch.kernel, signature, dict(launch.constants), attrs
     )
     options = {"num_warps": launch.num_warps, "num_stages": launch.num_stages}
+    options |= {"maxnreg": launch.max_registers} if launch.max_registers else {}
     with triton.knobs.compilation.scope():
         # Without this the cubin holds the folder the sources lie in, and two checkouts give two engines.
         triton.knobs.compilation.disable_line_info = True
