@@ -294,14 +294,14 @@ import sys
 from pathlib import Path
 import exporter, plugins.compile
 from exporter.export import export_bundle
-from tests.support.progress import SilentProgress
 from exporter.spec import export_spec
+from runtime.report import Silent
 for module in (exporter, plugins.compile):
     assert Path(module.__file__).is_relative_to(Path.cwd()), module.__file__
 spec = export_spec(
     model="wan-tiny", gpu="rtx5090", checkpoint=sys.argv[1], out=Path(sys.argv[2]), components="dit"
 )
-export_bundle(spec, SilentProgress())
+export_bundle(spec, Silent())
 """
 
 
