@@ -1,4 +1,8 @@
-"""Launch plan of an op for a target GPU: Triton kernels cross-compiled to cubins, no GPU needed."""
+"""Launch plan of an op for a target GPU: Triton kernels cross-compiled to cubins, no GPU needed.
+
+A ``host`` is an SM that runs another's kernels from their PTX: PTX runs on every later architecture, and what it says
+is the same program down to ptxas. What that proxy leaves out is in exporter/bench/proxy.py.
+"""
 
 from __future__ import annotations
 
@@ -16,32 +20,47 @@ from plugins.op import AttrValue, Op, Tensor, symbol
 from plugins.plan import KernelImage, LaunchSpec, Plan, TensorSpec, encode
 from plugins.plan_builder import Buffer, Launch, LaunchPlan
 
+NEWEST_PTX = 89  # of the SMs whose PTX a Hopper SM runs: sm_120's configs are compiled for it
 
-def build_plan(op: Op, static_dims: Mapping[str, int], attributes: Mapping[str, AttrValue], sm: int) -> Plan:
-    """The compiled plan of an op whose static symbols have these values; its dynamic symbols stay symbolic."""
+
+def build_plan(
+    op: Op, static_dims: Mapping[str, int], attributes: Mapping[str, AttrValue], sm: int, host: int | None = None
+) -> Plan:
+    """The compiled plan of an op whose static symbols have these values; its dynamic symbols stay symbolic.
+
+    ``host``: the SM that is to run sm's kernels from their PTX, if not sm itself.
+    """
     dims = {name: symbol(name) if name in op.dynamic else static_dims[name] for name in op.symbol_sources()}
     values = op.attribute_values(attributes)
     module = importlib.import_module(f"plugins.{op.folder}.kernel")
     body: LaunchPlan = getattr(module, op.plan_function)(dims, values, sm)
-    return _compile(op, dims, values, sm, body)
+    return _compile(op, dims, values, sm, host, body)
 
 
 @cache
 def _cached_plan(
-    op_name: str, static: tuple[tuple[str, int], ...], attributes: tuple[tuple[str, AttrValue], ...], sm: int
+    op_name: str,
+    static: tuple[tuple[str, int], ...],
+    attributes: tuple[tuple[str, AttrValue], ...],
+    sm: int,
+    host: int | None,
 ) -> bytes:
     from plugins.registry import OPS
 
-    return encode(build_plan(OPS[op_name], dict(static), dict(attributes), sm))
+    return encode(build_plan(OPS[op_name], dict(static), dict(attributes), sm, host))
 
 
-def plan_bytes(op: Op, static_dims: Mapping[str, int], attributes: Mapping[str, AttrValue], sm: int) -> bytes:
-    """Encoded plan, compiled once a process for the same op, static dims, attributes and SM."""
+def plan_bytes(
+    op: Op, static_dims: Mapping[str, int], attributes: Mapping[str, AttrValue], sm: int, host: int | None = None
+) -> bytes:
+    """Encoded plan, compiled once a process for the same op, static dims, attributes, SM and host."""
     static = tuple(sorted((name, int(value)) for name, value in static_dims.items() if name not in op.dynamic))
-    return _cached_plan(op.name, static, tuple(sorted(op.attribute_values(attributes).items())), sm)
+    return _cached_plan(op.name, static, tuple(sorted(op.attribute_values(attributes).items())), sm, host)
 
 
-def _compile(op: Op, dims: Mapping[str, Dim], values: Mapping[str, AttrValue], sm: int, body: LaunchPlan) -> Plan:
+def _compile(
+    op: Op, dims: Mapping[str, Dim], values: Mapping[str, AttrValue], sm: int, host: int | None, body: LaunchPlan
+) -> Plan:
     def concrete(tensor: Tensor) -> TensorSpec:
         return TensorSpec(tensor.name, tensor.dtype, [to_plain(_substitute(dim, dims)) for dim in tensor.dims])
 
@@ -51,7 +70,7 @@ def _compile(op: Op, dims: Mapping[str, Dim], values: Mapping[str, AttrValue], s
     kernels: list[KernelImage] = []
     launches: list[LaunchSpec] = []
     for launch in body.launches:
-        image = compile_kernel(launch, dtypes, sm)
+        image = compile_kernel(launch, dtypes, sm, host)
         if image not in kernels:
             kernels.append(image)
         launches.append(_launch_spec(launch, kernels.index(image)))
@@ -77,16 +96,48 @@ def _launch_spec(launch: Launch, kernel: int) -> LaunchSpec:
     return LaunchSpec(kernel, [to_plain(dim) for dim in launch.grid], args)
 
 
-def compile_kernel(launch: Launch, dtypes: Mapping[str, str], sm: int) -> KernelImage:
-    """One kernel's cubin for sm; pointers are promised 16-byte alignment."""
+def compile_kernel(launch: Launch, dtypes: Mapping[str, str], sm: int, host: int | None = None) -> KernelImage:
+    """One kernel's cubin for sm, or for the host that runs sm's PTX; pointers are promised 16-byte alignment."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
     from triton.experimental.gluon._runtime import GluonASTSource
 
+    signature, attrs = _signature(launch, dtypes)
+    source = (GluonASTSource if launch.kernel.is_gluon() else ASTSource)(
+        launch.kernel, signature, dict(launch.constants), attrs
+    )
+    options = {"num_warps": launch.num_warps, "num_stages": launch.num_stages}
+    target = GPUTarget("cuda", sm if host is None else min(sm, NEWEST_PTX), 32)
+    with triton.knobs.compilation.scope():
+        # Without this the cubin holds the folder the sources lie in, and two checkouts give two engines.
+        triton.knobs.compilation.disable_line_info = True
+        compiled = triton.compile(source, target=target, options=options)
+    meta = compiled.metadata
+    if meta.profile_scratch_size or getattr(meta, "num_ctas", 1) != 1:
+        raise NotImplementedError(f"{meta.name}: profile scratch and clusters are not part of a launch plan")
+    cubin = compiled.asm["cubin"] if host is None else assembled(compiled.asm["ptx"], host)
+    registers, spills = resource_usage(cubin)
+    return KernelImage(
+        meta.name,
+        cubin,
+        meta.num_warps,
+        meta.shared,
+        meta.global_scratch_size,
+        meta.global_scratch_align,
+        registers,
+        spills,
+    )
+
+
+def _signature(
+    launch: Launch, dtypes: Mapping[str, str]
+) -> tuple[dict[str, str], dict[tuple[int, ...], list[list[str | int]]]]:
+    """Triton's types of a kernel's parameters by name, and what is promised of them by index."""
     names = launch.kernel.arg_names
     _check_arguments(launch, names)
-    signature, attrs = {}, {}
+    signature: dict[str, str] = {}
+    attrs: dict[tuple[int, ...], list[list[str | int]]] = {}
     for index, name in enumerate(names):
         if name in launch.constants:
             signature[name] = "constexpr"
@@ -95,28 +146,19 @@ def compile_kernel(launch: Launch, dtypes: Mapping[str, str], sm: int) -> Kernel
             attrs[(index,)] = [["tt.divisibility", 16]]
         else:
             signature[name] = "i32"
-    source = (GluonASTSource if launch.kernel.is_gluon() else ASTSource)(
-        launch.kernel, signature, dict(launch.constants), attrs
-    )
-    options = {"num_warps": launch.num_warps, "num_stages": launch.num_stages}
-    with triton.knobs.compilation.scope():
-        # Without this the cubin holds the folder the sources lie in, and two checkouts give two engines.
-        triton.knobs.compilation.disable_line_info = True
-        compiled = triton.compile(source, target=GPUTarget("cuda", sm, 32), options=options)
-    meta = compiled.metadata
-    if meta.profile_scratch_size or getattr(meta, "num_ctas", 1) != 1:
-        raise NotImplementedError(f"{meta.name}: profile scratch and clusters are not part of a launch plan")
-    registers, spills = resource_usage(compiled.asm["cubin"])
-    return KernelImage(
-        meta.name,
-        compiled.asm["cubin"],
-        meta.num_warps,
-        meta.shared,
-        meta.global_scratch_size,
-        meta.global_scratch_align,
-        registers,
-        spills,
-    )
+    return signature, attrs
+
+
+def assembled(ptx: str, sm: int) -> bytes:
+    """PTX of an earlier SM as a cubin for ``sm``. Raises ValueError with ptxas's words."""
+    with tempfile.TemporaryDirectory() as folder:
+        source, made = Path(folder, "kernel.ptx"), Path(folder, "kernel.cubin")
+        source.write_text(ptx)
+        command = [str(binary_tool("ptxas")), "-arch", f"sm_{sm}", str(source), "-o", str(made)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            raise ValueError(f"ptxas does not assemble this kernel for sm_{sm}:\n{done.stderr}")
+        return made.read_bytes()
 
 
 def _check_arguments(launch: Launch, names: list[str]) -> None:
@@ -127,7 +169,7 @@ def _check_arguments(launch: Launch, names: list[str]) -> None:
 
 
 def binary_tool(name: str) -> Path:
-    """cuobjdump or nvdisasm as the triton wheel carries it."""
+    """ptxas, cuobjdump or nvdisasm as the triton wheel carries it."""
     import triton
 
     return Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name

@@ -11,7 +11,7 @@ import torch
 from exporter.gpus import GpuSpec
 from plugins.errors import UserError
 from plugins.plan import shape_of
-from plugins.sms import sm_number
+from plugins.sms import capability, sm_number
 from plugins.torch_dtypes import torch_dtype
 from plugins.torch_op import executor
 
@@ -21,24 +21,27 @@ _SLEEP_CYCLES = (
 _TARGET_MS = 200.0
 
 
-def require_gpu(gpu: GpuSpec) -> str:
-    """The present device's name. Raises UserError where it is not of the named GPU's compute capability."""
+def present_gpu(wanted: GpuSpec) -> tuple[int, str]:
+    """SM and name of the present device. Raises UserError where there is none."""
     if not torch.cuda.is_available():
         raise UserError(
             "This runs on the GPU it is about, and there is no CUDA GPU here.",
-            expected=gpu.product,
+            expected=wanted.product,
             remedy="run it on a machine that has one",
         )
     major, minor = torch.cuda.get_device_capability()
-    name: str = torch.cuda.get_device_name()
-    if sm_number(major, minor) != gpu.sm:
-        raise UserError(
-            f"The GPU here is not a {gpu.product}.",
-            expected=f"compute capability {gpu.compute_capability}",
-            got=f"{major}.{minor} ({name})",
-            remedy="name the GPU that is present with --gpu",
-        )
-    return name
+    return sm_number(major, minor), torch.cuda.get_device_name()
+
+
+def other_gpu(wanted: GpuSpec, sm: int, name: str, *, proxied: bool) -> UserError:
+    """The refusal of a present device; ``proxied``: a Hopper GPU would do for the wanted one."""
+    stand_in = ", or a Hopper GPU, which runs its kernels by proxy" if proxied else ""
+    return UserError(
+        f"The GPU here is not a {wanted.product}.",
+        expected=f"compute capability {wanted.compute_capability}{stand_in}",
+        got=f"{capability(sm)} ({name})",
+        remedy="name the GPU that is present with --gpu",
+    )
 
 
 def prepared(plan: bytes, inputs: Sequence[torch.Tensor]) -> tuple[Callable[[], None], list[torch.Tensor]]:

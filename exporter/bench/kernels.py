@@ -1,9 +1,12 @@
-"""``turbotrt bench kernels`` and ``bench step``: a model's block through its compiled plans on the GPU at hand."""
+"""``turbotrt bench kernels`` and ``bench step``: a model's block through its compiled plans on the GPU at hand.
+
+A Hopper GPU also runs an RTX part's kernels, as a proxy (proxy.py).
+"""
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from statistics import median
 from typing import Any
 
@@ -12,23 +15,40 @@ from rich.console import Console
 from rich.table import Table
 
 from exporter.bench.block_graph import OpCall, block_graph, call_of, our_op
-from exporter.bench.device import median_ms, prepared, require_gpu
+from exporter.bench.device import median_ms, prepared
+from exporter.bench.proxy import Bench, bench_on
 from exporter.bench.roofline import limit
 from exporter.bench.synthetic import block_inputs, block_weights
 from exporter.gpus import GpuSpec
 from exporter.models import ModelSpec
 from exporter.networks.dit.options import BlockOptions
 from plugins.cost import cost
+from plugins.torch_op import run_plan
 
 Measure = Callable[[OpCall, Sequence[torch.Tensor]], float]
 _STEPS = 3  # timed, after one that is not
 
 
-class MeasuringInterpreter(torch.fx.Interpreter):  # type: ignore[misc]
-    """Runs a block's graph and measures each distinct op call once, on the inputs it really gets."""
+class PlanInterpreter(torch.fx.Interpreter):  # type: ignore[misc]
+    """Runs a block's graph on CUDA, our ops by the plans that a bench gives."""
 
-    def __init__(self, graph: torch.fx.GraphModule, measure: Measure):
+    def __init__(self, graph: torch.fx.GraphModule, bench: Bench):
         super().__init__(graph)
+        self.bench = bench
+
+    def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if (op := our_op(target)) is None or self.bench.host is None:
+            return super().call_function(target, args, kwargs)
+        inputs = [tensor.contiguous() for tensor in args[: len(op.inputs)]]
+        outputs = run_plan(self.bench.plan(call_of(op, args)), inputs)
+        return tuple(outputs) if len(outputs) > 1 else outputs[0]
+
+
+class MeasuringInterpreter(PlanInterpreter):
+    """The same, and measures each distinct op call once, on the inputs it really gets."""
+
+    def __init__(self, graph: torch.fx.GraphModule, bench: Bench, measure: Measure):
+        super().__init__(graph, bench)
         self.measure = measure
         self.times: dict[OpCall, float] = {}
         self.counts: dict[OpCall, int] = {}
@@ -43,7 +63,7 @@ class MeasuringInterpreter(torch.fx.Interpreter):  # type: ignore[misc]
 
 
 def kernel_row(call: OpCall, count: int, ms: float, gpu: GpuSpec) -> dict[str, Any]:
-    """One op's figures; ``share`` is of its roofline, ``tb_s`` and ``tops`` of needed bytes and operations."""
+    """One op's figures; ``share`` is of the GPU's roofline, ``tb_s`` and ``tops`` of needed bytes and operations."""
     needs = cost(call.op, call.dims, dict(call.attributes))
     best = limit(needs, gpu)
     return {
@@ -62,18 +82,18 @@ def kernel_row(call: OpCall, count: int, ms: float, gpu: GpuSpec) -> dict[str, A
 
 def bench_kernels(model: ModelSpec, gpu: GpuSpec, options: BlockOptions) -> dict[str, Any]:
     """Each op of the block at the model's default size: median ms, TOPS, TB/s, share of the limit."""
-    device = require_gpu(gpu)
+    bench = bench_on(gpu)
 
     def measure(call: OpCall, inputs: Sequence[torch.Tensor]) -> float:
-        return median_ms(prepared(call.plan(gpu.cubin_sm), inputs)[0])
+        return median_ms(prepared(bench.plan(call), inputs)[0])
 
-    graph = MeasuringInterpreter(block_graph(model, options, model.tokens()), measure)
+    graph = MeasuringInterpreter(block_graph(model, options, model.tokens()), bench, measure)
     with torch.inference_mode():
         inputs = block_inputs(model, 0, "cuda", model.latent_shape())
         run_graph(graph, inputs, block_weights(model, options, 1, "cuda"))
-    rows = [kernel_row(call, graph.counts[call], ms, gpu) for call, ms in graph.times.items()]
+    rows = [kernel_row(call, graph.counts[call], ms, bench.limits) for call, ms in graph.times.items()]
     block = sum(row["count"] * row["ms"] for row in rows)
-    return {**_head(model, gpu, device, options), "kernels": rows, "block_ms": block, "blocks_ms": model.layers * block}
+    return {**_head(model, bench, options), "kernels": rows, "block_ms": block, "blocks_ms": model.layers * block}
 
 
 def run_graph(
@@ -85,8 +105,8 @@ def run_graph(
 
 def bench_step(model: ModelSpec, gpu: GpuSpec, options: BlockOptions) -> dict[str, Any]:
     """All blocks of one step, each with its own weights: median ms of three after a warm-up, and peak device memory."""
-    device = require_gpu(gpu)
-    graph = torch.fx.Interpreter(block_graph(model, options, model.tokens()))
+    bench = bench_on(gpu)
+    graph = PlanInterpreter(block_graph(model, options, model.tokens()), bench)
     with torch.inference_mode():
         layers = [block_weights(model, options, layer, "cuda") for layer in range(model.layers)]
         torch.cuda.empty_cache()
@@ -112,20 +132,36 @@ def bench_step(model: ModelSpec, gpu: GpuSpec, options: BlockOptions) -> dict[st
     if not finite:
         raise ArithmeticError(f"{model.name}: a step on random weights gave values that are not finite")
     peak = torch.cuda.max_memory_allocated()
-    head = _head(model, gpu, device, options)
-    return {**head, "step_ms": median(times), "all_ms": times, "weights_bytes": weights, "peak_bytes": peak}
+    found = {"step_ms": median(times), "all_ms": times, "weights_bytes": weights, "peak_bytes": peak}
+    return {**_head(model, bench, options), **found}
 
 
-def _head(model: ModelSpec, gpu: GpuSpec, device: str, options: BlockOptions) -> dict[str, Any]:
+def _head(model: ModelSpec, bench: Bench, options: BlockOptions) -> dict[str, Any]:
+    kernels = "" if bench.host is None else f", kernels of sm_{bench.sm} from their PTX"
     return {
-        "gpu": gpu.name,
+        "gpu": bench.gpu.name,
         "model": model.name,
-        "source": f"turbotrt bench on {device}, torch {torch.__version__}",
+        "source": f"turbotrt bench on {bench.device}, torch {torch.__version__}{kernels}",
+        "proxy": bench.facts,
         "tokens": model.tokens(),
         "attention": options.attention,
         "topk_milli": options.topk_milli,
         "linear": options.linear,
     }
+
+
+def proxy_lines(found: Mapping[str, Any]) -> list[str]:
+    """What a reader of proxied figures must know; nothing where the GPU itself ran."""
+    proxy = found["proxy"]
+    if proxy is None:
+        return []
+    limits = proxy["limits"]
+    return [
+        f"PROXY: kernels of sm_{proxy['kernels_of_sm']} from their PTX on {proxy['device']}, no {found['gpu']}.",
+        *(f"  left out: {line}" for line in proxy["leaves_out"]),
+        f"  limits: INT8 {limits['int8']:.0f}, FP16 {limits['fp16']:.0f} T/s, {limits['bandwidth']:.0f} GB/s "
+        f"({limits['source']})",
+    ]
 
 
 def show_kernels_bench(found: dict[str, Any], console: Console) -> None:
@@ -134,7 +170,8 @@ def show_kernels_bench(found: dict[str, Any], console: Console) -> None:
     table = Table(title=title, caption=f"a block {found['block_ms']:.2f} ms, all blocks {found['blocks_ms']:.0f} ms")
     for heading in ("op", "dims"):
         table.add_column(heading, no_wrap=heading == "op")
-    for heading in ("×", "ms", "TOPS", "TB/s", "bound", "of limit"):
+    of = "of limit" if found["proxy"] is None else "of mma.sync"
+    for heading in ("×", "ms", "TOPS", "TB/s", "bound", of):
         table.add_column(heading, justify="right", no_wrap=True)
     for row in sorted(found["kernels"], key=operator.itemgetter("ms"), reverse=True):
         dims = " ".join(f"{name}={value}" for name, value in (row["dims"] | row["attributes"]).items())
@@ -149,3 +186,5 @@ def show_kernels_bench(found: dict[str, Any], console: Console) -> None:
             f"{row['share']:.0%}",
         )
     console.print(table)
+    for line in proxy_lines(found):
+        console.print(line)

@@ -1,4 +1,7 @@
-"""``turbotrt tune``: measures the legal configs of the tunable kernels on the GPU at hand, at a model's sizes."""
+"""``turbotrt tune``: measures the legal configs of the tunable kernels on the GPU at hand, at a model's sizes.
+
+An RTX part is tuned on a Hopper GPU too, by proxy (proxy.py): among the configs that are legal on the part itself.
+"""
 
 from __future__ import annotations
 
@@ -13,15 +16,14 @@ from rich.console import Console
 from rich.table import Table as Grid
 
 from exporter.bench.block_graph import OpCall, block_graph
-from exporter.bench.device import median_ms, prepared, require_gpu
+from exporter.bench.device import median_ms, prepared
 from exporter.bench.kernels import MeasuringInterpreter, run_graph
+from exporter.bench.proxy import Bench, bench_on
 from exporter.bench.synthetic import block_inputs, block_weights
 from exporter.gpus import GpuSpec
 from exporter.models import ModelSpec
 from exporter.networks.dit.options import BlockOptions
-from plugins.compile import build_plan
 from plugins.configs import Table, dumped, merged, trying
-from plugins.plan import encode
 from runtime.atomic import told, write_atomic
 from runtime.report import Report
 
@@ -44,23 +46,19 @@ class Tuned:
         return self.new_ms < MARGIN * self.old_ms
 
 
-def tune_call(call: OpCall, sm: int, time: Callable[[bytes], float], progress: Report) -> Tuned | None:
+def tune_call(call: OpCall, bench: Bench, time: Callable[[bytes], float], progress: Report) -> Tuned | None:
     """Measure every candidate of the kernel in the op's folder; None where it has none. ``time``: plan bytes → ms."""
     if not call.op.tunable:
         return None
-
-    def plan() -> bytes:
-        return encode(build_plan(call.op, call.dims, dict(call.attributes), sm))
-
-    old = time(plan())
+    old = time(bench.fresh_plan(call))
     timed: list[tuple[float, dict[str, Any]]] = []
     keys: set[str] = set()
     kernel = call.op.folder
-    offered = list(importlib.import_module(f"plugins.{kernel}.kernel").candidates(sm))
+    offered = list(importlib.import_module(f"plugins.{kernel}.kernel").candidates(bench.sm))
     with progress.stage(call.label) as update:
         for index, config in enumerate(offered):
             with trying(kernel, config) as trial:
-                data = plan()
+                data = bench.fresh_plan(call)
             keys |= trial.keys
             timed.append((time(data), asdict(config)))
             update(index + 1, len(offered))
@@ -78,17 +76,20 @@ def updated(old: Table, tuned: Sequence[Tuned], sm: int) -> Table:
 
 
 def tune(model: ModelSpec, gpu: GpuSpec, options: BlockOptions, progress: Report) -> list[Tuned]:
-    """Tune every distinct call of the model's block on the present GPU, on the inputs it gets in a block."""
-    require_gpu(gpu)
+    """Tune every distinct call of the model's block on the present GPU, on the inputs it gets in a block.
+
+    Raises UserError where the present GPU can stand for the named one in no way.
+    """
+    bench = bench_on(gpu)
     found: list[Tuned] = []
 
     def measure(call: OpCall, inputs: Sequence[torch.Tensor]) -> float:
-        tuned = tune_call(call, gpu.cubin_sm, lambda plan: median_ms(prepared(plan, inputs)[0]), progress)
+        tuned = tune_call(call, bench, lambda plan: median_ms(prepared(plan, inputs)[0]), progress)
         if tuned is not None:
             found.append(tuned)
         return 0.0
 
-    graph = MeasuringInterpreter(block_graph(model, options, model.tokens()), measure)
+    graph = MeasuringInterpreter(block_graph(model, options, model.tokens()), bench, measure)
     with torch.inference_mode():
         inputs = block_inputs(model, 0, "cuda", model.latent_shape())
         run_graph(graph, inputs, block_weights(model, options, 1, "cuda"))

@@ -90,6 +90,8 @@ def bench_kernels(spec: ExportSpec, options: BlockOptions) -> Any:
 
     Each runs as compiled for an engine, on the inputs it gets in a block of Gaussian data at the model's default size.
 
+    On a Hopper GPU an RTX part's kernels run from their PTX: a proxy, which says what it leaves out.
+
     Example: turbotrt bench kernels --model wan2.1-14b-720p --gpu h200 --json
     """
     from exporter.bench import kernels as bench
@@ -106,6 +108,8 @@ def _show_bench_kernels(_spec: ExportSpec, found: Any) -> None:
 def bench_step(spec: ExportSpec, options: BlockOptions) -> Any:
     """Time all blocks of one step on the GPU at hand, each with its own random weights, and the peak device memory.
 
+    On a Hopper GPU an RTX part's kernels run from their PTX: a proxy, which says what it leaves out.
+
     Example: turbotrt bench step --model wan2.1-14b-720p --gpu h200
     """
     from exporter.bench import kernels as bench
@@ -120,6 +124,10 @@ def _show_bench_step(_spec: ExportSpec, found: Any) -> None:
     typer.echo(
         f"peak device memory {found['peak_bytes'] / 2**30:.2f} GiB, weights {found['weights_bytes'] / 2**30:.2f}"
     )
+    from exporter.bench.kernels import proxy_lines
+
+    for line in proxy_lines(found):
+        typer.echo(line)
 
 
 def tune(
@@ -135,6 +143,8 @@ def tune(
     ] = None,
 ) -> None:
     """Measure the legal launch configs at a model's sizes on the GPU at hand, and keep the fastest for exports.
+
+    An RTX part is tuned on a Hopper GPU too, among the configs that the part itself can run.
 
     Example: turbotrt tune --model wan2.1-14b-720p --gpu h200
     """

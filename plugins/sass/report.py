@@ -49,8 +49,12 @@ def resident_blocks(kernel: KernelImage, sm: int) -> int:
     limits = SMS[sm]
     per_warp = -(-kernel.registers * 32 // 256) * 256
     by_registers = limits.registers // 4 // per_warp * 4 // kernel.num_warps  # an SM's four partitions hold whole warps
-    by_shared = limits.shared * 1024 // (kernel.shared + RESERVED_SHARED * 1024)
-    return min(limits.blocks, limits.warps // kernel.num_warps, by_registers, by_shared)
+    return min(limits.blocks, limits.warps // kernel.num_warps, by_registers, blocks_by_shared(kernel, sm))
+
+
+def blocks_by_shared(kernel: KernelImage, sm: int) -> int:
+    """Blocks of a kernel for which one SM has shared memory."""
+    return SMS[sm].shared * 1024 // (kernel.shared + RESERVED_SHARED * 1024)
 
 
 def _count_local(code: Sequence[Instruction], places: frozenset[int]) -> int:

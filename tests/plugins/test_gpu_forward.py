@@ -1,5 +1,6 @@
-"""The kernels of RTX parts (sm_80, 86, 89, and sm_120's configs) on a Hopper GPU: see forward.py. Small sizes: it is
-values that are looked at, and these kernels are not fast there.
+"""The kernels of RTX parts (sm_80, 86, 89, and sm_120's configs) on a Hopper GPU: see exporter/bench/proxy.py.
+
+Small sizes: it is values that are looked at, and these kernels are not fast there.
 """
 
 from __future__ import annotations
@@ -8,13 +9,13 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-import triton
 
+from exporter.bench.proxy import HOPPER, RTX
 from plugins.compile import build_plan
 from plugins.registry import OPS
 from plugins.sage_attention.kernel import CONFIGS
 from tests.support import op_checks as check
-from tests.support.forward import RTX, forward_compile, run_kernels_of
+from tests.support.forward import run_kernels_of
 from tests.support.op_checks import D, F
 
 
@@ -58,8 +59,7 @@ def test_attention(length: int, precision: str) -> None:
 
 
 @pytest.mark.parametrize("sm", [sm for precision, sm in CONFIGS if precision == "int8" and sm in RTX])
-def test_the_ptx_of_rtx_parts_assembles_for_hopper(sm: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_ptx_of_rtx_parts_assembles_for_hopper(sm: int) -> None:
     """Without a GPU: what the tests above would run is made."""
-    monkeypatch.setattr(triton, "compile", forward_compile(triton.compile))
-    plan = build_plan(OPS["SageAttentionQuantize"], {"D": 256, "E": 256}, {"precision": "int8"}, sm)
+    plan = build_plan(OPS["SageAttentionQuantize"], {"D": 256, "E": 256}, {"precision": "int8"}, sm, HOPPER)
     assert len(plan.kernels) == 4

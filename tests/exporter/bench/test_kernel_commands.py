@@ -15,6 +15,7 @@ from exporter.bench import measured
 from exporter.bench.block_graph import OpCall, block_calls, block_graph, op_calls
 from exporter.bench.estimate import efficiency, estimate_block, transfer_errors
 from exporter.bench.kernels import MeasuringInterpreter, kernel_row, run_graph
+from exporter.bench.proxy import Bench
 from exporter.bench.roofline import limit
 from exporter.bench.synthetic import block_inputs, block_weights
 from exporter.bench.tune import Tuned, tune_call, updated, write
@@ -151,7 +152,7 @@ def test_graph_is_the_block_and_every_call_is_measured_once() -> None:
         return 1.0
 
     graph = block_graph(TINY, options, TINY.tokens())
-    interpreter = MeasuringInterpreter(graph, measure)
+    interpreter = MeasuringInterpreter(graph, Bench(H200, "none"), measure)
     inputs, weights = block_inputs(TINY, 0, "cpu", TINY.latent_shape()), block_weights(TINY, options, 1, "cpu")
     got = run_graph(interpreter, inputs, weights)
     assert torch.equal(got, dit_functions(options)["block"](*inputs, weights))
@@ -225,7 +226,7 @@ def test_tuning_measures_every_candidate_and_keeps_the_best() -> None:
         return 0.5 if len(plans) == 4 else 1.0
 
     progress = SilentProgress()
-    tuned = tune_call(gemm_call(), 120, time, progress)
+    tuned = tune_call(gemm_call(), Bench(GPUS["rtx5090"], "NVIDIA GeForce RTX 5090"), time, progress)
     assert tuned is not None
     offered = list(candidates(120))
     assert list(progress.updates.values()) == [(len(offered), len(offered))]
