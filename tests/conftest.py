@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ import torch
 
 from tests.support.exported import Exported, keep, kept
 from tests.support.interpreter_process import Interpreter
+from tests.support.paths import ROOT
 from tests.support.shared import Shared
 
 
@@ -40,6 +42,18 @@ def interpreter(shared: Shared) -> Iterator[Interpreter]:
     made = Interpreter(shared)
     yield made
     made.close()
+
+
+@pytest.fixture(scope="session")
+def elsewhere(shared: Shared) -> Path:
+    """Another checkout of our sources; the folder ``cache`` beside it is for what Triton compiles from them."""
+
+    def make(folder: Path) -> None:
+        for package in ("exporter", "plugins", "runtime"):
+            ignored = shutil.ignore_patterns("__pycache__")
+            shutil.copytree(ROOT / package, folder / "checkout" / package, ignore=ignored)
+
+    return shared.once("elsewhere", make) / "checkout"
 
 
 @pytest.fixture(scope="session")

@@ -12,23 +12,27 @@ from rich.table import Table
 from exporter.bench.block_graph import OpCall, block_calls
 from exporter.models import ModelSpec
 from exporter.networks.dit.options import BlockOptions
-from plugins.plan import decode
-from plugins.sass.report import report
+from plugins.plan import KernelImage, decode
+from plugins.sass.report import reports
 
 _BYTES = {"stack": "stack_bytes", "shared": "shared_bytes"}
 
 
 def kernel_rows(calls: Iterable[OpCall], sm: int) -> list[dict[str, Any]]:
     """One row a distinct cubin: the ops that launch it, and the fields of ``plugins.sass.report.KernelReport``."""
-    rows: dict[bytes, dict[str, Any]] = {}
+    kernels: dict[bytes, KernelImage] = {}
+    ops: dict[bytes, list[str]] = {}
     for call in calls:
         for kernel in decode(call.plan(sm)).kernels:
-            if kernel.cubin not in rows:
-                facts = {_BYTES.get(name, name): value for name, value in asdict(report(kernel, sm)).items()}
-                rows[kernel.cubin] = {"ops": [], "sm": sm, **facts}
-            if call.op.name not in rows[kernel.cubin]["ops"]:
-                rows[kernel.cubin]["ops"].append(call.op.name)
-    return list(rows.values())
+            kernels.setdefault(kernel.cubin, kernel)
+            users = ops.setdefault(kernel.cubin, [])
+            if call.op.name not in users:
+                users.append(call.op.name)
+    rows = []
+    for users, found in zip(ops.values(), reports(list(kernels.values()), sm), strict=True):
+        facts = {_BYTES.get(name, name): value for name, value in asdict(found).items()}
+        rows.append({"ops": users, "sm": sm, **facts})
+    return rows
 
 
 def block_kernels(model: ModelSpec, options: BlockOptions, sm: int) -> list[dict[str, Any]]:

@@ -7,9 +7,9 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from plugins.compile import inspected
 from plugins.plan import KernelImage
 from plugins.sass.control_flow import Instruction, loops, parse
+from plugins.sass.listing import listings
 from plugins.sms import RESERVED_SHARED, SMS
 
 #: HMMA bf16/fp16/TF32, IMMA int8, QMMA FP8; G: Hopper's warpgroup form, UTC: data-center Blackwell's.
@@ -39,11 +39,6 @@ class KernelReport:
     occupancy: float
 
 
-def disassemble(cubin: bytes) -> str:
-    """nvdisasm's listing of a cubin's code."""
-    return inspected(cubin, "nvdisasm", "-c")
-
-
 def resident_blocks(kernel: KernelImage, sm: int) -> int:
     """Blocks of a kernel that one SM holds (CUDA occupancy calculator: registers go to warps in units of 256)."""
     limits = SMS[sm]
@@ -67,9 +62,13 @@ def main_loops(code: Sequence[Instruction], every: Sequence[frozenset[int]]) -> 
     return [loop for loop in found if not any(other < loop for other in found)]
 
 
-def report(kernel: KernelImage, sm: int) -> KernelReport:
-    """The report of one kernel of a plan. Raises ValueError where the listing holds no code."""
-    code = parse(disassemble(kernel.cubin))
+def reports(kernels: Sequence[KernelImage], sm: int) -> list[KernelReport]:
+    """A report of each kernel of plans for an SM. Raises ValueError where a listing holds no code."""
+    return [_report(*pair, sm) for pair in zip(kernels, listings([k.cubin for k in kernels]), strict=True)]
+
+
+def _report(kernel: KernelImage, listing: str, sm: int) -> KernelReport:
+    code = parse(listing)
     if not code:
         raise ValueError(f"nvdisasm printed no instructions for {kernel.name} (sm_{sm})")
     every = loops(code)

@@ -36,12 +36,12 @@ from exporter.spec import export_spec
 from plugins.errors import UserError
 from runtime.bundle import Manifest, StageEntry, load_manifest, sha256_of, verify_files
 from runtime.weights.file import WeightsFile
-from tests.support.checkpoints import canonical_state_dict, save_safetensors
 from tests.support.compared import typed
+from tests.support.exported import Exported
 from tests.support.media_bundle import write_tokenizer
 from tests.support.progress import SilentProgress
 
-TINY = MODELS["wan-tiny"]
+TINY, GPU = MODELS["wan-tiny"], "rtx5090"
 TEXT, VAE = TEXT_ENCODERS[TINY.text_encoder], VAES[TINY.vae]
 
 
@@ -131,23 +131,15 @@ def test_checkpoints_that_do_not_fit_are_refused(release: Path, tmp_path: Path, 
 
 
 @pytest.fixture(scope="module")
-def bundle(release: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, SilentProgress]:
-    """wan-tiny with all components and all weights for the RTX 4090."""
-    folder, report = tmp_path_factory.mktemp("whole"), SilentProgress()
-    checkpoint = save_safetensors(folder / "dit.safetensors", canonical_state_dict(TINY))
-    spec = export_spec(
-        model="wan-tiny",
-        gpu="rtx4090",
-        out=folder / "engines",
-        checkpoint=str(checkpoint),
-        text_encoder=str(release / "diffusers"),
-        vae=str(release / "wan"),
-    )
-    return export_bundle(spec, report), report
+def bundle(exported: Exported, release: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The session's bundle, with the other components and their weights added to it."""
+    folder = Path(shutil.copytree(exported.folder, tmp_path_factory.mktemp("whole") / exported.folder.name))
+    again(folder, text_encoder=str(release / "diffusers"), vae=str(release / "wan"))
+    return folder
 
 
-def test_engines_of_all_components_are_real(bundle: tuple[Path, SilentProgress]) -> None:
-    folder, _ = bundle
+def test_engines_of_all_components_are_real(bundle: Path) -> None:
+    folder = bundle
     manifest = load_manifest(folder)
     assert verify_files(folder, manifest) == []
     names = ["text_block", "text_norm", "decode_latent", "decode_first", "decode_next"]
@@ -165,22 +157,22 @@ def test_engines_of_all_components_are_real(bundle: tuple[Path, SilentProgress])
     assert (frames.name, frames.dtype, frames.dims) == ("chunk_out", "uint8", (4, "8*H", "8*W", 3))
 
 
-def test_an_engine_of_many_outputs_is_built_alike(bundle: tuple[Path, SilentProgress], tmp_path: Path) -> None:
+def test_an_engine_of_many_outputs_is_built_alike(bundle: Path, tmp_path: Path) -> None:
     """TensorRT orders their tables by addresses, which the builder's process fixes where it may."""
     ask = "import ctypes; raise SystemExit(ctypes.CDLL(None).personality(0x0040000) == -1)"
     if subprocess.run([sys.executable, "-c", ask], check=False).returncode:
         pytest.skip("this system does not let a process fix its addresses")
-    (stage,) = (stage for stage in load_manifest(bundle[0]).stages if stage.name == "decode_first")
+    (stage,) = (stage for stage in load_manifest(bundle).stages if stage.name == "decode_first")
     profile = (stage.profile.min, stage.profile.opt, stage.profile.max)
     engine, log = str(tmp_path / "another name.engine"), str(tmp_path / "log")
-    onnx_file = str(bundle[0] / stage.onnx)
-    build_engine(BuildRequest(onnx=onnx_file, engine=engine, log=log, gpu="rtx4090", profile=profile), lambda *_: None)
-    assert sha256_of(Path(engine)) == sha256_of(bundle[0] / str(stage.engine))
+    onnx_file = str(bundle / stage.onnx)
+    build_engine(BuildRequest(onnx=onnx_file, engine=engine, log=log, gpu=GPU, profile=profile), lambda *_: None)
+    assert sha256_of(Path(engine)) == sha256_of(bundle / str(stage.engine))
 
 
-def test_polygraphys_lines_are_for_all_components(bundle: tuple[Path, SilentProgress], tmp_path: Path) -> None:
+def test_polygraphys_lines_are_for_all_components(bundle: Path, tmp_path: Path) -> None:
     """Inputs with the bundle's own weights for every stage, and engines of one stage of each component."""
-    folder, _ = bundle
+    folder = bundle
     manifest = load_manifest(folder)
     names = [stage.name for stage in media_of(manifest)]
     readme = (folder / "README.txt").read_text()
@@ -199,14 +191,12 @@ def test_polygraphys_lines_are_for_all_components(bundle: tuple[Path, SilentProg
     assert got.tobytes() == weights.read("blocks.0.attn.o.weight").tobytes()
 
 
-def test_the_exported_bundle_makes_a_video(
-    bundle: tuple[Path, SilentProgress], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_exported_bundle_makes_a_video(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from importlib.metadata import EntryPoint
 
     point = EntryPoint("torch", "exporter.torch_backend.backend:TORCH", "turbotrt.backends")
     monkeypatch.setattr("runtime.backends.registry.entry_points", lambda group: [point])
-    arguments = ["--bundle", bundle[0], "--prompt", "A cat", "--out", tmp_path / "cat.mp4", "--backend", "torch"]
+    arguments = ["--bundle", bundle, "--prompt", "A cat", "--out", tmp_path / "cat.mp4", "--backend", "torch"]
     arguments += ["--size", "48x32", "--frames", "9", "--steps", "1"]
     result = CliRunner().invoke(app, ["generate", *map(str, arguments)])
     assert result.exit_code == 0, result.output
@@ -215,14 +205,14 @@ def test_the_exported_bundle_makes_a_video(
 
 
 @pytest.fixture
-def copy(bundle: tuple[Path, SilentProgress], tmp_path: Path) -> Path:
+def copy(bundle: Path, tmp_path: Path) -> Path:
     """A copy of that bundle, free to be exported over."""
-    return Path(shutil.copytree(bundle[0], tmp_path / "engines" / bundle[0].name))
+    return Path(shutil.copytree(bundle, tmp_path / "engines" / bundle.name))
 
 
 def again(folder: Path, **options: Any) -> SilentProgress:
     report = SilentProgress()
-    export_bundle(export_spec(**{"model": "wan-tiny", "gpu": "rtx4090", "out": folder.parent, **options}), report)
+    export_bundle(export_spec(**{"model": "wan-tiny", "gpu": GPU, "out": folder.parent, **options}), report)
     return report
 
 
@@ -246,20 +236,20 @@ def test_the_dits_choices_leave_text_encoder_and_vae_as_they_are(copy: Path) -> 
     report = again(copy, topk="0.2")
     after = load_manifest(copy)
     made = [title.partition(",")[0] for title in report.titles]
-    assert made == ["trace block", "build block.engine for rtx4090"]
+    assert made == ["trace block", "build block.engine for rtx5090"]
     assert media_of(after) == media_of(before)
     assert (after.media_weights, after.tokenizer) == (before.media_weights, before.tokenizer)
     assert verify_files(copy, after) == []
 
 
-def test_a_one_file_engine_is_composed_of_the_dit_only(copy: Path, bundle: tuple[Path, SilentProgress]) -> None:
-    report = again(copy, one_file=True, checkpoint=str(bundle[0].parent.parent / "dit.safetensors"))
+def test_a_one_file_engine_is_composed_of_the_dit_only(copy: Path, bundle: Path, exported: Exported) -> None:
+    report = again(copy, one_file=True, checkpoint=str(exported.checkpoint))
     manifest = load_manifest(copy)
     assert [title for title in report.titles if title.startswith(("trace", "build"))] == [
-        "build one-file.engine for rtx4090"
+        "build one-file.engine for rtx5090"
     ]
     assert [s.name for s in manifest.stages if s.component == "dit"] == ["embed", "block", "head", "one-file"]
-    assert media_of(manifest) == media_of(load_manifest(bundle[0]))
+    assert media_of(manifest) == media_of(load_manifest(bundle))
     assert verify_files(copy, manifest) == []
 
 
@@ -267,7 +257,7 @@ def test_weights_outlive_a_lost_manifest(copy: Path) -> None:
     """Those whose header fits; what does not fit is said and left behind."""
     before, report = load_manifest(copy), SilentProgress()
     shutil.copyfile(copy / "text.safetensors", copy / "vae.safetensors")
-    kept = kept_media(export_spec(model="wan-tiny", gpu="rtx4090", out=copy.parent), None, report)
+    kept = kept_media(export_spec(model="wan-tiny", gpu=GPU, out=copy.parent), None, report)
     assert (kept.weights, kept.tokenizer) == ({"text": "text.safetensors"}, "tokenizer.json")
     # hashed anew: what they were made from is not known any more
     assert kept.files == {
@@ -281,7 +271,7 @@ def test_weights_outlive_a_lost_manifest(copy: Path) -> None:
     (copy / "vae.safetensors").write_bytes(b"not weights")
     (copy / "text.safetensors").unlink()
     report = SilentProgress()
-    kept = kept_media(export_spec(model="wan-tiny", gpu="rtx4090", out=copy.parent), before, report)
+    kept = kept_media(export_spec(model="wan-tiny", gpu=GPU, out=copy.parent), before, report)
     assert (kept.weights, report.notes) == (
         {"vae": "vae.safetensors"},
         [],

@@ -31,7 +31,6 @@ from runtime.bundle import load_manifest, sha256_of, verify_files, write_manifes
 from runtime.weights.storage import STAGES
 from tests.support.checkpoints import canonical_state_dict, save_safetensors
 from tests.support.exported import Exported
-from tests.support.paths import ROOT
 from tests.support.progress import SilentProgress
 
 ENGINES = [f"{stage}.engine" for stage in STAGES]
@@ -305,17 +304,14 @@ export_bundle(spec, Silent())
 """
 
 
-def test_equal_bytes_from_another_source_tree(exported: Exported, tmp_path: Path) -> None:
-    source = tmp_path / "another" / "checkout"
-    for package in ("exporter", "plugins", "runtime"):
-        shutil.copytree(ROOT / package, source / package, ignore=shutil.ignore_patterns("__pycache__"))
+def test_equal_bytes_from_another_source_tree(exported: Exported, elsewhere: Path, tmp_path: Path) -> None:
     environment = os.environ | {
-        "PYTHONPATH": str(source),
-        "TRITON_CACHE_DIR": str(tmp_path / "cache"),
+        "PYTHONPATH": str(elsewhere),
+        "TRITON_CACHE_DIR": str(elsewhere.parent / "cache"),
         "PYTHONHASHSEED": "7",
     }
     command = [sys.executable, "-c", _EXPORT, str(exported.checkpoint), str(tmp_path / "out")]
-    done = subprocess.run(command, cwd=source, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, cwd=elsewhere, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert reproducible(tmp_path / "out" / exported.folder.name) == reproducible(exported.folder)
 

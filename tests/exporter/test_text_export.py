@@ -28,6 +28,7 @@ from exporter.networks.weight_spec import WeightSpec
 from exporter.spec import export_spec
 from runtime.bundle import load_manifest, verify_files
 from runtime.checks import rebuild_command
+from tests.support.exported import Exported
 from tests.support.media_bundle import random_tensors, write_tokenizer
 from tests.support.progress import SilentProgress
 from tests.support.quantized_text import quantized
@@ -47,10 +48,12 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def bundle(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, SilentProgress]:
-    report = SilentProgress()
-    spec = export_spec(out=tmp_path_factory.mktemp("engines"), text_encoder=str(checkpoint), **OPTIONS)
-    return export_bundle(spec, report), report
+def bundle(
+    exported: Exported, checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, SilentProgress]:
+    """The session's bundle, with the text encoder added to it."""
+    folder = Path(shutil.copytree(exported.folder, tmp_path_factory.mktemp("engines") / exported.folder.name))
+    return folder, again(folder, text_encoder=str(checkpoint))
 
 
 @pytest.fixture

@@ -27,7 +27,7 @@ def plans(exported: Exported) -> dict[str, bytes]:
 
     found = {n: (exported.folder / file).read_bytes() for n, file in load_manifest(exported.folder).plans.items()}
     used = {decode(data).op for data in found.values()}
-    static = {"D": 256, "E": 512, "N": 384, "K": 256}
+    static = {"D": 256, "E": 256, "N": 384, "K": 256}
     others = [op for name, op in OPS.items() if name not in used]
     return found | {
         op.name: plan_bytes(op, {n: static.get(n, 0) for n in op.symbol_sources()}, {}, 120) for op in others

@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 
-from plugins.plan import KernelImage
+from plugins.compile import inspected, plan_bytes
+from plugins.plan import KernelImage, decode
 from plugins.registry import OPS
 from plugins.sass.control_flow import loops, parse
+from plugins.sass.listing import listings
 from plugins.sass.report import main_loops, resident_blocks
 from plugins.sms import SHARED_LIMIT, SMS
 from tests.support.kernel_bounds import Bounds, bounds, committed, distinct_calls, rows_of
@@ -58,6 +60,17 @@ def test_loops_are_found_from_the_control_flow() -> None:
     assert {frozenset(loop) for loop in (spin, inner, inner | {1, 2, 9}, role)} == set(found)
     assert len(found) == 4
     assert set(main_loops(code, found)) == {frozenset(inner), frozenset(role)}
+
+
+@pytest.mark.parametrize("sm", [90, 120])
+def test_listings_of_several_are_those_of_each_alone(sm: int) -> None:
+    plans = [plan_bytes(OPS[name], {"N": 384, "K": 256}, {}, sm) for name in ("BlockInt8Gemm", "BlockInt8GemmGelu")]
+    cubins = [kernel.cubin for plan in plans for kernel in decode(plan).kernels]
+    assert len(cubins) >= 2
+    for cubin, listing in zip(cubins, listings(cubins), strict=True):
+        together, alone = parse(listing), parse(inspected(cubin, "nvdisasm", "-c"))
+        assert [i.mnemonic for i in together] == [i.mnemonic for i in alone]
+        assert set(loops(together)) == set(loops(alone))
 
 
 @pytest.mark.parametrize(

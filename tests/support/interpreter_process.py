@@ -73,7 +73,8 @@ def _reply(module: str, name: str) -> str:
 
 def serve() -> None:
     """Answer each line [module, case] of standard input with a line."""
-    import_module("tests.support.interpreter_numbers")
+    for name in ("numbers", "speed"):
+        import_module(f"tests.support.interpreter_{name}")
     for line in sys.stdin:
         print(_reply(*json.loads(line)), flush=True)
 

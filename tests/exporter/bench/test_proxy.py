@@ -17,10 +17,11 @@ from exporter.bench.proxy import HOPPER, LEAVES_OUT, LIMITS, RTX, Bench, bench_o
 from exporter.cli.app import app
 from exporter.gpus import GPUS
 from plugins import torch_op
+from plugins.compile import inspected
 from plugins.configs import trying
 from plugins.plan import KernelImage, Plan, decode
 from plugins.registry import OPS
-from plugins.sass.report import disassemble, resident_blocks
+from plugins.sass.report import resident_blocks
 from plugins.sms import SHARED_LIMIT, SMS
 
 H100 = "NVIDIA H100 80GB HBM3"
@@ -39,7 +40,7 @@ def gemm_call() -> OpCall:
 
 def machine_code_of(cubin: bytes) -> str:
     """The SM that a cubin is for, as its header's flags name it."""
-    (sm,) = re.findall(r"EF_CUDA_SM(\d+) ", disassemble(cubin))
+    (sm,) = re.findall(r"EF_CUDA_SM(\d+) ", inspected(cubin, "nvdisasm", "-c"))
     return f"sm_{sm}"
 
 

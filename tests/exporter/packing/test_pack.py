@@ -208,13 +208,14 @@ print(peak)
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux's /proc")
-def test_14b_widths_4_of_40_layers_pack_below_1_gib(tmp_path: Path) -> None:
-    """A 3.3 GB bf16 checkpoint (all widths of the 14B models, 4 of 40 layers; sparse on disk) packs within 1 GiB.
+def test_14b_widths_2_of_40_layers_pack_below_1_gib(tmp_path: Path) -> None:
+    """A bf16 checkpoint of all widths of the 14B models, 2 of 40 layers, sparse on disk, packs within 1 GiB.
 
     Memory does not depend on the number of layers: held at once are one tensor and one Linear's scales. RssAnon stays
-    below 1 GiB, so that neither the checkpoint nor its packed form (1.9 GB) can be in memory as a whole.
+    below 1 GiB, so that neither the checkpoint nor its packed form can be in memory as a whole.
     """
-    model = replace(MODELS["wan2.1-14b-480p"], layers=4)
+    model = replace(MODELS["wan2.1-14b-480p"], layers=2)
+    assert packed_bytes(model) > 2**30
     shapes = [(name, want.shape) for name, want in checkpoint_tensors(model).items()]
     path = ck.save_sparse(tmp_path / "sparse.safetensors", shapes)
     out = tmp_path / "packed"
