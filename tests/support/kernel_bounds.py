@@ -40,7 +40,8 @@ def distinct_calls() -> list[OpCall]:
 
 
 def _rows(part: tuple[list[OpCall], int]) -> list[dict[str, Any]]:
-    return kernel_rows(*part)
+    calls, sm = part
+    return kernel_rows(calls, sm, SMS[sm].rates)
 
 
 def all_rows() -> list[dict[str, Any]]:
@@ -57,11 +58,14 @@ def all_rows() -> list[dict[str, Any]]:
 
 def rows_of(sm: int) -> list[dict[str, Any]]:
     """A row for each kernel of an SM, compiled in this process."""
-    return kernel_rows(sorted(distinct_calls(), key=lambda call: call.op.name), sm)
+    return kernel_rows(sorted(distinct_calls(), key=lambda call: call.op.name), sm, SMS[sm].rates)
 
 
 def bounds(rows: list[dict[str, Any]]) -> Bounds:
-    """``"op kernel sm"`` → the most registers, stack, shared bytes and the fewest resident warps of all sizes."""
+    """``"op kernel sm"`` → the most registers, stack, shared bytes and the fewest resident warps of all sizes.
+
+    ``tensor_percent``: the least share of the tensor cores in a main loop by the model, where there is one.
+    """
     found: Bounds = {}
     for row in rows:
         for op in row["ops"]:
@@ -69,6 +73,9 @@ def bounds(rows: list[dict[str, Any]]) -> Bounds:
             for field, name in (("registers", "registers"), ("stack", "stack_bytes"), ("shared", "shared_bytes")):
                 worst[field] = max(worst.get(field, 0), row[name])
             worst["warps_per_sm"] = min(worst["warps_per_sm"], row["warps_per_sm"])
+            if row["model"] is not None:
+                percent = int(100 * row["model"]["share"])
+                worst["tensor_percent"] = min(worst.get("tensor_percent", percent), percent)
     return dict(sorted(found.items()))
 
 
