@@ -36,7 +36,7 @@ def h200_estimates(calls: Mapping[OpCall, int], gpu: GpuSpec) -> list[OpEstimate
     measured = measured_ops(REFERENCE, portable=gpu.sm != GPUS[REFERENCE].sm)
     found = []
     for call, count in calls.items():
-        needs = cost(call.op, call.dims, dict(call.attributes))
+        needs = call.cost
         best, reached = limit(needs, gpu), efficiency(call.op, call.dims, dict(call.attributes), measured)
         errors = transfer_errors(call.op.name)
         found.append(

@@ -17,7 +17,7 @@ from rich.table import Table
 
 from exporter.bench.block_graph import OpCall, block_graph, call_of, our_op
 from exporter.bench.device import median_ms, prepared
-from exporter.bench.launches import last_models, launch_times, predicted_ms
+from exporter.bench.launches import launch_times, multiplying, predicted_ms
 from exporter.bench.measured import LaunchTime
 from exporter.bench.proxy import Bench, bench_on
 from exporter.bench.roofline import limit
@@ -25,7 +25,6 @@ from exporter.bench.synthetic import block_inputs, block_weights
 from exporter.gpus import GpuSpec
 from exporter.models import ModelSpec
 from exporter.networks.dit.options import BlockOptions
-from plugins.cost import cost
 from plugins.torch_op import run_plan
 
 Measure = Callable[[OpCall, Sequence[torch.Tensor]], float]
@@ -67,7 +66,7 @@ class MeasuringInterpreter(PlanInterpreter):
 
 def kernel_row(call: OpCall, count: int, launches: Sequence[LaunchTime], gpu: GpuSpec) -> dict[str, Any]:
     """One op's figures; ``share`` is of the GPU's roofline, ``tb_s`` and ``tops`` of needed bytes and operations."""
-    needs, ms = cost(call.op, call.dims, dict(call.attributes)), sum(launch.ms for launch in launches)
+    needs, ms = call.cost, sum(launch.ms for launch in launches)
     best = limit(needs, gpu)
     return {
         "op": call.op.name,
@@ -86,12 +85,12 @@ def kernel_row(call: OpCall, count: int, launches: Sequence[LaunchTime], gpu: Gp
 
 def _add_models(rows: Sequence[dict[str, Any]], calls: Sequence[OpCall], bench: Bench) -> None:
     """Each op's ``rate`` and ``predicted_ms`` of its last launch, None where there is no model of that."""
-    models = last_models([bench.plan(call) for call in calls], bench.host or bench.sm, bench.rates)
-    for row, call, model in zip(rows, calls, models, strict=True):
+    found = multiplying({call: bench.plan(call) for call in calls}, bench.host or bench.sm, bench.rates)
+    for row, call in zip(rows, calls, strict=True):
         row["rate"] = row["predicted_ms"] = None
-        if model is not None:
-            operations = cost(call.op, call.dims, dict(call.attributes)).total
-            row["rate"], row["predicted_ms"] = model.rate, predicted_ms(operations, model.rate, bench.sm_clocks)
+        if call in found:
+            rate = found[call].rate
+            row["rate"], row["predicted_ms"] = rate, predicted_ms(call.cost.total, rate, bench.sm_clocks)
 
 
 def bench_kernels(model: ModelSpec, gpu: GpuSpec, options: BlockOptions) -> dict[str, Any]:

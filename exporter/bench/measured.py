@@ -27,8 +27,8 @@ class LaunchTime(msgspec.Struct, frozen=True):
 class Measured(msgspec.Struct, frozen=True, omit_defaults=True):
     """One op's median time in ms; dims and attributes in full; its launches in order.
 
-    ``rate``: tensor operations a clock of an SM by the model of the last launch's main loop (plugins.sass.model), on
-    the device that ran it.
+    ``rate``: tensor operations a clock of an SM by the model of the last launch (plugins.sass.timing), on the device
+    that ran it.
     """
 
     op: str

@@ -20,7 +20,7 @@ from plugins.sms import PARTITIONS, Rates
 class LoopModel:
     """One iteration by all resident warps of an SM: cycles of each unit, the unit with the most, cycles in all.
 
-    ``share``: of that time, what the tensor cores are busy for; ``rate``: tensor operations a clock.
+    ``share``: of that time, what the tensor cores are busy for; ``operations``: multiplications and additions on them.
     """
 
     instructions: int
@@ -28,7 +28,7 @@ class LoopModel:
     bound: str
     iteration: float
     share: float
-    rate: float
+    operations: float
 
 
 @lru_cache(maxsize=256)
@@ -56,10 +56,14 @@ def loop_model(code: tuple[Instruction, ...], rates: Rates, warps: int, block: i
         bound=max(UNITS, key=lambda unit: cycles[unit]),
         iteration=iteration,
         share=cycles["tensor"] / iteration,
-        rate=warps * sum(operations(instruction) for instruction in products) / iteration,
+        operations=warps * sum(operations(instruction) for instruction in products),
     )
 
 
-def main_model(models: Sequence[LoopModel]) -> LoopModel | None:
-    """Of a kernel's main loops the one that multiplies most in an iteration; of equal ones the fastest."""
-    return max(models, key=lambda model: (round(model.rate * model.iteration), -model.iteration), default=None)
+def main_model(
+    code: Sequence[Instruction], loops: Sequence[frozenset[int]], rates: Rates, warps: int, block: int
+) -> LoopModel | None:
+    """Of a kernel's main loops, as indices into its code, the one that multiplies most; of equal ones the fastest."""
+    every = [loop_model(tuple(code[at] for at in sorted(loop)), rates, warps, block) for loop in loops]
+    found = [model for model in every if model is not None]
+    return max(found, key=lambda model: (model.operations, -model.iteration), default=None)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from plugins.plan import KernelImage
 from plugins.sass.control_flow import Instruction, loops, parse
 from plugins.sass.listing import listings
-from plugins.sass.model import LoopModel, loop_model, main_model
+from plugins.sass.model import LoopModel, main_model
 from plugins.sass.units import MMA
 from plugins.sms import RESERVED_SHARED, SMS, Rates
 
@@ -72,13 +72,6 @@ def reports(kernels: Sequence[KernelImage], sm: int, rates: Rates | None) -> lis
     return [_report(kernel, text, sm, rates) for kernel, text in zip(kernels, texts, strict=True)]
 
 
-def _model(
-    code: Sequence[Instruction], mains: Sequence[frozenset[int]], warps: int, block: int, rates: Rates
-) -> LoopModel | None:
-    found = [loop_model(tuple(code[at] for at in sorted(loop)), rates, warps, block) for loop in mains]
-    return main_model([model for model in found if model is not None])
-
-
 def _report(kernel: KernelImage, listing: str, sm: int, rates: Rates | None) -> KernelReport:
     code = parse(listing)
     if not code:
@@ -105,5 +98,5 @@ def _report(kernel: KernelImage, listing: str, sm: int, rates: Rates | None) -> 
         shared=kernel.shared,
         warps_per_sm=warps,
         occupancy=warps / SMS[sm].warps,
-        model=None if rates is None else _model(code, mains, warps, kernel.num_warps, rates),
+        model=None if rates is None else main_model(code, mains, rates, warps, kernel.num_warps),
     )

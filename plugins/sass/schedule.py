@@ -148,10 +148,17 @@ class _Partition:
                     other.waiting, other.ready = False, when + _BARRIER
 
 
-def iteration_cycles(code: Sequence[Instruction], rates: Rates, warps: int, block: int) -> float:
+def iteration_cycles(
+    code: Sequence[Instruction],
+    rates: Rates,
+    warps: int,
+    block: int,
+    iterations: int = _ITERATIONS,
+    warm_up: int = _WARM_UP,
+) -> float:
     """Cycles in which an SM's resident warps, ``block`` of them a block, do one iteration each of a loop's code."""
     steps = [step(instruction, rates) for instruction in code]
     partition = _Partition(steps, -(-warps // PARTITIONS), -(-block // PARTITIONS))
-    partition.run(_ITERATIONS)
-    rounds = [(len(warp.ends) - _WARM_UP) / (warp.ends[-1] - warp.ends[_WARM_UP - 1]) for warp in partition.warps]
+    partition.run(iterations)
+    rounds = [(len(warp.ends) - warm_up) / (warp.ends[-1] - warp.ends[warm_up - 1]) for warp in partition.warps]
     return len(rounds) / sum(rounds)

@@ -6,9 +6,13 @@ from dataclasses import replace
 
 import pytest
 
+from plugins.compile import plan_bytes
+from plugins.plan import decode
+from plugins.registry import OPS
 from plugins.sass.control_flow import Instruction, parse
 from plugins.sass.model import LoopModel, loop_model, main_model
 from plugins.sass.schedule import step
+from plugins.sass.timing import KernelTiming, timings
 from plugins.sass.units import Use, operations, use
 from plugins.sms import SMS, Rates
 
@@ -106,7 +110,7 @@ def test_a_loop_of_products_is_bound_by_the_tensor_cores() -> None:
     assert (model.bound, model.cycles["tensor"], model.cycles["issue"]) == ("tensor", 128, 10)
     assert model.iteration == pytest.approx(128)
     assert model.share == pytest.approx(1)
-    assert model.rate == pytest.approx(2048)
+    assert model.operations == 8 * 4 * 8192
 
 
 def test_one_warp_hides_nothing_and_two_hide_each_other() -> None:
@@ -150,8 +154,30 @@ def test_a_model_is_of_mma_sync_alone() -> None:
 
 def test_the_main_loop_multiplies_most() -> None:
     """By operations, not by cycles: slow products of a side loop do not make it the main one."""
-    main = modelled([IMMA] * 4 + [BRANCH], warps=8)
-    side = modelled([made("HMMA.16816.F32")] * 5 + [BRANCH], warps=8)
-    assert side.cycles["tensor"] > main.cycles["tensor"]
-    assert main_model([side, main]) == main
-    assert main_model([]) is None
+    main, side = [IMMA] * 4 + [BRANCH], [made("HMMA.16816.F32")] * 5 + [BRANCH]
+    assert modelled(side, warps=8).cycles["tensor"] > modelled(main, warps=8).cycles["tensor"]
+    code = [*side, *main]
+    loops = [frozenset(range(6)), frozenset(range(6, 11))]
+    assert main_model(code, loops, RTX, 8, 4) == modelled(main, warps=8)
+    assert main_model(code, [], RTX, 8, 4) is None
+
+
+def test_a_whole_kernel_is_its_main_loop_and_the_rest_once() -> None:
+    """Ten iterations of 100 cycles for each of an SM's two programs together, and 300 cycles for what is outside."""
+    loop = LoopModel(5, {}, "tensor", 100.0, 0.5, operations=2000.0)
+    timing = KernelTiming(loop, outside=300.0, resident=2)
+    assert timing.rate(operations=10 * 2000, programs=2) == pytest.approx(20_000 / 1300)
+    assert timing.rate(operations=30 * 2000, programs=6) == pytest.approx(20_000 / 1300), "three rounds of the same"
+    assert timing.rate(operations=10 * 2000, programs=1) == pytest.approx(20_000 / 1150), "one program of twenty"
+
+
+def test_a_compiled_kernel_is_timed_by_its_main_loop_and_the_rest() -> None:
+    """A GEMM of the RTX 5090's: 128×128 sums a program, so a program of K = 256 does two iterations of 128."""
+    (kernel,) = decode(plan_bytes(OPS["BlockInt8Gemm"], {"N": 256, "K": 256}, {}, 120)).kernels
+    (timing,) = timings([kernel], 120, RTX)
+    assert timing is not None
+    assert timing.loop.operations == timing.resident * 2 * 128 * 128 * 128
+    assert timing.outside > timing.loop.iteration / 4
+    peak = timing.loop.operations / timing.loop.iteration
+    assert timing.rate(2 * timing.loop.operations, timing.resident) < peak < RTX.int8
+    assert timing.rate(2000 * timing.loop.operations, timing.resident) == pytest.approx(peak, rel=0.01)
