@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import pytest
@@ -14,7 +13,7 @@ from plugins.sass.control_flow import loops, parse
 from plugins.sass.listing import listings
 from plugins.sass.report import main_loops, resident_blocks
 from plugins.sms import SHARED_LIMIT, SMS
-from tests.support.kernel_bounds import Bounds, bounds, committed, distinct_calls, rows_of
+from tests.support.kernel_bounds import Bounds, bounds, committed, distinct_calls, shared_rows
 from tests.support.shared import Shared
 
 #: Tensor-core instructions of INT8 products: mma, Hopper's warpgroup form, data-center Blackwell's.
@@ -95,10 +94,7 @@ def test_resident_blocks(sm: int, warps: int, registers: int, shared: int, block
 @pytest.fixture(scope="module", params=SMS, ids=lambda sm: f"sm_{sm}")
 def rows(request: pytest.FixtureRequest, shared: Shared) -> list[dict[str, Any]]:
     """The kernels of an SM."""
-    sm: int = request.param
-    made = shared.once(f"kernels-{sm}", lambda folder: (folder / "rows.json").write_text(json.dumps(rows_of(sm))))
-    found: list[dict[str, Any]] = json.loads((made / "rows.json").read_text())
-    return found
+    return shared_rows(shared, request.param)
 
 
 def _named(row: dict[str, Any]) -> str:

@@ -20,6 +20,7 @@ from exporter.models import MODELS
 from exporter.networks.dit.options import Attention, BlockOptions
 from exporter.networks.weight_spec import LinearMode
 from plugins.sms import SMS
+from tests.support.shared import Shared
 
 FILE = Path(__file__).with_suffix(".json")
 WORKERS = 2
@@ -62,6 +63,13 @@ def all_rows() -> list[dict[str, Any]]:
 def rows_of(sm: int) -> list[dict[str, Any]]:
     """A row for each kernel of an SM, compiled in this process."""
     return kernel_rows(sorted(distinct_calls(), key=lambda call: call.op.name), sm, SMS[sm].rates)
+
+
+def shared_rows(shared: Shared, sm: int) -> list[dict[str, Any]]:
+    """The same, compiled by the first process of a test session that asks."""
+    made = shared.once(f"kernels-{sm}", lambda folder: (folder / "rows.json").write_text(json.dumps(rows_of(sm))))
+    found: list[dict[str, Any]] = json.loads((made / "rows.json").read_text())
+    return found
 
 
 def bounds(rows: list[dict[str, Any]]) -> Bounds:

@@ -15,8 +15,8 @@ from typer.testing import CliRunner
 from exporter.bench.block_graph import OpCall, block_calls, block_graph, op_calls
 from exporter.bench.kernels import MeasuringInterpreter, kernel_row, run_graph
 from exporter.bench.launches import launch_times
-from exporter.bench.measured import LaunchTime
-from exporter.bench.proxy import Bench
+from exporter.bench.measured import LaunchTime, Measured, Proxy
+from exporter.bench.proxy import LIMITS, Bench
 from exporter.bench.synthetic import block_inputs, block_weights
 from exporter.bench.tune import Tuned, tune_call, updated, write
 from exporter.cli.app import app
@@ -27,6 +27,7 @@ from exporter.networks.dit.stages import dit_functions
 from plugins import configs
 from plugins.plan import decode, encode
 from plugins.registry import OPS
+from plugins.sass.units import UNITS
 from tests.support.progress import SilentProgress
 
 TINY, H200, RTX3090 = MODELS["wan-tiny"], GPUS["h200"], GPUS["rtx3090"]
@@ -85,6 +86,32 @@ def test_a_launch_takes_what_the_plan_takes_longer_with_it() -> None:
     found = launch_times(encode(plan), lambda data: times[len(decode(data).launches)])
     names = [plan.kernels[launch.kernel].name for launch in plan.launches]
     assert [(one.kernel, one.ms) for one in found] == list(zip(names, (2.0, 0.0, 3.0), strict=True))
+
+
+def test_kernels_are_modelled_and_shown_beside_what_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GEMM that took 2 ms on a proxy, and whose model says 1 ms there: what it multiplies in one at that rate."""
+    call = next(call for call in block_calls(TINY, BlockOptions()) if call.op.name == "BlockInt8GemmGelu")
+    rate = call.cost.total / (LIMITS["H100"].sm_clocks * 1e6)
+    entry = Measured(call.op.name, call.dims, {}, 3.0, [LaunchTime("a", 1.0), LaunchTime("b", 2.0)], rate)
+    proxy = Proxy("NVIDIA H100 80GB HBM3", 120)
+    monkeypatch.setattr("exporter.bench.kernel_table.proxied_ops", lambda: [(proxy, entry)])
+    command = ["kernels", "--model", "wan-tiny", "--gpu", "rtx5090"]
+    result = CliRunner().invoke(app, [*command, "--json"])
+    assert result.exit_code == 0, result.output
+    rows = json.loads(result.stdout)
+    (row,) = (row for row in rows if row["proxied"])
+    assert row["ops"] == ["BlockInt8GemmGelu"]
+    (proxied,) = row["proxied"]
+    assert (proxied["ms"], proxied["dims"]) == (2.0, call.dims)
+    assert proxied["predicted_ms"] == pytest.approx(1.0)
+    model = row["model"]
+    assert set(model["cycles"]) == set(UNITS)
+    assert model["bound"] == max(UNITS, key=lambda unit: model["cycles"][unit])
+    assert model["share"] == pytest.approx(model["cycles"]["tensor"] / model["iteration"])
+    assert {row["model"] is None for row in rows if not row["mma"]} == {True}
+    shown = CliRunner().invoke(app, command, env={"COLUMNS": "200"}).output
+    assert "1.00/2.00" in shown
+    assert f"{model['share']:.0%}" in shown
 
 
 @pytest.mark.parametrize("command", [["bench", "kernels"], ["bench", "step"], ["tune"]])
