@@ -96,12 +96,13 @@ def _h200_lines(found: dict[str, Any]) -> list[str]:
 
 def _proxy_lines(found: dict[str, Any]) -> list[str]:
     product = GPUS[found["gpu"]].product
-    devices = sorted({row["proxy"]["device"] for row in found["kernels"] if row["proxy"]})
+    proxies = [row["proxy"] for row in found["kernels"] if row["proxy"]]
+    ran = sorted({f"kernels of sm_{one['kernels_of_sm']} from their PTX on {one['device']}" for one in proxies})
     return [
-        f"BY PROXY: nothing was ever executed on a {product}. measured: this SM's kernels from their PTX on "
-        f"{', '.join(devices) or 'no device yet'}, carried over by a model of their machine code on both and by the "
-        f"memories' bandwidths; model: by the model alone; limit: neither ({found['unmeasured_share']:.0%} of the time "
-        "above was not measured). It assumes the vendor's boost clock.",
+        f"BY PROXY: nothing was ever executed on a {product}. measured: {' and '.join(ran) or 'nothing yet'}, "
+        "carried over by a model of their machine code there and here and by the memories' bandwidths; model: by the "
+        f"model alone; limit: neither ({found['unmeasured_share']:.0%} of the time above was not measured). It assumes "
+        "the vendor's boost clock.",
         "error: what the model says of the op's last kernel on the proxy, against its measured time there.",
         *(f"  the proxy does not show: {line}" for line in found["leaves_out"]),
     ]

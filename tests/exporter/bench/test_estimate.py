@@ -203,6 +203,7 @@ def test_rtx_parts_are_estimated_by_proxy_alone(monkeypatch: pytest.MonkeyPatch)
     said = " ".join(shown.split())
     assert "ESTIMATE, not a measurement" in shown
     assert "nothing was ever executed on a GeForce RTX 5090" in said
+    assert "measured: kernels of sm_120 from their PTX on NVIDIA H100" in said
     assert "2 steps' blocks" in said
     assert "the proxy does not show: sm_120's bulk tensor copies" in said
 
