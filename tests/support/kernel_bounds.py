@@ -20,6 +20,7 @@ from exporter.models import MODELS
 from exporter.networks.dit.options import Attention, BlockOptions
 from exporter.networks.weight_spec import LinearMode
 from plugins.sms import SMS
+from tests.support.shared import Shared
 
 FILE = Path(__file__).with_suffix(".json")
 WORKERS = 2
@@ -43,7 +44,8 @@ def distinct_calls() -> tuple[OpCall, ...]:
 
 
 def _rows(part: tuple[Sequence[OpCall], int]) -> list[dict[str, Any]]:
-    return kernel_rows(*part)
+    calls, sm = part
+    return kernel_rows(calls, sm, SMS[sm].rates)
 
 
 def all_rows() -> list[dict[str, Any]]:
@@ -60,11 +62,21 @@ def all_rows() -> list[dict[str, Any]]:
 
 def rows_of(sm: int) -> list[dict[str, Any]]:
     """A row for each kernel of an SM, compiled in this process."""
-    return kernel_rows(sorted(distinct_calls(), key=lambda call: call.op.name), sm)
+    return kernel_rows(sorted(distinct_calls(), key=lambda call: call.op.name), sm, SMS[sm].rates)
+
+
+def shared_rows(shared: Shared, sm: int) -> list[dict[str, Any]]:
+    """The same, compiled by the first process of a test session that asks."""
+    made = shared.once(f"kernels-{sm}", lambda folder: (folder / "rows.json").write_text(json.dumps(rows_of(sm))))
+    found: list[dict[str, Any]] = json.loads((made / "rows.json").read_text())
+    return found
 
 
 def bounds(rows: list[dict[str, Any]]) -> Bounds:
-    """``"op kernel sm"`` → the most registers, stack, shared bytes and the fewest resident warps of all sizes."""
+    """``"op kernel sm"`` → the most registers, stack, shared bytes and the fewest resident warps of all sizes.
+
+    ``tensor_percent``: the least share of the tensor cores in a main loop by the model, where there is one.
+    """
     found: Bounds = {}
     for row in rows:
         for op in row["ops"]:
@@ -72,6 +84,9 @@ def bounds(rows: list[dict[str, Any]]) -> Bounds:
             for field, name in (("registers", "registers"), ("stack", "stack_bytes"), ("shared", "shared_bytes")):
                 worst[field] = max(worst.get(field, 0), row[name])
             worst["warps_per_sm"] = min(worst["warps_per_sm"], row["warps_per_sm"])
+            if row["model"] is not None:
+                percent = int(100 * row["model"]["share"])
+                worst["tensor_percent"] = min(worst.get("tensor_percent", percent), percent)
     return dict(sorted(found.items()))
 
 
