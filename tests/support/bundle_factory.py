@@ -39,10 +39,10 @@ TINY = ModelFacts(
 
 def plan_bytes(sm: int = 120) -> bytes:
     """A plan of one kernel that copies x to y, with no machine code worth the name."""
-    tensor = TensorSpec("x", "fp32", [128])
+    x, y = (TensorSpec(name, "fp32", [128]) for name in "xy")
     kernel = KernelImage("copy_kernel", b"\x7fELF", 4, 0, 0, 0, 32, 0)
-    launch = LaunchSpec(0, [1, 1, 1], [["tensor", "x"]])
-    return encode(Plan("Copy", sm, {}, {}, [tensor], [tensor], [], [kernel], [launch]))
+    launch = LaunchSpec(0, [1, 1, 1], [["tensor", "x"], ["tensor", "y"]])
+    return encode(Plan("Copy", sm, {}, {}, [x], [y], [], [kernel], [launch]))
 
 
 def make_bundle(folder: Path, *, plan: bytes | None = None, model: ModelFacts = TINY) -> Manifest:
