@@ -121,8 +121,7 @@ def check_plugins(folder: Path, manifest: Manifest) -> str | None:
             rebuild_command(manifest, folder),
         )
     for name in sorted(set(manifest.plans.values())):
-        with (folder / name).open("rb") as file:
-            head = file.read(8)
+        head = _head(folder / name)
         if head[:4] != MAGIC or int.from_bytes(head[4:], "little") != FORMAT_VERSION:
             found = int.from_bytes(head[4:], "little") if head[:4] == MAGIC else "no launch plan"
             return mismatch(
@@ -132,6 +131,14 @@ def check_plugins(folder: Path, manifest: Manifest) -> str | None:
                 rebuild_command(manifest, folder),
             )
     return None
+
+
+def _head(path: Path) -> bytes:
+    """The first bytes of a plan; none where there is no such file."""
+    if not path.is_file():
+        return b""
+    with path.open("rb") as file:
+        return file.read(8)
 
 
 def check_files(folder: Path, manifest: Manifest, names: Iterable[str], *, verify: bool, report: Report) -> str | None:

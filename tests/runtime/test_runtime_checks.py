@@ -217,7 +217,7 @@ def test_another_schema_is_told(bundle: Path) -> None:
 def test_weights_of_another_model_are_told(tmp_path: Path) -> None:
     from dataclasses import replace
 
-    small, wide = MODELS["wan-tiny"], replace(MODELS["wan-tiny"], ffn_dim=640)
+    small, wide = MODELS["wan-tiny"], replace(MODELS["wan-tiny"], name="tiny-wide", ffn_dim=640)
     make_random_bundle(tmp_path / "a", small)
     make_random_bundle(tmp_path / "b", wide)
     (tmp_path / "a" / "weights-model.safetensors").replace(tmp_path / "b" / "weights-model.safetensors")
