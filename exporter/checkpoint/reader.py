@@ -70,7 +70,7 @@ class NamedTensors:
     def bands(self, name: str) -> Iterator[torch.Tensor]:
         """The same by consecutive rows."""
         for band in bands(self._source, self._stored[name]):
-            yield band.reshape(band.shape[0], *self.tensors[name].shape[1:])
+            yield band.reshape((*band.shape[:1], *self.tensors[name].shape[1:]))
 
 
 def _flat_patch(name: str, meta: TensorMeta) -> TensorMeta:
