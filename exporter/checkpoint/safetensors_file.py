@@ -19,6 +19,7 @@ from plugins.torch_dtypes import torch_dtype
 from runtime.safetensors_header import open_regular, read_exactly, read_header, unique_names
 
 INDEX_SUFFIX = ".safetensors.index.json"
+MAX_INDEX_BYTES = 16 << 20  # a thousand tensors' names take some hundred kilobytes
 
 
 class SafetensorsFile:
@@ -120,9 +121,13 @@ class ShardedSafetensors:
 
 def _weight_map(index: Path) -> dict[str, str]:
     """Tensor → shard's file name, as the index states it. Raises UserError."""
+    with os.fdopen(open_regular(index), "rb") as file:
+        data = file.read(MAX_INDEX_BYTES + 1)
     try:
-        content = json.loads(index.read_text("utf-8"), object_pairs_hook=unique_names)
-    except (OSError, ValueError, RecursionError) as error:
+        if len(data) > MAX_INDEX_BYTES:
+            raise ValueError(f"more than {MAX_INDEX_BYTES:,} bytes")
+        content = json.loads(data.decode("utf-8"), object_pairs_hook=unique_names)
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{index} cannot be read.", expected="a JSON index of shards", got=str(error)) from error
     found = content.get("weight_map") if isinstance(content, dict) else None
     if not isinstance(found, dict) or not all(isinstance(shard, str) for shard in found.values()):
