@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -15,10 +15,8 @@ from exporter.models import model_named
 from exporter.progress import RichProgress
 from exporter.spec import parse_linear
 from plugins.errors import UserError
+from runtime.atomic import check_place, told
 from runtime.byte_sizes import gigabytes
-
-if TYPE_CHECKING:
-    from exporter.packing.dit import PackedWeights
 
 
 def pack(
@@ -53,21 +51,10 @@ def pack(
         raise UserError(
             "--out is not a name for packed weights.", expected="a name ending in .safetensors", got=str(out)
         )
-    from exporter.packing.dit import add_to_bundle, bundle_of, pack_checkpoint
+    from exporter.packing.dit import pack_into
 
-    manifest = bundle_of(out, spec, mode)
-    chosen = attention or (manifest.sampler.attention if manifest else "sagesla")
-    packed: PackedWeights = pack_checkpoint(
-        checkpoint,
-        spec,
-        out,
-        linear=mode or (manifest.sampler.linear if manifest else "int8"),
-        allow_missing_proj_l=chosen in ("sla", "sage"),
-        progress=RichProgress(),
-        bundle=manifest,
-    )
-    if manifest is not None:
-        add_to_bundle(out.parent, manifest, packed, RichProgress())
+    packed, bundle = pack_into(checkpoint, spec, out, linear=mode, attention=attention, progress=RichProgress())
+    if bundle is not None:
         typer.echo(f"{out.parent / 'manifest.json'}: lists the weights.")
     for path in packed.files.values():
         typer.echo(f"{path}: {gigabytes(path.stat().st_size)}")
@@ -89,7 +76,9 @@ def merge(
     from exporter.checkpoint.hub import resolve
     from exporter.packing.merge import merge as merge_checkpoints
 
-    out.parent.mkdir(parents=True, exist_ok=True)
+    with told(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+    check_place(out)
     with RichProgress().stage(f"merge {out.name}") as update:
         merge_checkpoints(resolve(base), resolve(sla), resolve(rcm), out, weight=weight, progress=update)
     typer.echo(f"{out}: {gigabytes(out.stat().st_size)}")
