@@ -14,6 +14,18 @@ from runtime.byte_sizes import gigabytes
 from runtime.system_errors import unreadable
 
 
+def user_path(text: str | Path) -> Path:
+    """The path that a user typed: ``~`` is the home, which the shell leaves alone in ``--out=~/x``. UserError."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        raise UserError(
+            f"{text} names no user's home here.",
+            got=str(error),
+            remedy="the whole path, or ./~… for a file of that name",
+        ) from error
+
+
 def open_input(path: Path, expected: str) -> int:
     """A descriptor for reading a regular file; ``expected`` is what it should be. Raises UserError."""
     try:

@@ -59,17 +59,17 @@ def system_error(error: BaseException) -> UserError | None:
             remedy="end what else uses memory, or ask for less: a smaller --vram, fewer pixels or frames",
         )
     if isinstance(error, RuntimeError) and "can't start new thread" in text:
-        return UserError(
-            "The system allows no further thread.", got=_first_line(text), remedy=_REMEDIES[errno.EAGAIN]
-        )
+        return UserError("The system allows no further thread.", got=_first_line(text), remedy=_REMEDIES[errno.EAGAIN])
     if not isinstance(error, OSError) or error.errno == errno.EPIPE:  # the reader of our output went away
         return None
     if error.errno == errno.ENOMEM:
         return system_error(MemoryError(text))
     path = _path_of(error)
     if error.errno in _OF_WRITING:
-        return unwritable(path, error) if path else UserError(
-            "A file cannot be written.", got=_words(error), remedy=_remedy(error, _SPACE)
+        return (
+            unwritable(path, error)
+            if path
+            else UserError("A file cannot be written.", got=_words(error), remedy=_remedy(error, _SPACE))
         )
     return UserError(
         f"{path or 'Something'} cannot be used.", got=_words(error), remedy=_remedy(error, "check what is there")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import random
-import resource
 import time
 from collections.abc import Callable
 from pathlib import Path
