@@ -22,7 +22,7 @@ def user_path(text: str | Path) -> Path:
         raise UserError(
             f"{text} names no user's home here.",
             got=str(error),
-            remedy="the whole path, or ./~… for a file of that name",
+            remedy="the whole path, or ./~… for a file so named",
         ) from error
 
 

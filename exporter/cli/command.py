@@ -100,9 +100,8 @@ def typed(function: Callable[..., None]) -> Callable[..., None]:
 
     @wraps(function)
     def command(*args: Any, **given: Any) -> None:
-        function(
-            *args, **{name: user_path(value) if isinstance(value, Path) else value for name, value in given.items()}
-        )
+        paths = {name: user_path(value) for name, value in given.items() if isinstance(value, Path)}
+        function(*args, **(given | paths))
 
     return command
 
