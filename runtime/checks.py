@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +13,7 @@ from plugins.errors import UserError
 from plugins.plan import FORMAT_VERSION, MAGIC
 from plugins.tensorrt_plugin import PLUGIN_VERSION
 from runtime.bundle import COMPONENTS, Manifest, verify_file
+from runtime.input_files import open_input
 from runtime.report import Report
 
 PLUGIN_TOOL = "turbotrt-plugin"  # the manifest's name, under tools, for the version of our plugins
@@ -121,7 +123,7 @@ def check_plugins(folder: Path, manifest: Manifest) -> str | None:
             rebuild_command(manifest, folder),
         )
     for name in sorted(set(manifest.plans.values())):
-        with (folder / name).open("rb") as file:
+        with os.fdopen(open_input(folder / name, "a launch plan"), "rb") as file:
             head = file.read(8)
         if head[:4] != MAGIC or int.from_bytes(head[4:], "little") != FORMAT_VERSION:
             found = int.from_bytes(head[4:], "little") if head[:4] == MAGIC else "no launch plan"

@@ -23,11 +23,13 @@ from exporter.cli.options import (
 )
 from exporter.progress import RichProgress
 from plugins.errors import UserError
+from runtime.input_files import read_input
 
 if TYPE_CHECKING:
     from runtime.media.generate import VideoMaker
     from runtime.numerics import Array
 
+_MAX_PROMPTS = 64 << 20  # bytes
 _FIXED, _ADAPTIVE = "fixed", "adaptive"
 
 
@@ -156,17 +158,13 @@ def _exactly_one(options: dict[str, object]) -> str:
     return given[0]
 
 
-def _reason(error: OSError | UnicodeDecodeError) -> str:
-    return (error.strerror if isinstance(error, OSError) else None) or str(error)
-
-
 def _lines(path: Path) -> list[str]:
     """The prompts of a file; empty lines are none."""
     try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
+        lines = [line.strip() for line in read_input(path, _MAX_PROMPTS, "a text file").decode("utf-8").splitlines()]
+    except UnicodeDecodeError as error:
         raise UserError(
-            f"{path} cannot be read as prompts.", expected="a text file in UTF-8", got=_reason(error)
+            f"{path} cannot be read as prompts.", expected="a text file in UTF-8", got=str(error)
         ) from error
     found = [line for line in lines if line]
     if not found:

@@ -13,6 +13,7 @@ from exporter.cli.command import console
 from exporter.cli.options import AttentionOption, GpuOption, JsonOption, ModelOption, TopkOption
 from exporter.progress import RichProgress
 from exporter.spec import ExportSpec, export_spec
+from runtime.atomic import check_place
 
 if TYPE_CHECKING:
     from exporter.networks.dit.options import BlockOptions
@@ -152,8 +153,9 @@ def tune(
     from exporter.bench import tune as tuner
     from plugins import configs
 
-    tuned = tuner.tune(spec.model, spec.gpu, options, RichProgress())
     path = out or configs.FILE
+    check_place(path)
+    tuned = tuner.tune(spec.model, spec.gpu, options, RichProgress())
     tuner.show_tuned(tuned, console())
     tuner.write(path, tuner.updated(configs.table(), tuned, spec.gpu.cubin_sm))
     typer.echo(f"{path}: {sum(one.better for one in tuned)} of {len(tuned)} sizes changed.")

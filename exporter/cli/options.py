@@ -101,7 +101,7 @@ def parse_size(text: str | None) -> tuple[int, int] | None:
     """(width, height) of "832x480"; None stays None. Raises UserError."""
     if text is None:
         return None
-    match = re.fullmatch(r"([0-9]+)[x×]([0-9]+)", text.strip().lower())
+    match = re.fullmatch(r"([0-9]{1,9})[x×]([0-9]{1,9})", text.strip().lower())
     if match is None:
         raise UserError("--size cannot be read.", expected="WIDTHxHEIGHT in pixels, such as 832x480", got=text)
     return int(match[1]), int(match[2])
