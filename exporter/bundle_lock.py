@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import fcntl
 import os
-import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from plugins.errors import UserError
-from plugins.interrupts import uninterrupted
+from plugins.interrupts import Ending
 from runtime.atomic import told
 from runtime.bundle import LOCK_NAME
 
@@ -27,7 +26,7 @@ class Turn:
         self.folder = folder
         self._held: list[int] = []
         self._made: list[Path] = []
-        self.end = weakref.finalize(self, _release, folder, self._held, self._made)
+        self.end = Ending(self, _release, folder, self._held, self._made)
 
     def begin(self, note: Callable[[str], None]) -> None:
         """Make the folder and lock it; wait while another process has it, and say so. Raises OSError."""
@@ -94,13 +93,12 @@ def _locked(folder: Path, note: Callable[[str], None]) -> list[int]:
 
 
 def _release(folder: Path, held: list[int], made: list[Path]) -> None:
-    with uninterrupted():
-        with suppress(OSError):
-            present = (folder / LOCK_NAME).stat()
-            if any(os.path.samestat(os.fstat(descriptor), present) for descriptor in held):
-                (folder / LOCK_NAME).unlink()
-        for empty in made:
-            with suppress(OSError):  # a bundle by now, or another one's
-                empty.rmdir()
-        while held:
-            os.close(held.pop())
+    with suppress(OSError):
+        present = (folder / LOCK_NAME).stat()
+        if any(os.path.samestat(os.fstat(descriptor), present) for descriptor in held):
+            (folder / LOCK_NAME).unlink()
+    for empty in made:
+        with suppress(OSError):  # a bundle by now, or another one's
+            empty.rmdir()
+    while held:
+        os.close(held.pop())

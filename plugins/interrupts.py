@@ -1,10 +1,11 @@
-"""Ctrl-C held back while something is cleaned up that must not be left half done."""
+"""Ctrl-C that comes while something is cleaned up: held back, and what it kept from beginning is done later."""
 
 from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
+import weakref
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -28,3 +29,26 @@ def uninterrupted() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
         if pressed:
             before(signal.SIGINT, pressed[0])
+
+
+class Ending:
+    """What must be done once at the end of an object's use: when called, else with the object's last reference.
+
+    Ctrl-C does not break it. Where it comes just before, the last reference does it: ``function`` and its arguments
+    know nothing of the owner. ``atexit``: at the end of the process too.
+    """
+
+    def __init__(self, owner: object, function: Callable[..., object], *args: object, atexit: bool = True) -> None:
+        self._function, self._args = function, args
+        self.done = False
+        self._last = weakref.finalize(owner, self)
+        self._last.atexit = atexit
+
+    def __call__(self) -> None:
+        with uninterrupted():
+            if not self.done:
+                try:
+                    self._function(*self._args)
+                finally:
+                    self.done = True
+                    self._last.detach()  # Ctrl-C that comes while Python drops an object is lost

@@ -13,12 +13,11 @@ import secrets
 import shutil
 import tempfile
 import time
-import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from plugins.interrupts import uninterrupted
+from plugins.interrupts import Ending
 
 _FILE_MODE = 0o644  # less the umask: what is exported is for anyone
 _FOREIGN_AGE = 86_400  # seconds: another host's locks may not be seen here, so what it wrote of late stays
@@ -65,7 +64,7 @@ class _Temporary:
     def __init__(self, folder: Path, *, directory: bool) -> None:
         self.path = folder / f".turbotrt-{_host()}-{os.getpid()}-{secrets.token_hex(6)}.partial"
         held: list[int] = []
-        self.remove = weakref.finalize(self, _remove, self.path, held, os.getpid())
+        self.remove = Ending(self, _remove, self.path, held, os.getpid())
         while not held:
             held += _made(self.path, directory=directory)
 
@@ -86,11 +85,10 @@ def _made(path: Path, *, directory: bool) -> list[int]:
 
 
 def _remove(path: Path, held: list[int], owner: int) -> None:
-    with uninterrupted():
-        if os.getpid() == owner:  # a forked child inherits the finalizer, and not the file
-            _delete(path)
-        while held:
-            os.close(held.pop())
+    if os.getpid() == owner:  # a forked child inherits the finalizer, and not the file
+        _delete(path)
+    while held:
+        os.close(held.pop())
 
 
 def _delete(path: Path) -> None:

@@ -7,7 +7,6 @@ with Pipeline.load("engines/wan2.1-14b-720p-rtx5090", vram="24GB") as pipe:
 from __future__ import annotations
 
 import threading
-import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import Any
 import numpy.typing as npt
 
 from plugins.errors import UserError
-from plugins.interrupts import uninterrupted
+from plugins.interrupts import Ending
 from runtime.backends.kind import BackendKind
 from runtime.backends.protocol import Activations, Runner
 from runtime.backends.registry import backend_kind
@@ -55,8 +54,8 @@ class Pipeline:
         self._budget, self._verify, self._report = budget, verify, report
         self._checked: tuple[str, ...] = ()  # experts whose files were compared with the manifest
         self._held = _Held(runner)
-        self._give_back = weakref.finalize(self, self._held.close)  # a pipeline that is dropped gives all back too
-        self._give_back.atexit = False  # and a process's end by itself
+        # A pipeline that is dropped gives all back too; a process's end does so by itself.
+        self._give_back = Ending(self, self._held.close, atexit=False)
         self._busy = threading.Lock()
 
     @classmethod
@@ -144,7 +143,7 @@ class Pipeline:
         return self._held.storage.plan
 
     def _require_open(self) -> None:
-        if not self._give_back.alive:
+        if self._give_back.done:
             raise UserError("This pipeline is closed.", remedy="load it again")
 
     @property
@@ -255,13 +254,12 @@ class _Held:
         self.storage: Storage | None = None
 
     def close(self) -> None:
-        with uninterrupted():
-            with self.runner.device.current():
-                if self.storage is not None:
-                    self.storage.close()
-                    self.storage = None
-                self.runner.close()
-            self.runner.device.close()
+        with self.runner.device.current():
+            if self.storage is not None:
+                self.storage.close()
+                self.storage = None
+            self.runner.close()
+        self.runner.device.close()
 
 
 def plan_bundle(

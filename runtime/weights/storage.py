@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Sequence
 from pathlib import Path
 
 from plugins.errors import UserError
-from plugins.interrupts import uninterrupted
+from plugins.interrupts import Ending
 from runtime.backends.protocol import Device, DeviceTensor, Memory, tensors
 from runtime.bundle import Manifest
 from runtime.layout import Layout, weight_layout
@@ -38,8 +37,8 @@ class Storage:
         memories: dict[Slot, Memory] = {}
         self._staging = Staging(device, self._files, self._layouts, plan.layers)
         self.stream = WeightStream(device, self._staging, memories)
-        self.close = weakref.finalize(self, _close, device, self.stream, self._staging, memories, self._files)
-        self.close.atexit = False  # a process's end frees all
+        held = device, self.stream, self._staging, memories, self._files
+        self.close = Ending(self, _close, *held, atexit=False)  # a process's end frees all by itself
         try:
             for expert in plan.experts:
                 self._files[expert] = WeightsFile(folder / manifest.weights[expert])
@@ -102,7 +101,7 @@ def _close(
     memories: dict[Slot, Memory],
     files: dict[str, WeightsFile],
 ) -> None:
-    with uninterrupted(), device.current():
+    with device.current():
         stream.stop()
         staging.close()
         for memory in memories.values():

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import fcntl
 import os
-import weakref
 from contextlib import suppress
 from pathlib import Path
 
 from plugins.errors import UserError
-from plugins.interrupts import uninterrupted
+from plugins.interrupts import Ending, uninterrupted
 from plugins.temporary import sweep
 from runtime.atomic import told
 
@@ -23,11 +22,12 @@ class FolderClaim:
     def __init__(self, path: Path) -> None:
         held: list[int] = []
         made: list[Path] = []
-        self.release = weakref.finalize(self, _release, held, made)
+        self.release = Ending(self, _release, held, made)
         with told(path):
             if not path.exists():
-                path.mkdir()
-                made.append(path)
+                with uninterrupted():
+                    path.mkdir()
+                    made.append(path)
             held.append(os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
             _lock(path, held[0])
             sweep(path)
@@ -51,9 +51,8 @@ def _lock(path: Path, descriptor: int) -> None:
 
 
 def _release(held: list[int], made: list[Path]) -> None:
-    with uninterrupted():
-        for folder in made:
-            with suppress(OSError):  # it holds the frames by now
-                folder.rmdir()
-        while held:
-            os.close(held.pop())
+    for folder in made:
+        with suppress(OSError):  # it holds the frames by now
+            folder.rmdir()
+    while held:
+        os.close(held.pop())

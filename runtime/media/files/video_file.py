@@ -93,7 +93,7 @@ class PngFolder(AtomicWriter):
         self._claim: FolderClaim | None = None
 
     def check(self) -> None:
-        if self._claim is None:
+        if self._claim is None or self._claim.release.done:
             self._claim = FolderClaim(self.path)
         check_place(self.path, directory=True)
         try:
@@ -113,7 +113,8 @@ class PngFolder(AtomicWriter):
             with atomic_folder(self.path) as self._temporary:
                 yield
         finally:
-            self._claim = None
+            if self._claim is not None:
+                self._claim.release()
 
     def write(self, frames: Frames) -> None:
         for frame in frames:

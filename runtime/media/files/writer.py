@@ -5,11 +5,10 @@ from __future__ import annotations
 import queue
 import threading
 import time
-import weakref
 from contextlib import suppress
 from types import TracebackType
 
-from plugins.interrupts import uninterrupted
+from plugins.interrupts import Ending, uninterrupted
 from runtime.media.files.video_file import Frames, FrameSink
 
 _WAITING = 4  # chunks: what decoding may run ahead
@@ -56,7 +55,7 @@ class BackgroundWriter:
     def __init__(self, sink: FrameSink) -> None:
         self._sink, self._encoder = sink, _Encoder(sink)
         self._thread = threading.Thread(target=self._encoder.run, name="turbotrt-encode", daemon=True)
-        self._stop = weakref.finalize(self, self._encoder.stop, self._thread)
+        self._stop = Ending(self, self._encoder.stop, self._thread)
 
     @property
     def seconds(self) -> float:
@@ -98,8 +97,7 @@ class BackgroundWriter:
 
     def _end(self, error: BaseException | None) -> None:
         """End the thread, then the sink: with what went wrong here or there, if anything did."""
-        with uninterrupted():
-            self._stop()
+        self._stop()
         failed = error or self._encoder.error
         started = time.perf_counter()
         self._sink.__exit__(type(failed) if failed else None, failed, None)

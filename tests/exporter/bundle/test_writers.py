@@ -1,4 +1,4 @@
-"""Several writers of one bundle: each reads the manifest that the one before it wrote, and nothing of anybody is lost."""
+"""Several writers of one bundle: each reads the manifest that the last one wrote, and nothing of anybody is lost."""
 
 from __future__ import annotations
 
