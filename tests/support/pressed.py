@@ -1,4 +1,4 @@
-"""Ctrl-C at a chosen line of the sources, by a real SIGINT: what ends in KeyboardInterrupt anywhere does so everywhere."""
+"""Ctrl-C at a chosen line of the sources, by a real SIGINT: where it may come, it is tried."""
 
 from __future__ import annotations
 
