@@ -24,7 +24,8 @@ from runtime.bundle import Manifest, MediaComponent, load_manifest
 from runtime.byte_sizes import parse_bytes
 from runtime.checks import check_files
 from runtime.inputs import LATENT_CHANNELS, latent_shape
-from runtime.media.files.image import adaptive_size, conditioning_chunks, first_frame, open_image
+from runtime.media.files.image import adaptive_size, conditioning_chunks, first_frame
+from runtime.media.files.picture import open_image
 from runtime.media.files.video_file import check_folder, sink_for
 from runtime.media.files.writer import BackgroundWriter
 from runtime.media.part_times import Part, StepParts
