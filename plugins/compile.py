@@ -108,6 +108,7 @@ def compile_kernel(launch: Launch, dtypes: Mapping[str, str], sm: int, host: int
         launch.kernel, signature, dict(launch.constants), attrs
     )
     options = {"num_warps": launch.num_warps, "num_stages": launch.num_stages}
+    options |= {"maxnreg": launch.max_registers} if launch.max_registers else {}
     target = GPUTarget("cuda", sm if host is None else min(sm, NEWEST_PTX), 32)
     with triton.knobs.compilation.scope():
         # Without this the cubin holds the folder the sources lie in, and two checkouts give two engines.

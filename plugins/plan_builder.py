@@ -25,7 +25,8 @@ class Launch:
     """One launch of a Triton kernel.
 
     ``args`` gives every non-constexpr parameter by name: a str names an input, output or buffer (a pointer), an int or
-    expression is an i32. ``constants`` gives every constexpr parameter.
+    expression is an i32. ``constants`` gives every constexpr parameter. ``max_registers`` a thread let more programs
+    share an SM; 0 is the compiler's choice.
     """
 
     kernel: Any
@@ -34,6 +35,7 @@ class Launch:
     constants: Mapping[str, Any] = field(default_factory=dict)
     num_warps: int = 4
     num_stages: int = 2
+    max_registers: int = 0
 
 
 @dataclass(frozen=True)

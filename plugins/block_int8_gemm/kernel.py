@@ -2,7 +2,8 @@
 
 Operations 2·M·N·K; bytes M·K + N·K + the output. A 128×128 tile has one scale a side and K step, so scaling is one
 scalar product and one fused multiply-add an element, and the tile is exactly one quantization block of the output.
-This file has the Triton kernel for every SM, and the plans; hopper.py has the one that sm_90 runs.
+This file has the plain Triton kernel, which sm_100 runs, and the plans. hopper.py has sm_90's kernel, mma_kernel.py the
+one of sm_80, 86, 89 and 120.
 """
 
 from __future__ import annotations
@@ -10,10 +11,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import product
+from typing import Any
 
 import triton
 import triton.language as tl
 
+from plugins.block_int8_gemm import mma_kernel
 from plugins.block_int8_gemm.hopper import block_int8_gemm_hopper
 from plugins.configs import config_for
 from plugins.expr import ceil_div, minimum
@@ -28,24 +31,30 @@ BLOCK = 128
 class GemmConfig:
     """Launch parameters of one GEMM: pipeline stages, how many row tiles share a weight tile in L2, rows of a tile.
 
-    128 rows: the Triton kernel, by ``num_warps`` warps. 256: hopper.py's, whose warps are fixed, one program an SM.
+    256 rows: hopper.py's kernel, whose warps are fixed, one program an SM. 128: the Triton kernel, by ``num_warps``
+    warps; or mma_kernel.py's where ``early`` is not None: how many of eight slices it multiplies before it gives x's
+    tile back. That one's warps and stages are fixed.
     """
 
     num_warps: int
     num_stages: int
     group_m: int = 8
     tile_m: int = 128
+    early: int | None = None
 
 
-#: Chosen per SM: Hopper runs its own kernel, data-center Blackwell feeds on a deep pipeline, the others on 99 KiB.
+_MMA = GemmConfig(mma_kernel.WARPS, 2, early=1)
+#: Chosen per SM: Hopper runs its own kernel, data-center Blackwell feeds on a deep pipeline.
 CONFIGS: Mapping[int, GemmConfig] = {
-    80: GemmConfig(8, 3),
-    86: GemmConfig(8, 2),
-    89: GemmConfig(8, 2),
+    80: _MMA,
+    86: _MMA,
+    89: _MMA,
     90: GemmConfig(4, 4, group_m=8, tile_m=256),
     100: GemmConfig(4, 3),
-    120: GemmConfig(8, 2),
+    120: _MMA,
 }
+#: SMs whose fastest int8 products are mma.sync's.
+MMA_SMS = (80, 86, 89, 120)
 
 
 def legal(config: GemmConfig, sm: int) -> str | None:
@@ -54,6 +63,8 @@ def legal(config: GemmConfig, sm: int) -> str | None:
         return f"tiles of {config.tile_m} rows: there are kernels for 128 and 256"
     if config.tile_m == 256 and sm != 90:
         return f"tiles of 256 rows are sm_90's kernel, not sm_{sm}'s"
+    if config.early is not None:
+        return _legal_mma(config, sm)
     if config.num_warps not in ((4,) if config.tile_m == 256 else (4, 8)):
         return f"{config.num_warps} warps: the tile is cut for {'4' if config.tile_m == 256 else '4 or 8'}"
     # 256 rows: each consumer's outputs pass through 8 KiB a half on their way to memory.
@@ -63,10 +74,26 @@ def legal(config: GemmConfig, sm: int) -> str | None:
     return None
 
 
+def _legal_mma(config: GemmConfig, sm: int) -> str | None:
+    if sm not in MMA_SMS or config.tile_m != BLOCK:
+        return f"mma_kernel.py's tiles have {BLOCK} rows and are for {MMA_SMS}, not {config.tile_m} for sm_{sm}"
+    if (config.num_warps, config.num_stages) != (mma_kernel.WARPS, 2):
+        return f"mma_kernel.py is written for {mma_kernel.WARPS} warps and two stages"
+    if config.early not in range(8):
+        return f"early is {config.early}: of eight slices, at least one comes after x's tile is given back"
+    if SHARED_LIMIT[sm] * 1024 < mma_kernel.SHARED:
+        return f"48 KiB of shared memory are needed, sm_{sm} has {SHARED_LIMIT[sm]}"
+    return None
+
+
 def candidates(sm: int) -> Iterator[GemmConfig]:
     """The configs worth measuring on an SM. On sm_90 that is hopper.py's kernel: at the 14B shapes 128 rows gave 915 to
-    988 TOPS on the H200, 256 rows 1,041 to 1,136.
+    988 TOPS on the H200, 256 rows 1,041 to 1,136. On the parts of mma_kernel.py it is that one: 1.8 times the other.
     """
+    if sm in MMA_SMS:
+        for early, group_m in product((0, 1, 2), (4, 8, 16)):
+            yield GemmConfig(mma_kernel.WARPS, 2, group_m, early=early)
+        return
     tile_m = 256 if sm == 90 else 128
     for num_warps, num_stages, group_m in product((4, 8), (2, 3, 4), (4, 8, 16)):
         config = GemmConfig(num_warps, num_stages, group_m, tile_m)
@@ -151,14 +178,19 @@ def _plan(dims: Mapping[str, Dim], sm: int, epilogue: str) -> LaunchPlan:
     }
     args |= {"y_scale_ptr": "y_scale"} if epilogue == "gelu" else {}
     args |= {"gate_ptr": "gate", "residual_ptr": "residual"} if epilogue == "residual" else {}
-    constants = {"N": n, "K": k, "EPILOGUE": epilogue, "GROUP_M": config.group_m}
+    constants: dict[str, Any] = {"N": n, "K": k, "EPILOGUE": epilogue, "GROUP_M": config.group_m}
     constants |= {name: None for name in ("gate_ptr", "residual_ptr", "y_scale_ptr") if name not in args}
     tiles = ceil_div(m, config.tile_m) * ceil_div(n, BLOCK)
     if config.tile_m == 256:
         constants["STAGES"] = config.num_stages
         programs = minimum(tiles, HOPPER_SMS)
         return LaunchPlan((), (Launch(block_int8_gemm_hopper, (programs, 1, 1), args, constants, config.num_warps),))
-    launch = Launch(block_int8_gemm, (tiles, 1, 1), args, constants, config.num_warps, config.num_stages)
+    kernel: Any = block_int8_gemm
+    if config.early is not None:
+        kernel = mma_kernel.block_int8_gemm_mma
+        # What is quantized again is held to exact sums: a block's scale is its largest element.
+        constants |= {"EARLY": config.early, "EXACT": epilogue == "gelu"}
+    launch = Launch(kernel, (tiles, 1, 1), args, constants, config.num_warps, config.num_stages)
     return LaunchPlan(buffers=(), launches=(launch,))
 
 

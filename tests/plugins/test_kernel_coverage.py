@@ -12,9 +12,15 @@ from plugins.sms import SMS
 from tests.support import interpret_attention, interpret_linear
 from tests.support.interpreter_process import Interpreter
 
-#: sm_90's own kernels are written in Gluon, which the interpreter does not know: tests/plugins/test_gpu_ops.py and
-#: tests/plugins/test_gpu_selection.py prove them on a Hopper GPU.
-ON_A_GPU_ALONE = {"block_int8_gemm_hopper", "clear_counters", "layer_norm_quantize_hopper", "sage_sla_hopper"}
+#: sm_90's own kernels and the GEMM of RTX parts are written in Gluon, which the interpreter does not know:
+#: tests/plugins/test_gpu_ops.py, test_gpu_selection.py and test_gpu_forward.py prove them on a Hopper GPU.
+ON_A_GPU_ALONE = {
+    "block_int8_gemm_hopper",
+    "block_int8_gemm_mma",
+    "clear_counters",
+    "layer_norm_quantize_hopper",
+    "sage_sla_hopper",
+}
 STATIC = {"D": 256, "E": 512, "N": 384, "K": 256}
 
 

@@ -1,16 +1,27 @@
 """The linear ops: references against written-out formulas, and their kernels in Triton's interpreter.
 
-Not covered without a GPU: sm_90's Gluon kernels, which the interpreter does not know (test_kernel_coverage.py has
-their names).
+Not covered without a GPU: the Gluon kernels of sm_90 and of RTX parts' GEMM, which the interpreter does not know
+(test_kernel_coverage.py has their names).
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
+from plugins.block_int8_gemm.kernel import (
+    CONFIGS,
+    MMA_SMS,
+    candidates,
+    gelu_launch_plan,
+    launch_plan,
+    legal,
+    residual_launch_plan,
+)
 from plugins.block_int8_gemm.reference import (
     gelu_reference,
     product,
@@ -18,6 +29,7 @@ from plugins.block_int8_gemm.reference import (
 )
 from plugins.block_int8_gemm.reference import reference as gemm_reference
 from plugins.block_int8_quantize.reference import reference as quantize
+from plugins.expr import symbol
 from plugins.layer_norm_quantize.reference import reference as layer_norm_quantize
 from plugins.rms_norm_rope.reference import qk_reference
 from plugins.rms_norm_rope.reference import reference as rms_norm
@@ -109,3 +121,39 @@ def test_rms_norm_and_rope_references() -> None:
 @pytest.mark.parametrize("case", list(cases()), ids=lambda case: case.name)
 def test_kernels_in_the_interpreter(case: Case, interpreter: Interpreter) -> None:
     interpreter.run(case)
+
+
+@pytest.mark.parametrize("sm", MMA_SMS)
+def test_configs_of_the_mma_kernel(sm: int) -> None:
+    offered = list(candidates(sm))
+    assert CONFIGS[sm] in offered
+    assert {legal(config, sm) for config in offered} == {None}
+    assert {legal(config, 90) is None for config in offered} == {False}
+    for wrong in ({"num_warps": 8}, {"num_stages": 3}, {"early": 8}, {"tile_m": 256}):
+        assert legal(replace(CONFIGS[sm], **wrong), sm) is not None
+
+
+@pytest.mark.parametrize(("epilogue", "exact"), [("bias", False), ("residual", False), ("gelu", True)])
+def test_what_is_quantized_again_is_summed_exactly(epilogue: str, exact: bool) -> None:
+    plan = {"bias": launch_plan, "residual": residual_launch_plan, "gelu": gelu_launch_plan}[epilogue]
+    (launch,) = plan({"M": symbol("M"), "N": 256, "K": 384}, {}, 120).launches
+    assert launch.constants["EXACT"] is exact
+
+
+def test_sums_with_an_offset_are_the_sums() -> None:
+    """mma_kernel.py's arithmetic in numpy's fp32: int32 sums from 2^21 on, read as denormals, the largest ones too."""
+    rng = np.random.default_rng(0)
+    sums = rng.normal(0, 1e4, (108, 1000)).astype(np.int32)
+    sums[3, 0], sums[4, 0] = 128 * 128 * 128, -128 * 127 * 128
+    scale = (rng.uniform(0.5, 1.5, 108) * 1e-4).astype(np.float32) * np.float32(2.0**96)
+    acc, scales = np.zeros(1000, np.float64), np.float32(0)
+    for k in range(108):
+        read = (sums[k] + 2**21).view(np.float32)
+        # A fused multiply-add: exact product, one rounding.
+        acc = (acc + read.astype(np.float64) * np.float64(scale[k])).astype(np.float32).astype(np.float64)
+        scales = np.float32(scales + scale[k])
+        if k % 4 == 3:
+            acc = (acc - np.float64(scales) * 2.0**-128).astype(np.float32).astype(np.float64)
+            scales = np.float32(0)
+    want = (sums.astype(np.float64) * (scale.astype(np.float64) * 2.0**-96)[:, None]).sum(0)
+    assert np.linalg.norm(acc * 2.0**53 - want) <= 3e-5 * np.linalg.norm(want)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import random
-import resource
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +22,7 @@ from plugins.errors import UserError
 from runtime.safetensors_header import DTYPE_OF, MAX_HEADER_BYTES, Stored, encoded_header, read_header
 from runtime.tensor_files import read_tensor
 from runtime.weights.file import WeightsFile
+from tests.support.paths import ROOT
 
 READERS: dict[str, Callable[[Path], object]] = {
     "header": read_header,
