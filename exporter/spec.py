@@ -9,7 +9,7 @@ from typing import cast, get_args
 
 from exporter.gpus import Flavour, GpuSpec, gpu_named
 from exporter.models import ModelSpec, model_named
-from exporter.networks.dit.options import ATTENTIONS, Attention
+from exporter.networks.dit.options import ATTENTIONS, BARE, DENSE, Attention
 from exporter.networks.weight_spec import LinearMode
 from plugins.errors import UserError
 from runtime.bundle import COMPONENTS, Component
@@ -75,7 +75,7 @@ class ExportSpec:
     @property
     def allow_missing_proj_l(self) -> bool:
         """Whether a checkpoint without proj_l will do: only where the user chose another attention than ours."""
-        return self.attention in ("sage", "sla")
+        return self.attention in BARE
 
     @property
     def bundle_dir(self) -> Path:
@@ -138,9 +138,9 @@ def export_spec(
     text_linear: str = "bf16",
 ) -> ExportSpec:
     """The spec for options as they are typed; ``checkpoint`` None or "none" means engines only. Raises UserError."""
-    if topk is not None and attention == "sage":
+    if topk is not None and attention in DENSE:
         raise UserError(
-            "--attention sage is dense: it keeps every block, so --topk has no meaning.",
+            f"--attention {attention} is dense: it keeps every block, so --topk has no meaning.",
             remedy="drop --topk, or choose --attention sagesla or sla",
         )
     if checkpoint is not None and not checkpoint.strip():

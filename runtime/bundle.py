@@ -20,6 +20,8 @@ OUTPUT_SUFFIX = "_out"  # a stage may give what it takes: ONNX needs two names
 MAX_MANIFEST_BYTES = 16 << 20  # a manifest is some tens of kilobytes; anything this long is not one
 _CHUNK = 1 << 20
 
+Attention = Literal["sagesla", "sla", "sage", "original"]
+DENSE: frozenset[Attention] = frozenset(("sage", "original"))  # those that keep every key block
 Component = Literal["dit", "text", "vae"]
 COMPONENTS: tuple[Component, ...] = get_args(Component)
 MediaComponent = Literal["text", "vae"]  # those whose weights are in one file each
@@ -71,7 +73,7 @@ class SamplerFacts(_Record, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     sigma_max: float
     boundary: float | None
     topk_milli: Annotated[int, Meta(ge=1, le=1000)]
-    attention: Literal["sagesla", "sla", "sage"]
+    attention: Attention
     linear: Literal["int8", "bf16"]
 
 

@@ -11,9 +11,9 @@ from contextlib import contextmanager
 from typing import Any
 
 import typer
-from rich.console import Console
 from typer.core import TyperCommand, TyperGroup
 
+from exporter.terminal import say
 from plugins.errors import UserError
 
 EXPORT_EXTRA = frozenset(
@@ -56,7 +56,7 @@ def _reported() -> Iterator[None]:
     except (Exception, KeyboardInterrupt) as error:
         if not pressed and not isinstance(error, KeyboardInterrupt):
             raise
-        typer.echo("interrupted; nothing half-written was kept", err=True)
+        say("interrupted; nothing half-written was kept", error=True)
         raise typer.Exit(130) from error
     finally:
         if main:
@@ -69,21 +69,19 @@ def _errors() -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        typer.echo(str(error), err=True)
+        say(str(error), error=True)
         raise typer.Exit(2) from error
     except OSError as error:
         if error.errno not in _DISK:
             raise
         where = f"{error.filename} cannot be written." if error.filename else "A file cannot be written."
-        typer.echo(
-            str(UserError(where, got=error.strerror, remedy="free some space or choose another folder")), err=True
-        )
+        say(str(UserError(where, got=error.strerror, remedy="free some space or choose another folder")), error=True)
         raise typer.Exit(2) from error
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in EXPORT_EXTRA:
             raise
         remedy = "pip install 'turbotrt[export]'"
-        typer.echo(str(UserError(f"This command needs {error.name}, which is not installed.", remedy=remedy)), err=True)
+        say(str(UserError(f"This command needs {error.name}, which is not installed.", remedy=remedy)), error=True)
         raise typer.Exit(2) from error
 
 
@@ -105,9 +103,3 @@ class Group(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         with _reported():
             return super().invoke(ctx)
-
-
-def console() -> Console:
-    """For tables on standard output: names come from files, so no markup; wide enough where there is no terminal."""
-    made = Console(markup=False, emoji=False, highlight=False)
-    return made if made.is_terminal else Console(markup=False, emoji=False, highlight=False, width=160)

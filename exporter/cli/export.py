@@ -23,6 +23,7 @@ from exporter.cli.options import (
 )
 from exporter.progress import RichProgress
 from exporter.spec import ExportSpec, export_spec
+from exporter.terminal import say
 from runtime.bundle import load_manifest
 from runtime.checks import pack_command, rebuild_command
 
@@ -94,7 +95,7 @@ def export(
     from exporter.export import export_bundle
 
     folder = export_bundle(spec, RichProgress())
-    typer.echo("\n".join(_closing_lines(spec, folder)))
+    say("\n".join(_closing_lines(spec, folder)))
 
 
 def _closing_lines(spec: ExportSpec, folder: Path) -> list[str]:

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from exporter.cli.command import console
 from exporter.cli.options import AttentionOption, GpuOption, JsonOption, ModelOption, TopkOption
 from exporter.progress import RichProgress
 from exporter.spec import ExportSpec, export_spec
+from exporter.terminal import console, say
 
 if TYPE_CHECKING:
     from exporter.networks.dit.options import BlockOptions
@@ -41,7 +41,7 @@ def _reporting(
         spec, options = _spec(model, gpu, attention, topk)
         found = measure(spec, options)
         if as_json:
-            typer.echo(json.dumps(found, indent=2))
+            say(json.dumps(found, indent=2))
         else:
             show(spec, found)
 
@@ -119,15 +119,13 @@ def bench_step(spec: ExportSpec, options: BlockOptions) -> Any:
 
 def _show_bench_step(_spec: ExportSpec, found: Any) -> None:
     times = ", ".join(f"{ms:.1f}" for ms in found["all_ms"])
-    typer.echo(f"{found['model']}, L = {found['tokens']:,}: {found['source']}")
-    typer.echo(f"a step's blocks: {found['step_ms']:.1f} ms (median of {times})")
-    typer.echo(
-        f"peak device memory {found['peak_bytes'] / 2**30:.2f} GiB, weights {found['weights_bytes'] / 2**30:.2f}"
-    )
+    say(f"{found['model']}, L = {found['tokens']:,}: {found['source']}")
+    say(f"a step's blocks: {found['step_ms']:.1f} ms (median of {times})")
+    say(f"peak device memory {found['peak_bytes'] / 2**30:.2f} GiB, weights {found['weights_bytes'] / 2**30:.2f}")
     from exporter.bench.kernels import proxy_lines
 
     for line in proxy_lines(found):
-        typer.echo(line)
+        say(line)
 
 
 def tune(
@@ -156,7 +154,7 @@ def tune(
     path = out or configs.FILE
     tuner.show_tuned(tuned, console())
     tuner.write(path, tuner.updated(configs.table(), tuned, spec.gpu.cubin_sm))
-    typer.echo(f"{path}: {sum(one.better for one in tuned)} of {len(tuned)} sizes changed.")
+    say(f"{path}: {sum(one.better for one in tuned)} of {len(tuned)} sizes changed.")
 
 
 #: What this file adds to the command line, and to its ``bench`` group.

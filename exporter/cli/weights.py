@@ -12,8 +12,10 @@ from exporter.cli.options import (
     ModelOption,
 )
 from exporter.models import model_named
+from exporter.networks.dit.options import ATTENTIONS, BARE
 from exporter.progress import RichProgress
 from exporter.spec import parse_linear
+from exporter.terminal import say
 from plugins.errors import UserError
 from runtime.byte_sizes import gigabytes
 
@@ -37,8 +39,8 @@ def pack(
     attention: Annotated[
         str | None,
         typer.Option(
-            metavar="sagesla|sla|sage",
-            help="sla or sage accept a checkpoint without proj_l. [dim]\\[default: the bundle's, else sagesla][/]",
+            metavar="|".join(ATTENTIONS),
+            help="All but sagesla accept a checkpoint without proj_l. [dim]\\[default: the bundle's, else sagesla][/]",
         ),
     ] = None,
 ) -> None:
@@ -47,8 +49,8 @@ def pack(
     Example: turbotrt pack --checkpoint ./turbowan.pth --model wan2.1-1.3b-480p --out weights.safetensors
     """
     spec, mode = model_named(model), None if linear is None else parse_linear(linear)
-    if attention not in (None, "sagesla", "sla", "sage"):
-        raise UserError(f"--attention {attention!r} is not known.", expected="sagesla, sla, sage", got=attention)
+    if attention not in (None, *ATTENTIONS):
+        raise UserError(f"--attention {attention!r} is not known.", expected=", ".join(ATTENTIONS), got=attention)
     if out.suffix != ".safetensors":
         raise UserError(
             "--out is not a name for packed weights.", expected="a name ending in .safetensors", got=str(out)
@@ -62,15 +64,15 @@ def pack(
         spec,
         out,
         linear=mode or (manifest.sampler.linear if manifest else "int8"),
-        allow_missing_proj_l=chosen in ("sla", "sage"),
+        allow_missing_proj_l=chosen in BARE,
         progress=RichProgress(),
         bundle=manifest,
     )
     if manifest is not None:
         add_to_bundle(out.parent, manifest, packed, RichProgress())
-        typer.echo(f"{out.parent / 'manifest.json'}: lists the weights.")
+        say(f"{out.parent / 'manifest.json'}: lists the weights.")
     for path in packed.files.values():
-        typer.echo(f"{path}: {gigabytes(path.stat().st_size)}")
+        say(f"{path}: {gigabytes(path.stat().st_size)}")
 
 
 def merge(
@@ -92,4 +94,4 @@ def merge(
     out.parent.mkdir(parents=True, exist_ok=True)
     with RichProgress().stage(f"merge {out.name}") as update:
         merge_checkpoints(resolve(base), resolve(sla), resolve(rcm), out, weight=weight, progress=update)
-    typer.echo(f"{out}: {gigabytes(out.stat().st_size)}")
+    say(f"{out}: {gigabytes(out.stat().st_size)}")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from plugins.errors import UserError
+from runtime.media.files.pillow import pillow_image
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -27,12 +28,9 @@ def open_image(path: Path) -> Image.Image:
 
     Of an animation it is the first frame. What is transparent is seen on white.
     """
-    try:
-        from PIL import Image, ImageOps
-    except ImportError as error:
-        raise UserError(
-            "Images need Pillow, which is not installed.", remedy="pip install 'turbotrt[video]'"
-        ) from error
+    Image = pillow_image()
+    from PIL import ImageOps
+
     Image.init()
     formats = [name for name in FORMATS if name in Image.OPEN]
     try:

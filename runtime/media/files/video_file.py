@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from plugins.errors import UserError
 from runtime.atomic import AtomicWriter, atomic_folder, atomic_path, told
+from runtime.media.files.pillow import pillow_image
 
 Frames = npt.NDArray[np.uint8]
 _QUALITY = "18"  # x264's constant rate factor: visually lossless
@@ -92,11 +93,7 @@ class PngFolder(AtomicWriter):
         check_folder(self.path)
         if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
             raise UserError(f"{self.path} exists already.", expected="a new or empty folder for the frames")
-        try:
-            from PIL import Image
-        except ImportError as error:
-            raise UserError("png frames need Pillow.", remedy="pip install 'turbotrt[video]'") from error
-        self._image: Any = Image
+        self._image = pillow_image()
 
     def __enter__(self) -> PngFolder:
         self.check()
@@ -133,16 +130,3 @@ def check_folder(path: Path) -> None:
         raise UserError(
             f"{path} cannot be written.", expected="a folder that takes files", got=error.strerror
         ) from error
-
-
-def sink_for(path: Path, size: tuple[int, int], fps: int) -> FrameSink:
-    """The sink that a name asks for: .mp4, or no suffix for a folder of png frames. Raises UserError."""
-    if path.suffix.lower() == ".mp4":
-        return Mp4(path, size, fps)
-    if not path.suffix:
-        return PngFolder(path)
-    raise UserError(
-        f"--out {path} names no kind of output.",
-        expected="NAME.mp4, NAME.safetensors for latents, or a name without a suffix for png frames",
-        got=path.suffix,
-    )

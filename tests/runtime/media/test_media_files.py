@@ -13,7 +13,7 @@ Image = pytest.importorskip("PIL.Image")
 
 from plugins.errors import UserError
 from runtime.media.files.image import adaptive_size, conditioning_chunks, first_frame
-from runtime.media.files.video_file import sink_for
+from runtime.media.files.kinds import sink_for
 from runtime.media.files.writer import BackgroundWriter
 
 
