@@ -177,6 +177,7 @@ def _model_facts(spec: ExportSpec) -> ModelFacts:
         fps=FPS,
         max_tokens=model.max_tokens,
         experts=model.experts,
+        max_size=model.max_size,
     )
 
 

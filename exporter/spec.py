@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import cast, get_args
 
 from exporter.gpus import Flavour, GpuSpec, gpu_named
-from exporter.models import ModelSpec, model_named
+from exporter.models import ModelSpec, model_named, sized
 from exporter.networks.dit.options import ATTENTIONS, BARE, DENSE, Attention
 from exporter.networks.weight_spec import LinearMode
 from plugins.errors import UserError
@@ -100,6 +100,15 @@ def parse_topk(text: str, option: str = "--topk") -> int:
     return milli
 
 
+def parse_max_size(text: str) -> tuple[int, ...]:
+    """(width, height) or (width, height, frames) of "1280x720" and "1280x720x81". Raises UserError."""
+    if re.fullmatch(r"[0-9]{1,5}([x×*][0-9]{1,5}){1,2}", text.strip().lower()) is None:
+        raise UserError(
+            "--max-size cannot be read.", expected="WIDTHxHEIGHT or WIDTHxHEIGHTxFRAMES, such as 1280x720", got=text
+        )
+    return tuple(int(part) for part in re.split("[x×*]", text.strip().lower()))
+
+
 def parse_linear(text: str) -> LinearMode:
     """The mode of the Linears. Raises UserError listing the known ones."""
     _one_of("--linear", text, LINEARS)
@@ -136,6 +145,7 @@ def export_spec(
     tokenizer: str | None = None,
     vae: str | None = None,
     text_linear: str = "bf16",
+    max_size: str | None = None,
 ) -> ExportSpec:
     """The spec for options as they are typed; ``checkpoint`` None or "none" means engines only. Raises UserError."""
     if topk is not None and attention in DENSE:
@@ -146,7 +156,7 @@ def export_spec(
     if checkpoint is not None and not checkpoint.strip():
         raise UserError("--checkpoint is empty.", expected="a path, a Hugging Face id, or none")
     return ExportSpec(
-        model=model_named(model),
+        model=model_named(model) if max_size is None else sized(model_named(model), *parse_max_size(max_size)),
         gpu=gpu_named(gpu),
         attention=cast(Attention, attention),
         topk_milli=parse_topk(topk or DEFAULT_TOPK),

@@ -49,7 +49,10 @@ class _Record(Struct, frozen=True):
 
 
 class ModelFacts(_Record, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """The architecture and the default video; ``size`` is (width, height) in pixels."""
+    """The architecture and the default video; ``size`` is (width, height) in pixels.
+
+    ``max_size``: the (width, height, frames) of the export's --max-size, None for the model's own.
+    """
 
     name: str
     dim: Positive
@@ -64,6 +67,7 @@ class ModelFacts(_Record, frozen=True, forbid_unknown_fields=True, kw_only=True)
     fps: Positive
     max_tokens: Positive
     experts: tuple[str, ...]
+    max_size: tuple[Positive, Positive, Positive] | None = None
 
 
 class SamplerFacts(_Record, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -75,6 +79,11 @@ class SamplerFacts(_Record, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     topk_milli: Annotated[int, Meta(ge=1, le=1000)]
     attention: Attention
     linear: Literal["int8", "bf16"]
+
+    @property
+    def dense(self) -> bool:
+        """Whether attention keeps every key block, so that ``topk_milli`` means nothing."""
+        return self.attention in DENSE
 
 
 class GpuFacts(_Record, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -11,7 +11,7 @@ from threading import Lock
 from plugins.errors import UserError
 from plugins.plan import FORMAT_VERSION, MAGIC
 from plugins.tensorrt_plugin import PLUGIN_VERSION
-from runtime.bundle import COMPONENTS, DENSE, Manifest, verify_file
+from runtime.bundle import COMPONENTS, Manifest, verify_file
 from runtime.report import Report
 
 PLUGIN_TOOL = "turbotrt-plugin"  # the manifest's name, under tools, for the version of our plugins
@@ -31,8 +31,9 @@ def rebuild_command(
     words += ["--checkpoint", "PATH_OR_HF_ID"] if checkpoint or one_file else []
     words += ["--out", str(folder.parent)] if folder is not None and folder.parent != Path("engines") else []
     words += ["--attention", sampler.attention, "--linear", sampler.linear]
-    words += ["--topk", f"{sampler.topk_milli / 1000:g}"] if sampler.attention not in DENSE else []
+    words += ["--topk", f"{sampler.topk_milli / 1000:g}"] if not sampler.dense else []
     words += ["--components", ",".join(manifest.components)] if manifest.components != COMPONENTS else []
+    words += ["--max-size", "x".join(map(str, largest))] if (largest := manifest.model.max_size) is not None else []
     words += ["--text-linear", manifest.text_linear] if manifest.text_linear != "bf16" else []
     words += ["--onnx-only"] if not engines and any(stage.engine is None for stage in manifest.stages) else []
     words += ["--one-file"] if one_file else []

@@ -7,7 +7,7 @@ from pathlib import Path
 import msgspec
 
 from plugins.errors import UserError
-from runtime.bundle import DENSE, Manifest, SamplerFacts
+from runtime.bundle import Manifest, SamplerFacts
 from runtime.checks import rebuild_command
 
 
@@ -45,7 +45,7 @@ def _boundary(manifest: Manifest, boundary: float) -> float:
 def _with_topk(
     manifest: Manifest, folder: Path, sampler: SamplerFacts, topk_milli: int, *, any_topk: bool
 ) -> SamplerFacts:
-    if sampler.attention in DENSE:
+    if sampler.dense:
         raise UserError(
             f"The bundle's attention, {sampler.attention}, keeps every key block: --topk has nothing to choose.",
             remedy="drop --topk",

@@ -187,7 +187,7 @@ def _follow(roster: Roster) -> None:
     """Let the fp32 model keep the key blocks that the first runner after it keeps."""
     plain = roster.machines.get("fp32")
     leaders = [machine for name, machine in roster.op_machines().items() if name != "fp32"]
-    if not isinstance(plain, PlainMachine) or not leaders or roster.manifest.sampler.attention in DENSE:
+    if not isinstance(plain, PlainMachine) or not leaders or roster.manifest.sampler.dense:
         raise UserError(
             "--same-blocks has nothing to do.",
             expected="fp32, another runner whose ops can be seen, and sparse attention",

@@ -26,7 +26,6 @@ from exporter.compare.video import VIDEO, why_no_video
 from plugins.errors import UserError
 from plugins.torch_dtypes import torch_dtype
 from runtime.atomic import atomic_path, told, write_atomic
-from runtime.bundle import DENSE
 from runtime.report import Report
 from runtime.versions import installed_versions
 
@@ -137,7 +136,7 @@ def facts(spec: CompareSpec, roster: Roster) -> dict[str, str]:
     sampler = manifest.sampler
     count, height, width = scene.shape
     at = ", ".join(f"{step.t:.3f}" for step in scene.steps)
-    topk = "" if sampler.attention in DENSE else f", top-k {sampler.topk_milli / 1000:g}"
+    topk = "" if sampler.dense else f", top-k {sampler.topk_milli / 1000:g}"
     found = {
         "model": model.name,
         "bundle": f"{spec.bundle.name} for {manifest.gpu.name} (sm_{manifest.gpu.sm}, {manifest.gpu.flavour})",

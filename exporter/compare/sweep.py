@@ -23,7 +23,7 @@ from exporter.compare.spec import CompareSpec, Sweep, SweepPoint
 from exporter.gpus import GPUS
 from plugins.errors import UserError
 from plugins.torch_op import device_sm
-from runtime.bundle import DENSE, Manifest
+from runtime.bundle import Manifest
 from runtime.report import Report
 
 FULL = 1000
@@ -32,7 +32,7 @@ _TIMED_RUNS = 3
 
 def check_sweep(roster: Roster, spec: CompareSpec) -> None:
     """Raise UserError where there is nothing to sweep."""
-    if spec.sweep and roster.manifest.sampler.attention in DENSE:
+    if spec.sweep and roster.manifest.sampler.dense:
         raise UserError("Dense attention keeps every key block: --top-k has nothing to sweep.", remedy="drop --top-k")
     if spec.sweep and _swept(roster) is None:
         raise UserError(
