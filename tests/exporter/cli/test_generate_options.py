@@ -187,19 +187,14 @@ def test_bytes_that_are_no_text_end_in_one_message(folder: Path, tmp_path: Path)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_manifests_escapes_do_not_reach_the_terminal(folder: Path, tmp_path: Path) -> None:
-    manifest = (folder / "manifest.json").read_text(encoding="utf-8")
-    hostile = tmp_path / "bundle"
+def test_escapes_of_names_do_not_reach_the_terminal(folder: Path, tmp_path: Path) -> None:
+    """A file's name in a table of ``inspect``, a folder's in a message: what a bundle brings is shown, not obeyed."""
+    hostile = tmp_path / "bundle\x1b[2J"
     hostile.mkdir()
-    for path in folder.iterdir():
-        if path.is_file():
-            (hostile / path.name).hardlink_to(path)
-    (hostile / "manifest.json").unlink()
-    (hostile / "manifest.json").write_text(manifest.replace('"name": "wan-tiny"', '"name": "wan\\u001b[2J"', 1))
-    for arguments in (
-        ["inspect", str(hostile)],
-        ["generate", "--bundle", str(hostile), "--prompt", "a", "--out", "a.mp4"],
-    ):
-        result = CliRunner().invoke(app, [*arguments])
-        assert "\x1b[2J" not in result.output
-        assert "\\u001b[2J" in result.output or result.exit_code == 2
+    (hostile / "manifest.json").hardlink_to(folder / "manifest.json")
+    (hostile / "x\x1b]0;owned\x07").touch()
+    for arguments in (["inspect", str(hostile)], ["inspect", str(hostile / "nowhere")]):
+        result = CliRunner().invoke(app, arguments)
+        assert "\x1b" not in result.output
+        assert "\\u001b[2J" in result.output
+    assert "\\u001b]0;owned" in CliRunner().invoke(app, ["inspect", str(hostile)]).output
