@@ -24,7 +24,7 @@ from exporter.cli.options import (
 from exporter.cli.videos import Video, names, read_prompts, sampled
 from exporter.progress import RichProgress
 from exporter.spec import parse_topk
-from exporter.terminal import console, say
+from exporter.terminal import console, printable, say
 from plugins.errors import UserError
 
 if TYPE_CHECKING:
@@ -168,7 +168,7 @@ def generate(
     asked: dict[str, Any] = {"size": pixels, "frames": frames, "steps": steps, "condition": latent, "noise": start}
     made = maker.latents(text, seeds, ode=ode, sigma_max=sigma_max, debug=debug, **asked)
     facts = {"steps": str(steps or maker.manifest.sampler.steps), "ode": str(ode).lower()}
-    facts |= {} if noise is None else {"noise": noise.name}
+    facts |= {} if noise is None else {"noise": printable(noise.name)}
     _finish(maker, made, outs, [{"seed": str(one), **facts} for one in seeds])
     if given != "--embeds" or video:
         _show(maker, time.perf_counter() - started)
