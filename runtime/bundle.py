@@ -15,6 +15,7 @@ from runtime.atomic import told, write_atomic
 from runtime.schema2 import OLD_VERSION, upgraded
 
 MANIFEST_NAME = "manifest.json"
+LOCK_NAME = ".turbotrt.lock"  # there while a process changes the bundle; not in the manifest
 SCHEMA_VERSION = 3
 OUTPUT_SUFFIX = "_out"  # a stage may give what it takes: ONNX needs two names
 MAX_MANIFEST_BYTES = 16 << 20  # a manifest is some tens of kilobytes; anything this long is not one

@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from threading import Lock
+from threading import Event, Lock
 
 from plugins.errors import UserError
 from plugins.plan import FORMAT_VERSION, MAGIC
@@ -164,16 +164,22 @@ def check_files(folder: Path, manifest: Manifest, names: Iterable[str], *, verif
 
 def _hashes(folder: Path, manifest: Manifest, names: Sequence[str], report: Report) -> list[str | None]:
     total = sum(manifest.files[name].bytes for name in names)
-    done, lock = 0, Lock()
-    with report.stage("verify sha256") as update, ThreadPoolExecutor(4) as pool:
+    done, lock, stopping = 0, Lock(), Event()
+    with report.stage("verify sha256") as update, ThreadPoolExecutor(4, "turbotrt-hash") as pool:
 
         def advance(count: int) -> None:
             nonlocal done
+            if stopping.is_set():
+                raise InterruptedError
             with lock:
                 done += count
                 update(done, total)
 
-        return list(pool.map(lambda name: verify_file(folder, name, manifest.files[name], advance), names))
+        try:
+            return list(pool.map(lambda name: verify_file(folder, name, manifest.files[name], advance), names))
+        except BaseException:  # Ctrl-C: the pool waits for its threads, and files are of gigabytes
+            stopping.set()
+            raise
 
 
 def _dotted(sm: int) -> str:

@@ -7,6 +7,7 @@ with Pipeline.load("engines/wan2.1-14b-720p-rtx5090", vram="24GB") as pipe:
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any
 import numpy.typing as npt
 
 from plugins.errors import UserError
+from plugins.interrupts import uninterrupted
 from runtime.backends.kind import BackendKind
 from runtime.backends.protocol import Activations, Runner
 from runtime.backends.registry import backend_kind
@@ -53,9 +55,10 @@ class Pipeline:
         self.folder, self.manifest, self.runner = folder, manifest, runner
         self._budget, self._verify, self._report = budget, verify, report
         self._checked: tuple[str, ...] = ()  # experts whose files were compared with the manifest
-        self._storage: Storage | None = None
+        self._held = _Held(runner)
+        self._give_back = weakref.finalize(self, self._held.close)  # a pipeline that is dropped gives all back too
+        self._give_back.atexit = False  # and a process's end by itself
         self._busy = threading.Lock()
-        self._closed = False
 
     @classmethod
     def load(
@@ -114,14 +117,7 @@ class Pipeline:
     def close(self) -> None:
         """Free all memory of host and device. May be called twice. Raises UserError while a call is running."""
         with self._alone():
-            if self._closed:
-                return
-            self._closed = True
-            with self.runner.device.current():
-                if self._storage is not None:
-                    self._storage.close()
-                self.runner.close()
-            self.runner.device.close()
+            self._give_back()
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
@@ -141,27 +137,33 @@ class Pipeline:
         self, size: tuple[int, int] | None = None, frames: int | None = None, steps: int | None = None
     ) -> MemoryPlan:
         """What a call of that size, frames and steps would keep on the device. Raises UserError if nothing fits."""
+        self._require_open()
         experts = _experts(plan_steps(self.manifest, steps))
         return self._planned(tokens_of(latent_shape(self.manifest, size, frames)), experts)
 
     @property
     def placement(self) -> MemoryPlan:
-        """The plan by which the weights lie now."""
-        if self._storage is None:
-            raise ValueError("the pipeline is closed")
-        return self._storage.plan
+        """The plan by which the weights lie now. Raises UserError where they do no more."""
+        self._require_open()
+        if self._held.storage is None:
+            raise UserError("This pipeline holds no weights now: laying them out failed.", remedy="call it again")
+        return self._held.storage.plan
+
+    def _require_open(self) -> None:
+        if not self._give_back.alive:
+            raise UserError("This pipeline is closed.", remedy="load it again")
 
     @property
     def copied_bytes(self) -> int:
         """Bytes of weights brought to the device since they were last laid out."""
-        return 0 if self._storage is None else self._storage.copied_bytes
+        return 0 if self._held.storage is None else self._held.storage.copied_bytes
 
     def take_waited_seconds(self) -> float:
         """Seconds that the device waited for weights, streamed or another expert's, since this was asked last.
 
         For ``on_step``: what counts is the call that is running.
         """
-        return 0.0 if self._storage is None else self._storage.stream.take_waited_seconds()
+        return 0.0 if self._held.storage is None else self._held.storage.stream.take_waited_seconds()
 
     def __call__(
         self,
@@ -190,8 +192,7 @@ class Pipeline:
         called again after each of them.
         """
         with self._alone():
-            if self._closed:
-                raise UserError("This pipeline is closed.", remedy="load it again")
+            self._require_open()
             planned = plan_steps(self.manifest, steps, sigma_max, ode=ode)
             shape = latent_shape(self.manifest, size, frames)
             given = None if noise is None else given_noise(noise, planned, shape)
@@ -200,9 +201,13 @@ class Pipeline:
             extra = condition_tokens(condition, self.manifest.model, shape)
             with self.runner.device.current():
                 storage = self._fit(tokens_of(shape), _experts(planned))
-                with Run(self.manifest, self.runner, storage, shape, debug=debug, times=times) as run:
-                    run.begin(text, extra, planned)
-                    return self._sample(run, planned, draws, shape, on_step)
+                run = Run(self.manifest, self.runner, storage, shape, debug=debug, times=times)
+                try:
+                    with run:
+                        run.begin(text, extra, planned)
+                        return self._sample(run, planned, draws, shape, on_step)
+                finally:
+                    run.close()  # again: Ctrl-C may have come before it was closed
 
     def _sample(
         self, run: Run, steps: Sequence[Step], noise: Noise, shape: tuple[int, int, int], on_step: OnStep | None
@@ -231,24 +236,42 @@ class Pipeline:
 
     def _fit(self, tokens: int, experts: tuple[str, ...]) -> Storage:
         """Storage that leaves room for a run at L tokens and serves these experts: the present one, if it does."""
-        if self._storage is not None:
-            plan = self._storage.plan
+        held = self._held
+        if held.storage is not None:
+            plan = held.storage.plan
             need = plan.weights + self._sizes(tokens).running
             if set(experts) <= set(plan.experts) and (self._budget is None or need <= self._budget):
-                return self._storage
+                return held.storage
         plan = self._planned(tokens, experts)
         self._check_files(experts)
-        if self._storage is not None:
-            self._storage.close()
-            self._storage = None
+        if held.storage is not None:
+            held.storage.close()
+            held.storage = None
         for line in plan.lines():
             self._report.note(line)
         for expert in self.manifest.model.experts:
             if expert not in experts:
                 self._report.note(f"These steps never reach the {expert} expert: it is not loaded.")
-        self._storage = Storage(self.folder, self.manifest, plan, self.runner.device)
-        self._storage.preload(experts[0], self._report)
-        return self._storage
+        held.storage = Storage(self.folder, self.manifest, plan, self.runner.device)
+        held.storage.preload(experts[0], self._report)
+        return held.storage
+
+
+class _Held:
+    """What a pipeline holds of the device: it knows nothing of the pipeline, so that dropping that gives it back."""
+
+    def __init__(self, runner: Runner) -> None:
+        self.runner = runner
+        self.storage: Storage | None = None
+
+    def close(self) -> None:
+        with uninterrupted():
+            with self.runner.device.current():
+                if self.storage is not None:
+                    self.storage.close()
+                    self.storage = None
+                self.runner.close()
+            self.runner.device.close()
 
 
 def plan_bundle(

@@ -9,7 +9,7 @@ import typer
 
 from exporter.cli.bench import bench_app
 from exporter.cli.bench_media import bench_media
-from exporter.cli.command import EPILOG, Command
+from exporter.cli.command import EPILOG, Command, typed
 from exporter.cli.compare import compare
 from exporter.cli.export import export
 from exporter.cli.generate import generate
@@ -61,11 +61,11 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "compare": compare,
 }
 for _name, _function in _COMMANDS.items():
-    app.command(_name, cls=Command)(_function)
+    app.command(_name, cls=Command)(typed(_function))
 for _name, _function in {**BENCHMARKS, "media": bench_media}.items():
-    bench_app.command(_name, cls=Command)(_function)
+    bench_app.command(_name, cls=Command)(typed(_function))
 app.add_typer(bench_app, name="bench")
-export_app.command(cls=Command, epilog=EPILOG)(export)
+export_app.command(cls=Command, epilog=EPILOG)(typed(export))
 
 
 def main() -> None:

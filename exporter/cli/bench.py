@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from exporter.cli.command import Group
+from exporter.cli.command import Group, typed
 from exporter.cli.options import (
     BackendOption,
     FramesOption,
@@ -28,6 +28,7 @@ bench_app = typer.Typer(cls=Group)
 
 
 @bench_app.callback(invoke_without_command=True)
+@typed
 def bench(
     context: typer.Context,
     bundle: Annotated[Path | None, typer.Option("--bundle", metavar="DIR", help="The bundle to run.")] = None,

@@ -30,8 +30,7 @@ def bench_media(
 
     from exporter.bench import media as bench
     from exporter.models import model_named
-    from runtime.atomic import told, write_atomic
-    from runtime.media.files.video_file import check_folder
+    from runtime.atomic import check_place, told, write_atomic
 
     spec = model_named(model)
     cuda = torch.cuda.is_available()
@@ -43,7 +42,7 @@ def bench_media(
             remedy="run it there, or --model wan-tiny here",
         )
     if out is not None:
-        check_folder(out)
+        check_place(out)
     pixels = dict.fromkeys([(832, 480), spec.size] if spec.name != "wan-tiny" else [spec.size])
     sizes = [spec.latent_shape(size) for size in pixels]
     found = bench.bench_media(spec, sizes, torch.device("cuda" if cuda else "cpu"), repeats, RichProgress())

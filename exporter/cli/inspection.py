@@ -14,7 +14,7 @@ from rich.table import Table
 from exporter.cli.catalogue import gigabytes, open_table
 from plugins.plan import Plan, decode
 from plugins.sms import cubin_sm
-from runtime.bundle import MANIFEST_NAME, Manifest, StageEntry, load_manifest, verify_file
+from runtime.bundle import LOCK_NAME, MANIFEST_NAME, Manifest, StageEntry, load_manifest, verify_file
 from runtime.checks import pack_command, rebuild_command
 from runtime.media.text.embeds_cache import FOLDER
 from runtime.report import Report
@@ -70,7 +70,7 @@ def inspect_bundle(folder: Path, progress: Report) -> Inspection:
         except ValueError as error:
             problems.append(f"{file}: {error}")
     problems += _wrong_gpu(manifest, plans)
-    listed = {MANIFEST_NAME, *manifest.files}
+    listed = {MANIFEST_NAME, LOCK_NAME, *manifest.files}
     unlisted = sorted(path.name for path in folder.iterdir() if path.name not in listed)
     return Inspection(folder, manifest, states, plans, unlisted, problems)
 

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from plugins.errors import UserError
+from runtime.input_files import read_input
 
 MAX_SAMPLES = 10_000
+MAX_BYTES = 16 << 20  # of a file of prompts
 _SEED = re.compile(r"(.*?)\s+--seed[\s=]+(\S+)")
 
 
@@ -35,11 +37,12 @@ def read_prompts(path: Path, seed: int) -> list[Video]:
     Unicode's separators; a byte order mark is none of the text.
     """
     try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
+        text = read_input(path, MAX_BYTES, "a text file in UTF-8").decode("utf-8-sig")
+    except UnicodeDecodeError as error:
         raise UserError(
-            f"{path} cannot be read as prompts.", expected="a text file in UTF-8", got=_reason(error)
+            f"{path} cannot be read as prompts.", expected="a text file in UTF-8", got=str(error)
         ) from error
+    lines = re.split("\r\n|\r|\n", text)
     found = [_video(path, number, line.strip(), seed) for number, line in enumerate(lines, 1) if line.strip()]
     if not found:
         raise UserError(f"{path} holds no prompts.", expected="one a line")
@@ -55,10 +58,6 @@ def _video(path: Path, number: int, line: str, seed: int) -> Video:
             f"The seed of line {number} in {path} cannot be read.", expected="an integer of 0 or more", got=own[2]
         )
     return Video(own[1], int(own[2]))
-
-
-def _reason(error: OSError | UnicodeDecodeError) -> str:
-    return (error.strerror if isinstance(error, OSError) else None) or str(error)
 
 
 def names(out: Path, count: int) -> list[Path]:

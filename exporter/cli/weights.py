@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -12,15 +12,13 @@ from exporter.cli.options import (
     ModelOption,
 )
 from exporter.models import model_named
-from exporter.networks.dit.options import ATTENTIONS, BARE
+from exporter.networks.dit.options import ATTENTIONS
 from exporter.progress import RichProgress
 from exporter.spec import parse_linear
 from exporter.terminal import say
 from plugins.errors import UserError
+from runtime.atomic import check_place, told
 from runtime.byte_sizes import gigabytes
-
-if TYPE_CHECKING:
-    from exporter.packing.dit import PackedWeights
 
 
 def pack(
@@ -55,21 +53,10 @@ def pack(
         raise UserError(
             "--out is not a name for packed weights.", expected="a name ending in .safetensors", got=str(out)
         )
-    from exporter.packing.dit import add_to_bundle, bundle_of, pack_checkpoint
+    from exporter.packing.dit import pack_into
 
-    manifest = bundle_of(out, spec, mode)
-    chosen = attention or (manifest.sampler.attention if manifest else "sagesla")
-    packed: PackedWeights = pack_checkpoint(
-        checkpoint,
-        spec,
-        out,
-        linear=mode or (manifest.sampler.linear if manifest else "int8"),
-        allow_missing_proj_l=chosen in BARE,
-        progress=RichProgress(),
-        bundle=manifest,
-    )
-    if manifest is not None:
-        add_to_bundle(out.parent, manifest, packed, RichProgress())
+    packed, bundle = pack_into(checkpoint, spec, out, linear=mode, attention=attention, progress=RichProgress())
+    if bundle is not None:
         say(f"{out.parent / 'manifest.json'}: lists the weights.")
     for path in packed.files.values():
         say(f"{path}: {gigabytes(path.stat().st_size)}")
@@ -91,7 +78,9 @@ def merge(
     from exporter.checkpoint.hub import resolve
     from exporter.packing.merge import merge as merge_checkpoints
 
-    out.parent.mkdir(parents=True, exist_ok=True)
+    with told(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+    check_place(out)
     with RichProgress().stage(f"merge {out.name}") as update:
         merge_checkpoints(resolve(base), resolve(sla), resolve(rcm), out, weight=weight, progress=update)
     say(f"{out}: {gigabytes(out.stat().st_size)}")

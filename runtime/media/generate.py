@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from plugins.errors import UserError
+from runtime.atomic import check_place
 from runtime.backends.kind import BackendKind
 from runtime.backends.protocol import Runner
 from runtime.backends.registry import backend_kind
@@ -28,7 +29,7 @@ from runtime.inputs import LATENT_CHANNELS, latent_shape
 from runtime.media.files.image import adaptive_size, conditioning_chunks, first_frame
 from runtime.media.files.kinds import LATENTS, check_frames, sink_for
 from runtime.media.files.picture import open_image
-from runtime.media.files.video_file import check_folder
+from runtime.media.files.video_file import PngFolder
 from runtime.media.files.writer import BackgroundWriter
 from runtime.media.part_times import Part, StepParts
 from runtime.media.parts import DECODE, DIT, ENCODE, TEXT, plan_parts
@@ -77,6 +78,7 @@ class VideoMaker:
         self._budget = None if self.vram is None else parse_bytes(self.vram)
         self._cache = EmbedsCache(self.folder / FOLDER, self.manifest)
         self._tokenizer: PromptTokenizer | None = None
+        self._claimed: dict[Path, PngFolder] = {}  # from before the work, so that no other process takes them meanwhile
 
     def check_source(self, image: Path | None, *, condition: bool) -> None:
         """Raise UserError before anything is loaded, where the model and what it is given do not fit, or the image."""
@@ -95,11 +97,14 @@ class VideoMaker:
         """Raise UserError before anything is loaded, where an output's name or the bundle's parts will not do."""
         videos = [out for out in outs if out.suffix != LATENTS]
         for out in outs:
-            if out in videos:
-                sink_for(out, (16, 16), self.manifest.model.fps).check()
-                check_frames(out, self.manifest.model.frames if frames is None else frames)
-            else:
-                check_folder(out)
+            if out not in videos:
+                check_place(out)
+                continue
+            sink = sink_for(out, (16, 16), self.manifest.model.fps)
+            sink.check()
+            check_frames(out, self.manifest.model.frames if frames is None else frames)
+            if isinstance(sink, PngFolder):
+                self._claimed[out] = sink
         if not videos and not image:
             return
         if "vae" not in self.manifest.media_weights:
@@ -271,7 +276,7 @@ class VideoMaker:
 
     def _write_one(self, vae: Vae, latents: Array, out: Path) -> float:
         size = FACTOR * latents.shape[3], FACTOR * latents.shape[2]
-        sink = sink_for(out, size, self.manifest.model.fps)
+        sink = self._claimed.pop(out, None) or sink_for(out, size, self.manifest.model.fps)
         total = 1 + 4 * (latents.shape[1] - 1)
         with self.report.stage(f"decode {out.name}") as update, BackgroundWriter(sink) as writer:
             done = 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from plugins.errors import UserError
+from runtime.input_files import read_input
 from runtime.media.files.pillow import pillow_image
 
 if TYPE_CHECKING:
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "AVIF", "HEIF")
 #: 8192 × 8192: seventy times the largest frame of a video, and any photograph but those of 100 megapixels and more.
 MAX_PIXELS = 1 << 26
+MAX_BYTES = 8 * MAX_PIXELS + (1 << 20)  # of a file: four channels of 16 bits that are not compressed
 _MINISWHITE, _PHOTOMETRIC = 0, 262  # TIFF: the tag that says how values are meant, and its value for 0 as white
 _WHITE = (255, 255, 255, 255)
 
@@ -38,12 +41,11 @@ def open_image(path: Path) -> Image.Image:
             warnings.simplefilter("ignore")  # of damage that Pillow reads past
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             # Not by its path, which Pillow maps: a mapped TIFF that lies on its side keeps the size of the lying one.
-            with path.open("rb") as file, Image.open(file, formats=formats) as image:
+            data = io.BytesIO(read_input(path, MAX_BYTES, f"a picture: {', '.join(formats)}"))
+            with Image.open(data, formats=formats) as image:
                 _check_pixels(path, image)
                 ImageOps.exif_transpose(image, in_place=True)
                 return _seen(path, image)
-    except FileNotFoundError as error:
-        raise UserError(f"There is no image at {path}.") from error
     except UserError:
         raise
     except Exception as error:  # damaged files make Pillow raise nearly everything: SyntaxError, struct.error, …
@@ -116,8 +118,6 @@ def _floats(path: Path, image: Image.Image) -> Image.Image:
 
 def _printed(image: Image.Image) -> Image.Image:
     """RGB of printing inks, by the profile that says what they look like."""
-    import io
-
     from PIL import ImageCms
 
     profile = ImageCms.ImageCmsProfile(io.BytesIO(image.info["icc_profile"]))

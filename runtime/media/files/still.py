@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from runtime.atomic import AtomicWriter, atomic_path, told
+from runtime.atomic import AtomicWriter, atomic_path, check_place, told
 from runtime.media.files.pillow import pillow_image
-from runtime.media.files.video_file import Frames, check_folder
+from runtime.media.files.video_file import Frames
 
 #: Suffix → Pillow's name and options: png without loss; jpg at the quality above which files only grow.
 STILLS: dict[str, tuple[str, dict[str, int]]] = {
@@ -21,7 +21,7 @@ class Still(AtomicWriter):
     """One picture. Raises UserError where Pillow is missing or the file cannot be written."""
 
     def check(self) -> None:
-        check_folder(self.path)
+        check_place(self.path)
         self._image = pillow_image()
 
     def __enter__(self) -> Still:

@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from plugins.errors import UserError
+from runtime.input_files import read_input
 
 MAX_TOKENS = 512
 END = 1  # the id of umT5's end mark
+MAX_FILE_BYTES = 256 << 20  # umT5's own tokenizer.json takes 17 MB
 _SHOWN = 240  # characters of what is cut
 
 
@@ -44,8 +46,9 @@ class PromptTokenizer:
 
     def __init__(self, path: Path) -> None:
         tokenizers = _needed("tokenizers")
+        data = read_input(path, MAX_FILE_BYTES, "a tokenizer.json")
         with _failures(f"{path} is no tokenizer.", "export with --tokenizer again"):
-            self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
+            self._tokenizer = tokenizers.Tokenizer.from_buffer(data)
             self._tokenizer.no_padding()
             self._tokenizer.no_truncation()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -60,8 +61,10 @@ def test_files_of_other_encodings_are_refused(tmp_path: Path, data: bytes) -> No
 def test_files_without_prompts(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no prompts"):
         read(tmp_path / "prompts.txt", b"\n \n\t\n")
-    with pytest.raises(UserError, match="cannot be read"):
-        read_prompts(tmp_path, 0)
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path, tmp_path / "pipe", Path("/dev/zero"), tmp_path / "nowhere"):
+        with pytest.raises(UserError, match="cannot be read"):
+            read_prompts(path, 0)
 
 
 def test_samples_go_on_from_the_seed() -> None:

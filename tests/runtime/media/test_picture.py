@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import struct
 import zlib
 from collections.abc import Callable
@@ -246,10 +247,12 @@ def test_pixels_are_limited_before_they_are_decoded(tmp_path: Path, monkeypatch:
 
 
 def test_images_that_are_none(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no image"):
+    with pytest.raises(UserError, match="cannot be read"):
         open_image(tmp_path / "none.png")
     (tmp_path / "text.png").write_text("not an image")
     with pytest.raises(UserError, match="cannot be read as an image"):
         open_image(tmp_path / "text.png")
-    with pytest.raises(UserError, match="cannot be read as an image"):
-        open_image(tmp_path)
+    os.mkfifo(tmp_path / "pipe.png")
+    for path in (tmp_path, tmp_path / "pipe.png", Path("/dev/zero")):
+        with pytest.raises(UserError, match="a folder, a pipe or a device"):
+            open_image(path)
