@@ -9,11 +9,12 @@ from pathlib import Path
 from threading import Event, Lock
 
 from plugins.errors import UserError
-from plugins.plan import FORMAT_VERSION, MAGIC
+from plugins.plan import FORMAT_VERSION, decode
 from plugins.tensorrt_plugin import PLUGIN_VERSION
 from runtime.bundle import COMPONENTS, Manifest, verify_file
 from runtime.report import Report
 
+MAX_PLAN_BYTES = 64 << 20  # kernels of an op, of some hundred kilobytes each
 PLUGIN_TOOL = "turbotrt-plugin"  # the manifest's name, under tools, for the version of our plugins
 
 
@@ -122,16 +123,26 @@ def check_plugins(folder: Path, manifest: Manifest) -> str | None:
             rebuild_command(manifest, folder),
         )
     for name in sorted(set(manifest.plans.values())):
-        with (folder / name).open("rb") as file:
-            head = file.read(8)
-        if head[:4] != MAGIC or int.from_bytes(head[4:], "little") != FORMAT_VERSION:
-            found = int.from_bytes(head[4:], "little") if head[:4] == MAGIC else "no launch plan"
+        if problem := plan_problem(folder / name):
             return mismatch(
                 f"{name} is not a launch plan that this turbotrt runs.",
                 f"format {FORMAT_VERSION}",
-                str(found),
+                problem,
                 rebuild_command(manifest, folder),
             )
+    return None
+
+
+def plan_problem(path: Path) -> str | None:
+    """What is wrong with a launch plan's file, or None."""
+    if not path.is_file():
+        return "no such file"
+    if (size := path.stat().st_size) > MAX_PLAN_BYTES:
+        return f"{size:,} bytes"
+    try:
+        decode(path.read_bytes())
+    except ValueError as error:
+        return str(error)
     return None
 
 

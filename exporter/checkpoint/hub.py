@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from exporter.checkpoint.files import SHARD
 from plugins.errors import UserError
 from plugins.temporary import temporary
 from runtime.input_files import user_path
@@ -17,7 +18,6 @@ _UNWANTED = ["text_encoder/*", "text_encoder_2/*", "image_encoder/*", "vae/*", "
 _SECONDS = 10  # that the Hub has to answer
 _PART = r"[A-Za-z0-9][\w.\-]*"
 _HUB_ID = re.compile(rf"(?P<repo>{_PART}/{_PART})(?:[:/](?P<file>[\w.\- ]+(?:/[\w.\- ]+)*))?")
-_SHARD = re.compile(r"-\d+-of-\d+\.safetensors$")
 
 
 def parse_hub_id(text: str) -> tuple[str, str | None] | None:
@@ -179,7 +179,7 @@ def _require_file(repo: str, wanted: str, files: Sequence[str]) -> None:
 
 def _refuse_two_variants(repo: str, files: Iterable[str]) -> None:
     """Raises UserError before gigabytes are fetched from a repository that holds X.pth and X-quant.pth."""
-    weights = [name for name in files if name.endswith((".pth", ".safetensors")) and not _SHARD.search(name)]
+    weights = [name for name in files if name.endswith((".pth", ".safetensors")) and not SHARD.fullmatch(name)]
     both = [
         name for name in weights if name.replace("-quant.", ".") != name and name.replace("-quant.", ".") in weights
     ]

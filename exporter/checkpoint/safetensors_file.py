@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -60,10 +61,17 @@ class SafetensorsFile:
 
 
 class ShardedSafetensors:
-    """Shards beside an ``*.safetensors.index.json``. Raises UserError where index and shards disagree."""
+    """Tensors of several safetensors files: by an index, or all that a set of shards holds."""
 
-    def __init__(self, index: Path) -> None:
-        self._homes: dict[str, SafetensorsFile] = {}
+    def __init__(self, files: tuple[Path, ...], homes: Mapping[str, SafetensorsFile]) -> None:
+        """``homes``: tensor → the shard that holds it; ``files``: all that was read."""
+        self._files, self._homes = files, homes
+        self._tensors = {name: file.tensors[name] for name, file in homes.items()}
+
+    @classmethod
+    def of_index(cls, index: Path) -> ShardedSafetensors:
+        """Shards beside an ``*.safetensors.index.json``. Raises UserError where index and shards disagree."""
+        homes: dict[str, SafetensorsFile] = {}
         shards: dict[str, SafetensorsFile] = {}
         for name, shard in _weight_map(index).items():
             if shard not in shards:
@@ -72,10 +80,28 @@ class ShardedSafetensors:
                 raise UserError(
                     f"{index} does not describe its shards.", expected=f"{name} in {shard}", got="no such tensor"
                 )
-            self._homes[name] = shards[shard]
-        self._files = (index, *(file.path for _, file in sorted(shards.items())))
-        metas = {shard: file.tensors for shard, file in shards.items()}
-        self._tensors = {name: metas[file.path.name][name] for name, file in self._homes.items()}
+            homes[name] = shards[shard]
+        return cls((index, *(file.path for _, file in sorted(shards.items()))), homes)
+
+    @classmethod
+    def of_shards(cls, paths: Sequence[Path]) -> ShardedSafetensors:
+        """All tensors of these files. Raises UserError where two hold one of the same name."""
+        homes: dict[str, SafetensorsFile] = {}
+        for path in paths:
+            file = SafetensorsFile(path)
+            if twice := sorted(file.tensors.keys() & homes.keys()):
+                raise UserError(
+                    f"The checkpoint holds {twice[0]} twice.",
+                    got=f"in {homes[twice[0]].path.name} and {path.name}",
+                    remedy="download the whole folder again",
+                )
+            homes |= dict.fromkeys(file.tensors, file)
+        return cls(tuple(paths), homes)
+
+    @property
+    def metadata(self) -> Mapping[str, str]:
+        """Of all shards; where two differ, the last one's."""
+        return {key: value for file in self._homes.values() for key, value in file.metadata.items()}
 
     @property
     def files(self) -> tuple[Path, ...]:

@@ -44,7 +44,7 @@ TextEncoderOption = Annotated[
     str | None,
     typer.Option(
         metavar="PATH|HF_ID",
-        help="umT5's weights: Wan's models_t5_*.pth, transformers' safetensors, or a folder of either.",
+        help="umT5's weights: Wan's models_t5_*.pth, transformers' or ComfyUI's safetensors, or a folder of one.",
     ),
 ]
 TextLinearOption = Annotated[
@@ -68,7 +68,7 @@ VaeOption = Annotated[
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
 CHECKPOINT_HELP = (
-    "Weights: a file or folder (.safetensors, shards with an index, .pth), a Hugging Face id (org/repo or "
+    "Weights of a whole model: a file or folder (.safetensors, shards, .pth), a Hugging Face id (org/repo or "
     "org/repo:file), or HIGH,LOW for a model of two experts."
 )
 
@@ -113,7 +113,7 @@ def parse_size(text: str | None) -> tuple[int, int] | None:
     """(width, height) of "832x480"; None stays None. Raises UserError."""
     if text is None:
         return None
-    match = re.fullmatch(r"([0-9]+)[x×]([0-9]+)", text.strip().lower())
+    match = re.fullmatch(r"([0-9]{1,6})\s*[x×*]\s*([0-9]{1,6})", text.strip().lower())
     if match is None:
         raise UserError("--size cannot be read.", expected="WIDTHxHEIGHT in pixels, such as 832x480", got=text)
     return int(match[1]), int(match[2])

@@ -63,13 +63,32 @@ def pack(
 
 
 def merge(
-    base: Annotated[str, typer.Option(metavar="PATH|HF_ID", help="The model both trainings started from.")],
-    sla: Annotated[str, typer.Option(metavar="PATH|HF_ID", help="Its sparse-linear attention training, with proj_l.")],
-    rcm: Annotated[str, typer.Option(metavar="PATH|HF_ID", help="Its few-step (rCM) training.")],
+    base: Annotated[
+        str,
+        typer.Option(
+            metavar="PATH|HF_ID",
+            help="The pretrained model that both trainings started from: --diff_base of the authors' merge_models.py.",
+        ),
+    ],
+    sla: Annotated[
+        str,
+        typer.Option(
+            metavar="PATH|HF_ID",
+            help="Its sparse-linear attention training, the only one with proj_l: the authors' --diff_target.",
+        ),
+    ],
+    rcm: Annotated[
+        str,
+        typer.Option(
+            metavar="PATH|HF_ID", help="Its few-step (rCM) training: [bold]the authors' --base[/], which ours is not."
+        ),
+    ],
     out: Annotated[Path, typer.Option(metavar="FILE", help="The merged checkpoint, .safetensors.")],
     weight: Annotated[float, typer.Option(help="How much of the sparse-linear training to add.")] = 1.0,
 ) -> None:
     """Merge two trainings of one base as the authors do: base + weight·(sla − base) + (rcm − base), in fp32.
+
+    The result has the widest dtype of the three. Swapped inputs are refused where names or distances show it.
 
     Example: turbotrt merge --base wan.safetensors --sla sla.pth --rcm rcm.pth --out merged.safetensors
     """
@@ -81,6 +100,8 @@ def merge(
     with told(out):
         out.parent.mkdir(parents=True, exist_ok=True)
     check_place(out)
-    with RichProgress().stage(f"merge {out.name}") as update:
-        merge_checkpoints(resolve(base), resolve(sla), resolve(rcm), out, weight=weight, progress=update)
+    report = RichProgress()
+    with report.stage(f"merge {out.name}") as update:
+        paths = resolve(base), resolve(sla), resolve(rcm)
+        merge_checkpoints(*paths, out, weight=weight, progress=update, note=report.note)
     say(f"{out}: {gigabytes(out.stat().st_size)}")
