@@ -52,13 +52,14 @@ def _reporting(
 def kernels(spec: ExportSpec, options: BlockOptions) -> Any:
     """Show a block's kernels as compiled for a GPU: tensor-core instructions, registers, spills, occupancy.
 
-    It is read from the machine code; no GPU is needed.
+    It is read from the machine code, and so is a model of each main loop of mma.sync: cycles of each unit, which one
+    binds, the tensor cores' share. Its prediction for a Hopper GPU stands beside what was measured there.
 
     Example: turbotrt kernels --model wan2.1-14b-720p --gpu rtx5090
     """
     from exporter.bench.kernel_table import block_kernels
 
-    return block_kernels(spec.model, options, spec.gpu.cubin_sm)
+    return block_kernels(spec.model, options, spec.gpu)
 
 
 def _show_kernels(spec: ExportSpec, found: Any) -> None:
@@ -67,28 +68,38 @@ def _show_kernels(spec: ExportSpec, found: Any) -> None:
     show_kernels(found, f"{spec.model.name}, a block's kernels for sm_{spec.gpu.cubin_sm}", console())
 
 
-def estimate(spec: ExportSpec, options: BlockOptions) -> Any:
-    """Estimate the time of each op and of a step on a GPU: rooflines over the efficiency measured on the H200.
+def estimate(
+    model: ModelOption,
+    gpu: GpuOption,
+    attention: AttentionOption = "sagesla",
+    topk: TopkOption = None,
+    steps: Annotated[
+        int, typer.Option(min=1, help="Sampling steps to add up. TurboDiffusion's authors publish times of three.")
+    ] = 3,
+    as_json: JsonOption = False,
+) -> None:
+    """Estimate the time of each op and of a step on a GPU that is not here.
 
-    It is an estimate, and says how far it is off on the H200, where that was measured. No GPU is needed.
+    RTX parts: their kernels' times on a Hopper GPU, carried over by a model of their machine code. Others: rooflines
+    over the efficiency measured on the H200. It says how far off it is where that was measured. No GPU is needed.
 
     Example: turbotrt estimate --model wan2.1-14b-720p --gpu rtx5090
     """
+    spec, options = _spec(model, gpu, attention, topk)
     from exporter.bench import estimate as estimator
 
-    return estimator.estimate(spec.model, spec.gpu, options)
-
-
-def _show_estimate(_spec: ExportSpec, found: Any) -> None:
-    from exporter.bench.estimate import show_estimate
-
-    show_estimate(found, console())
+    found = estimator.estimate(spec.model, spec.gpu, options, steps)
+    if as_json:
+        typer.echo(json.dumps(found, indent=2))
+    else:
+        estimator.show_estimate(found, console())
 
 
 def bench_kernels(spec: ExportSpec, options: BlockOptions) -> Any:
     """Time each op of a block on the GPU at hand: ms, TOPS, TB/s and the share of the limit.
 
     Each runs as compiled for an engine, on the inputs it gets in a block of Gaussian data at the model's default size.
+    JSON has each launch of it. What a model of the last one's machine code predicts stands beside its time.
 
     On a Hopper GPU an RTX part's kernels run from their PTX: a proxy, which says what it leaves out.
 
@@ -160,7 +171,7 @@ def tune(
 #: What this file adds to the command line, and to its ``bench`` group.
 COMMANDS: Mapping[str, Callable[..., None]] = {
     "kernels": _reporting(kernels, _show_kernels),
-    "estimate": _reporting(estimate, _show_estimate),
+    "estimate": estimate,
     "tune": tune,
 }
 BENCHMARKS: Mapping[str, Callable[..., None]] = {
