@@ -48,7 +48,18 @@ def bundle_turn(folder: Path, note: Callable[[str], None]) -> Iterator[Turn]:
 
     Raises UserError where no folder can be there.
     """
-    real = Path(os.path.realpath(folder))
+    turn = Turn(Path(os.path.realpath(folder)))
+    try:
+        with told(folder):
+            _check_link(folder, turn.folder)
+            turn.begin(note)
+        yield turn
+    finally:
+        turn.end()
+
+
+def _check_link(folder: Path, real: Path) -> None:
+    """Raise UserError for a link whose disk is not there: what is written must not go to another one."""
     if folder.is_symlink() and not real.parent.is_dir():
         raise UserError(
             f"{folder} is a link to nowhere.",
@@ -56,13 +67,6 @@ def bundle_turn(folder: Path, note: Callable[[str], None]) -> Iterator[Turn]:
             got=f"a link to {real}",
             remedy="mount what it points to, or remove the link",
         )
-    turn = Turn(real)
-    try:
-        with told(folder):
-            turn.begin(note)
-        yield turn
-    finally:
-        turn.end()
 
 
 def _locked(folder: Path, note: Callable[[str], None]) -> list[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
@@ -12,6 +13,7 @@ from msgspec import Meta, Struct
 
 from plugins.errors import UserError
 from runtime.atomic import told, write_atomic
+from runtime.input_files import open_input, read_input
 from runtime.manifest_rules import check_manifest
 from runtime.schema2 import OLD_VERSION, upgraded
 
@@ -247,7 +249,7 @@ def _check_plain(name: str) -> None:
 def sha256_of(path: Path, update: Callable[[int], object] | None = None) -> str:
     """SHA-256 of a file in hexadecimal, read by parts; ``update`` hears the bytes of each part."""
     digest = hashlib.sha256()
-    with path.open("rb") as file:
+    with os.fdopen(open_input(path, "a file"), "rb") as file:
         while chunk := file.read(_CHUNK):
             digest.update(chunk)
             if update is not None:
@@ -275,7 +277,7 @@ def load_manifest(folder: Path) -> Manifest:
         )
     if path.stat().st_size > MAX_MANIFEST_BYTES:
         raise _corrupt(path, f"it is longer than {MAX_MANIFEST_BYTES} bytes")
-    data = path.read_bytes()
+    data = read_input(path, MAX_MANIFEST_BYTES, "a manifest")
     version = _decode(path, data, _Version).schema_version
     if version == OLD_VERSION:
         data = _upgraded(path, data)

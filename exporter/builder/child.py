@@ -195,7 +195,7 @@ def main(parent: int) -> None:
     """Build what ``sys.argv[1]`` requests, for the process ``parent``."""
     _die_with(parent)
     _fix_addresses()
-    request = msgspec.json.decode(Path(sys.argv[1]).read_bytes(), type=BuildRequest)
+    request = msgspec.convert(json.loads(Path(sys.argv[1]).read_text("ascii")), BuildRequest)
     if _ANEW not in sys.argv:
         with Path(request.log).open("a", encoding="utf-8") as log:
             log.write("[WARNING] Address randomization stays on here: the engine's tables may come in another order.\n")

@@ -29,7 +29,8 @@ _LOG_LINES = 15
 def build_engine(request: BuildRequest, update: Update) -> BuildResult:
     """Run the builder; ``request.engine`` is written only when it succeeds. Raises UserError with the log's end."""
     with scratch() as folder:
-        (folder / "request.json").write_bytes(msgspec.json.encode(request))
+        # Not by msgspec: a path may hold bytes that are no text.
+        (folder / "request.json").write_text(json.dumps(msgspec.to_builtins(request)), encoding="ascii")
         (folder / "start.py").write_text(_START.format(path=module_path(), parent=os.getpid()), encoding="utf-8")
         command = [sys.executable, "-I", str(folder / "start.py"), str(folder / "request.json")]
         errors = folder / "stderr"

@@ -16,6 +16,7 @@ from plugins.plan import Plan, decode
 from plugins.sms import cubin_sm
 from runtime.bundle import LOCK_NAME, MANIFEST_NAME, Manifest, StageEntry, load_manifest, verify_file
 from runtime.checks import pack_command, rebuild_command
+from runtime.input_files import read_input
 from runtime.media.text.embeds_cache import FOLDER
 from runtime.report import Report
 
@@ -66,7 +67,7 @@ def inspect_bundle(folder: Path, progress: Report) -> Inspection:
         if states[file] != "ok":
             continue
         try:
-            plans[file] = decode((folder / file).read_bytes())
+            plans[file] = decode(read_input(folder / file, manifest.files[file].bytes, "a launch plan"))
         except ValueError as error:
             problems.append(f"{file}: {error}")
     problems += _wrong_gpu(manifest, plans)

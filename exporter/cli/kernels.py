@@ -13,6 +13,7 @@ from exporter.cli.options import AttentionOption, GpuOption, JsonOption, ModelOp
 from exporter.progress import RichProgress
 from exporter.spec import ExportSpec, export_spec
 from exporter.terminal import console, say
+from runtime.atomic import check_place
 
 if TYPE_CHECKING:
     from exporter.networks.dit.options import BlockOptions
@@ -90,7 +91,7 @@ def estimate(
 
     found = estimator.estimate(spec.model, spec.gpu, options, steps)
     if as_json:
-        typer.echo(json.dumps(found, indent=2))
+        say(json.dumps(found, indent=2))
     else:
         estimator.show_estimate(found, console())
 
@@ -161,8 +162,9 @@ def tune(
     from exporter.bench import tune as tuner
     from plugins import configs
 
-    tuned = tuner.tune(spec.model, spec.gpu, options, RichProgress())
     path = out or configs.FILE
+    check_place(path)
+    tuned = tuner.tune(spec.model, spec.gpu, options, RichProgress())
     tuner.show_tuned(tuned, console())
     tuner.write(path, tuner.updated(configs.table(), tuned, spec.gpu.cubin_sm))
     say(f"{path}: {sum(one.better for one in tuned)} of {len(tuned)} sizes changed.")

@@ -17,7 +17,7 @@ from runtime.backends.protocol import Bytes
 from runtime.input_files import open_input
 from runtime.layout import Layout
 from runtime.numerics import from_bf16_bits
-from runtime.safetensors_header import Stored, header_of, read_exactly
+from runtime.safetensors_header import EXPECTED, Stored, header_of, read_exactly
 
 _INTEGERS = ("int8", "uint8", "int32")
 
@@ -27,7 +27,7 @@ class WeightsFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._file = open_input(path, "a safetensors file")
+        self._file = open_input(path, EXPECTED)
         self.close = weakref.finalize(self, os.close, self._file)  # once, and with the last reference too
         try:
             self.tensors: Mapping[str, Stored] = header_of(self._file, path).tensors
