@@ -12,7 +12,8 @@ COMPONENT_STAGES: Mapping[str, tuple[str, ...]] = {
     "vae": ("decode_latent", "decode_first", "decode_next", "encode_first", "encode_next", "encode_latent"),
 }
 TEXT_DIM = 4096
-LATENTS, TOKEN = 16, 64  # channels of latents; of a token: they are patches of 1×2×2
+LATENT_CHANNELS = 16
+TOKEN = 4 * LATENT_CHANNELS  # features of a token, which is a patch of 1×2×2
 _CHUNK = 4  # frames of a chunk after the first
 _FACTOR = 8  # pixels per latent
 
@@ -51,8 +52,8 @@ def _dit(model: Model) -> dict[str, tuple[Tensors, Tensors]]:
         "time_features": ("fp32", (1, model.freq_dim)),
         "text": ("bf16", (model.text_length, TEXT_DIM)),
     }
-    if model.in_channels > LATENTS:
-        embed["condition"] = ("fp32", ("L", (model.in_channels - LATENTS) * 4))
+    if model.in_channels > LATENT_CHANNELS:
+        embed["condition"] = ("fp32", ("L", (model.in_channels - LATENT_CHANNELS) * 4))
     angles: Tensors = dict.fromkeys(("cos", "sin"), ("fp32", ("L", 64)))
     scalars: Tensors = dict.fromkeys("abc", ("fp32", (1,)))
     return {
@@ -71,7 +72,7 @@ def _text() -> dict[str, tuple[Tensors, Tensors]]:
 
 
 def _vae(width: int) -> dict[str, tuple[Tensors, Tensors]]:
-    latents: Tensors = {"chunk": ("fp32", (1, LATENTS, 1, "H", "W"))}
+    latents: Tensors = {"chunk": ("fp32", (1, LATENT_CHANNELS, 1, "H", "W"))}
     features: Tensors = {"chunk": ("bf16", (1, width, 1, "H", "W"))}
     area = f"{_FACTOR}*H", f"{_FACTOR}*W"
     made: dict[str, tuple[Tensors, Tensors]] = {

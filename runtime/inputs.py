@@ -8,12 +8,13 @@ import numpy as np
 import numpy.typing as npt
 
 from plugins.errors import UserError
+from runtime import declared
 from runtime.bundle import Manifest, ModelFacts
 from runtime.numerics import Array, from_bf16_bits, to_bf16_bits, to_tokens
 from runtime.video_shape import latents_of, tokens_of
 
-TEXT_DIM = 4096
-LATENT_CHANNELS, MASK_CHANNELS = 16, 4
+TEXT_DIM = declared.TEXT_DIM
+LATENT_CHANNELS, MASK_CHANNELS = declared.LATENT_CHANNELS, 4
 
 
 def latent_shape(

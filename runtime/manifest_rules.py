@@ -12,14 +12,14 @@ from math import prod
 from typing import TYPE_CHECKING, Any
 
 from plugins.dtypes import DTYPES
-from runtime.declared import COMPONENT_STAGES, ONE_FILE, Tensors, declared
+from runtime.declared import COMPONENT_STAGES, LATENT_CHANNELS, ONE_FILE, Tensors, declared
 from runtime.dims import split_dim
 
 if TYPE_CHECKING:
     from runtime.bundle import Manifest, ModelFacts, StageEntry, TensorInfo
 
 HEAD_DIM, TEXT_LENGTH, FREQ_DIM = 128, 512, 256
-IN_CHANNELS = (16, 36)  # text to video; and with an image's latents and mask
+IN_CHANNELS = (LATENT_CHANNELS, 2 * LATENT_CHANNELS + 4)  # from text; from an image: its latents and a mask besides
 MAX_WEIGHT_BYTES = 1 << 40  # of one stage: a slot
 MAX_TEXT = 1024
 _SYMBOLS: Mapping[str, Sequence[str]] = {"dit": "L", "text": "L", "vae": "HW"}

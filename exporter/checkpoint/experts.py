@@ -70,8 +70,8 @@ def _parts(checkpoint: str, model: ModelSpec) -> list[str]:
 
 def _check_order(parts: list[str]) -> None:
     """Raise UserError where the names of HIGH,LOW say another order: a swap gives videos that are wrong, not errors."""
-    told = [_role(part) for part in parts]
-    if any(role is not None and role != at for at, role in enumerate(told)):
+    high, low = (_role(part) for part in parts)
+    if high != low and (high == 1 or low == 0):  # both may lie in a folder called high-res
         raise UserError(
             "The two experts are not in the order HIGH,LOW, by their names.",
             expected="the high-noise checkpoint, then the low-noise one",

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from exporter.checkpoint.files import SHARD
+from exporter.checkpoint.foreign import foreign_error
 from plugins.errors import UserError
 from plugins.temporary import temporary
 from runtime.input_files import user_path
@@ -73,6 +74,8 @@ def look_for(text: str, note: Callable[[str], None], file: str | None = None) ->
     if is_local(text):
         return True
     repo, named = parse_hub_id(text) or (text, None)
+    if named is not None and named.endswith(".gguf"):
+        raise foreign_error(text, "GGUF")
     files = _files_of(repo)
     if isinstance(files, Exception):
         note(f"{text}: Hugging Face cannot be reached ({_words(files)}); looked for in its cache later on")

@@ -20,7 +20,7 @@ from runtime.input_files import open_input, read_input
 from runtime.safetensors_header import EXPECTED, read_exactly, read_header, unique_names
 
 INDEX_SUFFIX = ".safetensors.index.json"
-_MAX_INDEX = 64 << 20  # bytes; that of a thousand tensors has a hundred kilobytes
+MAX_INDEX_BYTES = 16 << 20  # a thousand tensors' names take some hundred kilobytes
 
 
 class SafetensorsFile:
@@ -123,7 +123,7 @@ class ShardedSafetensors:
 def _weight_map(index: Path) -> dict[str, str]:
     """Tensor → shard's file name, as the index states it. Raises UserError."""
     try:
-        content = json.loads(read_input(index, _MAX_INDEX, "an index of shards"), object_pairs_hook=unique_names)
+        content = json.loads(read_input(index, MAX_INDEX_BYTES, "an index of shards"), object_pairs_hook=unique_names)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{index} cannot be read.", expected="a JSON index of shards", got=str(error)) from error
     found = content.get("weight_map") if isinstance(content, dict) else None

@@ -42,13 +42,17 @@ def _loaded(path: Path, file: BinaryIO) -> object:
     except UserError:
         raise
     except pickle.UnpicklingError as error:
-        raise _refused(path, str(error).splitlines()[0]) from error
+        raise _refused(path, _first_line(error)) from error
     except Exception as error:  # whatever a hostile archive makes of the readers, it is the file's fault
         raise UserError(
             f"{path} cannot be read as a .pth file.",
-            got=f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}",
+            got=f"{type(error).__name__}: {_first_line(error)}",
             remedy="download it again",
         ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [""])[0]
 
 
 def _check_archive(path: Path, file: BinaryIO) -> None:

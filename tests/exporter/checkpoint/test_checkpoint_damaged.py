@@ -189,7 +189,8 @@ def test_index_and_shards_must_agree(tmp_path: Path) -> None:
     content["weight_map"]["no.such"] = content["weight_map"]["head.head.bias"]
     index.write_text(json.dumps(content))
     refused(index, "does not describe its shards", "no.such")
-    for text in ("{", "[]", '{"weight_map": {"a": 1}}'):
+    digits = '{"weight_map": ' + "9" * 5000 + "}"
+    for text in ("{", "[]", '{"weight_map": {"a": 1}}', "[" * 100_000, digits, " " * (17 << 20)):
         index.write_text(text)
         refused(index, "index")
 
