@@ -1,13 +1,14 @@
 # make export MODEL=wan2.1-14b-720p GPU=rtx5090   the main job: engines into engines/<model>-<gpu>/
 # make test                                        the CPU tests, on every core
 # make lint                                        ruff (lint, format) and mypy
+# make fuzz ARGS='--seconds 3600'                  hostile files for every reader, as long as one asks
 # Each makes .venv first where it is missing, or older than pyproject.toml. Another interpreter: make PYTHON=python3.12 …
 
 PYTHON ?= python3
 VENV := .venv
 READY := $(VENV)/.installed
 
-.PHONY: export test lint
+.PHONY: export test lint fuzz
 .DEFAULT_GOAL := test
 
 # The stamp is touched last, so that an interrupted installation is done again.
@@ -28,6 +29,9 @@ export: $(READY)
 
 test: $(READY)
 	$(VENV)/bin/python -m pytest --numprocesses auto --dist loadfile $(ARGS)
+
+fuzz: $(READY)
+	$(VENV)/bin/python -W ignore -m tests.fuzz $(ARGS)
 
 lint: $(READY)
 	$(VENV)/bin/ruff check .

@@ -28,8 +28,8 @@ from exporter.models import FPS, FREQ_DIM, TEXT_LENGTH
 from exporter.networks.components import component_stages
 from exporter.networks.dit.options import BlockOptions
 from exporter.networks.stage_spec import StageSpec
-from exporter.packing.dit import add_to_bundle, pack_checkpoint
-from exporter.packing.media import TOKENIZER_NAME, kept_media, pack_media
+from exporter.packing.dit import add_to_bundle, open_experts, pack_checkpoint
+from exporter.packing.media import TOKENIZER_NAME, check_media, kept_media, pack_media
 from exporter.packing.recovery import kept_weights, previous_manifest
 from exporter.spec import ExportSpec
 from runtime.bundle import (
@@ -92,12 +92,13 @@ def _of_dit(graphs: Sequence[StageGraph]) -> list[StageGraph]:
 
 
 def _check_sources(spec: ExportSpec, report: Report) -> None:
-    """Raise UserError for checkpoints that are not there, before the minutes that everything else takes."""
-    if spec.checkpoint is not None:
-        check_checkpoint(spec.checkpoint, spec.model, report.note)
+    """Raise UserError for checkpoints that are missing or not the model's, before the minutes that all else takes."""
+    if spec.checkpoint is not None and check_checkpoint(spec.checkpoint, spec.model, report.note):
+        open_experts(spec.checkpoint, spec.model, linear=spec.linear, allow_missing_proj_l=spec.allow_missing_proj_l)
     for named, file in ((spec.text_encoder, None), (spec.tokenizer, TOKENIZER_NAME), (spec.vae, None)):
         if named is not None:
             look_for(named, report.note, file)
+    check_media(spec)
 
 
 def _write(
@@ -195,6 +196,7 @@ def _model_facts(spec: ExportSpec) -> ModelFacts:
         fps=FPS,
         max_tokens=model.max_tokens,
         experts=model.experts,
+        max_size=model.max_size,
     )
 
 

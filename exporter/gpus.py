@@ -8,7 +8,7 @@ from types import MappingProxyType
 from typing import Literal
 
 from plugins.errors import UserError
-from plugins.sms import capability, cubin_sm
+from plugins.sms import SMS, Rates, capability, cubin_sm
 
 Flavour = Literal["tensorrt_rtx", "tensorrt"]
 
@@ -39,6 +39,19 @@ class GpuSpec:
     def fp16_sum_rate(self) -> float:
         """How much faster the tensor cores add products in FP16 than in FP32: GeForce parts halve the latter."""
         return 2.0 if self.product.startswith("GeForce") else 1.0
+
+    @property
+    def rates(self) -> Rates | None:
+        """What one of its SMs does in a clock, if kernels for it multiply by mma.sync."""
+        rates = SMS[self.cubin_sm].rates
+        return rates if rates is None or self.fp16_sum_rate > 1 else rates.professional
+
+    @property
+    def sm_clocks(self) -> float:
+        """10⁹ clocks a second of all its SMs together. Raises ValueError where ``rates`` are not known."""
+        if (rates := self.rates) is None:
+            raise ValueError(f"{self.name}: what an SM does in a clock is not in the table")
+        return self.int8 * 1e3 / rates.int8
 
     @property
     def compute_capability(self) -> str:

@@ -7,6 +7,7 @@ and output shapes are therefore values of this little language. Its operators ar
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias, TypeVar
@@ -22,6 +23,9 @@ OPERATORS: Mapping[str, Callable[[int, int], int]] = {
     "max": max,
     "min": min,
 }
+DIVISIONS = ("//", "ceil_div")
+MAX_DEPTH = 12  # of a plan file's expressions; our own kernels' are 5 deep
+MAX_NUMBER = 2**62
 
 
 @dataclass(frozen=True)
@@ -113,12 +117,25 @@ def to_plain(dim: Dim) -> Any:
     return fold(dim, lambda value: value, lambda name: name, lambda op, a, b: [op, a, b])
 
 
-def from_plain(plain: Any) -> Dim:
-    """The inverse of ``to_plain``. Raises ValueError on anything else (plan files are untrusted)."""
-    if isinstance(plain, int) and not isinstance(plain, bool):
-        return plain
+def from_plain(plain: Any, depth: int = MAX_DEPTH) -> Dim:
+    """The inverse of ``to_plain``. Raises ValueError on anything else (plan files are untrusted).
+
+    Refused too: what is deeper than ``depth``, numbers of more than MAX_NUMBER, a divisor that is no positive number.
+    """
     if isinstance(plain, str):
         return symbol(plain)
-    if isinstance(plain, list) and len(plain) == 3 and plain[0] in OPERATORS:
-        return apply(plain[0], from_plain(plain[1]), from_plain(plain[2]))
-    raise ValueError(f"not a dimension expression: {plain!r}")
+    dim = plain
+    if isinstance(plain, list) and len(plain) == 3 and isinstance(plain[0], str) and plain[0] in OPERATORS and depth:
+        a, b = (from_plain(part, depth - 1) for part in plain[1:])
+        if plain[0] in DIVISIONS and not (isinstance(b, int) and b > 0):
+            raise ValueError(f"a division by {reprlib.repr(plain[2])}, which is no positive number")
+        dim = apply(plain[0], a, b)
+    if isinstance(dim, Expr) or (isinstance(dim, int) and not isinstance(dim, bool) and abs(dim) <= MAX_NUMBER):
+        return dim
+    raise ValueError(f"not a dimension expression: {reprlib.repr(plain)}")
+
+
+def symbols_of(dim: Dim) -> frozenset[str]:
+    """The names of all symbols in a dim."""
+    none: frozenset[str] = frozenset()
+    return fold(dim, lambda value: none, lambda name: frozenset((name,)), lambda op, a, b: a | b)

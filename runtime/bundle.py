@@ -14,6 +14,7 @@ from msgspec import Meta, Struct
 from plugins.errors import UserError
 from runtime.atomic import told, write_atomic
 from runtime.input_files import open_input, read_input
+from runtime.manifest_rules import check_manifest
 from runtime.schema2 import OLD_VERSION, upgraded
 
 MANIFEST_NAME = "manifest.json"
@@ -23,6 +24,8 @@ OUTPUT_SUFFIX = "_out"  # a stage may give what it takes: ONNX needs two names
 MAX_MANIFEST_BYTES = 16 << 20  # a manifest is some tens of kilobytes; anything this long is not one
 _CHUNK = 1 << 20
 
+Attention = Literal["sagesla", "sla", "sage", "original"]
+DENSE: frozenset[Attention] = frozenset(("sage", "original"))  # those that keep every key block
 Component = Literal["dit", "text", "vae"]
 COMPONENTS: tuple[Component, ...] = get_args(Component)
 MediaComponent = Literal["text", "vae"]  # those whose weights are in one file each
@@ -41,8 +44,12 @@ StageName = Literal[
     "encode_latent",
 ]
 Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
-Positive = Annotated[int, Meta(gt=0)]
-Count = Annotated[int, Meta(ge=0)]
+# A manifest comes from anywhere, and memory and loops are of the size that its numbers say.
+Positive = Annotated[int, Meta(gt=0, le=1 << 20)]
+Count = Annotated[int, Meta(ge=0, le=1 << 50)]
+Side = Annotated[int, Meta(gt=0, le=16384)]  # pixels
+Frames = Annotated[int, Meta(gt=0, le=1 << 14)]
+Dim = Annotated[int, Meta(gt=0, le=1 << 24)]
 
 
 class _Record(Struct, frozen=True):
@@ -50,39 +57,48 @@ class _Record(Struct, frozen=True):
 
 
 class ModelFacts(_Record, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """The architecture and the default video; ``size`` is (width, height) in pixels."""
+    """The architecture and the default video; ``size`` is (width, height) in pixels.
+
+    ``max_size``: the (width, height, frames) of the export's --max-size, None for the model's own.
+    """
 
     name: str
     dim: Positive
-    layers: Positive
+    layers: Annotated[int, Meta(gt=0, le=256)]
     heads: Positive
     ffn_dim: Positive
     in_channels: Positive
     text_length: Positive
     freq_dim: Positive
-    size: tuple[Positive, Positive]
-    frames: Positive
-    fps: Positive
+    size: tuple[Side, Side]
+    frames: Frames
+    fps: Annotated[int, Meta(gt=0, le=240)]
     max_tokens: Positive
-    experts: tuple[str, ...]
+    experts: Annotated[tuple[str, ...], Meta(min_length=1, max_length=2)]
+    max_size: tuple[Side, Side, Frames] | None = None
 
 
 class SamplerFacts(_Record, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """How the loop runs; ``boundary`` is the time below which the second expert takes over, None with one expert."""
 
-    steps: Positive
-    sigma_max: float
-    boundary: float | None
+    steps: Annotated[int, Meta(gt=0, le=4)]
+    sigma_max: Annotated[float, Meta(gt=0, le=1e6)]
+    boundary: Annotated[float, Meta(gt=0, lt=1)] | None
     topk_milli: Annotated[int, Meta(ge=1, le=1000)]
-    attention: Literal["sagesla", "sla", "sage"]
+    attention: Attention
     linear: Literal["int8", "bf16"]
+
+    @property
+    def dense(self) -> bool:
+        """Whether attention keeps every key block, so that ``topk_milli`` means nothing."""
+        return self.attention in DENSE
 
 
 class GpuFacts(_Record, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The GPU the engines and plans are for."""
 
     name: str
-    sm: Positive
+    sm: Annotated[int, Meta(gt=0, le=999)]
     flavour: Literal["tensorrt_rtx", "tensorrt"]
 
 
@@ -94,7 +110,7 @@ class TensorInfo(_Record, frozen=True, forbid_unknown_fields=True, kw_only=True)
 
     name: str
     dtype: str
-    dims: tuple[int | str, ...]
+    dims: Annotated[tuple[Dim | str, ...], Meta(max_length=8)]
     weight: bool = False
 
 
@@ -122,8 +138,8 @@ class StageEntry(_Record, frozen=True, forbid_unknown_fields=True, kw_only=True)
     expert: str | None = None
     engine: str | None = None
     onnx: str
-    inputs: tuple[TensorInfo, ...]
-    outputs: tuple[TensorInfo, ...]
+    inputs: Annotated[tuple[TensorInfo, ...], Meta(max_length=4096)]
+    outputs: Annotated[tuple[TensorInfo, ...], Meta(max_length=4096)]
     profile: Profile
     activation_bytes: Count | None = None
 
@@ -247,7 +263,10 @@ def file_info(path: Path, inputs: str | None = None) -> FileInfo:
 
 
 def load_manifest(folder: Path) -> Manifest:
-    """The manifest of a bundle. Raises UserError where it is missing, corrupt or of another schema version."""
+    """The manifest of a bundle. Raises UserError where it is missing, corrupt or of another schema version.
+
+    What it returns holds together: the stages are there, and take and give what the runtime drives them with.
+    """
     path = folder / MANIFEST_NAME
     if not path.is_file():
         raise UserError(
@@ -270,7 +289,12 @@ def load_manifest(folder: Path) -> Manifest:
             got=str(version),
             remedy="upgrade turbotrt" if newer else "export the bundle again",
         )
-    return _decode(path, data, Manifest)
+    manifest = _decode(path, data, Manifest)
+    try:
+        check_manifest(manifest, msgspec.json.decode(data))
+    except ValueError as error:
+        raise _corrupt(path, str(error)) from error
+    return manifest
 
 
 def _upgraded(path: Path, data: bytes) -> bytes:
@@ -288,7 +312,8 @@ def _decode(path: Path, data: bytes, kind: type[_T]) -> _T:
 
 
 def _corrupt(path: Path, why: str) -> UserError:
-    return UserError(f"{path} is corrupt: {why}.", remedy="export the bundle again")
+    printable = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in why)  # it may quote the manifest
+    return UserError(f"{path} is corrupt: {printable}.", remedy="export the bundle again")
 
 
 def encode_manifest(manifest: Manifest) -> bytes:

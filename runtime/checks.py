@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -10,12 +9,12 @@ from pathlib import Path
 from threading import Event, Lock
 
 from plugins.errors import UserError
-from plugins.plan import FORMAT_VERSION, MAGIC
+from plugins.plan import FORMAT_VERSION, decode
 from plugins.tensorrt_plugin import PLUGIN_VERSION
 from runtime.bundle import COMPONENTS, Manifest, verify_file
-from runtime.input_files import open_input
 from runtime.report import Report
 
+MAX_PLAN_BYTES = 64 << 20  # kernels of an op, of some hundred kilobytes each
 PLUGIN_TOOL = "turbotrt-plugin"  # the manifest's name, under tools, for the version of our plugins
 
 
@@ -33,8 +32,9 @@ def rebuild_command(
     words += ["--checkpoint", "PATH_OR_HF_ID"] if checkpoint or one_file else []
     words += ["--out", str(folder.parent)] if folder is not None and folder.parent != Path("engines") else []
     words += ["--attention", sampler.attention, "--linear", sampler.linear]
-    words += ["--topk", f"{sampler.topk_milli / 1000:g}"] if sampler.attention != "sage" else []
+    words += ["--topk", f"{sampler.topk_milli / 1000:g}"] if not sampler.dense else []
     words += ["--components", ",".join(manifest.components)] if manifest.components != COMPONENTS else []
+    words += ["--max-size", "x".join(map(str, largest))] if (largest := manifest.model.max_size) is not None else []
     words += ["--text-linear", manifest.text_linear] if manifest.text_linear != "bf16" else []
     words += ["--onnx-only"] if not engines and any(stage.engine is None for stage in manifest.stages) else []
     words += ["--one-file"] if one_file else []
@@ -123,16 +123,26 @@ def check_plugins(folder: Path, manifest: Manifest) -> str | None:
             rebuild_command(manifest, folder),
         )
     for name in sorted(set(manifest.plans.values())):
-        with os.fdopen(open_input(folder / name, "a launch plan"), "rb") as file:
-            head = file.read(8)
-        if head[:4] != MAGIC or int.from_bytes(head[4:], "little") != FORMAT_VERSION:
-            found = int.from_bytes(head[4:], "little") if head[:4] == MAGIC else "no launch plan"
+        if problem := plan_problem(folder / name):
             return mismatch(
                 f"{name} is not a launch plan that this turbotrt runs.",
                 f"format {FORMAT_VERSION}",
-                str(found),
+                problem,
                 rebuild_command(manifest, folder),
             )
+    return None
+
+
+def plan_problem(path: Path) -> str | None:
+    """What is wrong with a launch plan's file, or None."""
+    if not path.is_file():
+        return "no such file"
+    if (size := path.stat().st_size) > MAX_PLAN_BYTES:
+        return f"{size:,} bytes"
+    try:
+        decode(path.read_bytes())
+    except ValueError as error:
+        return str(error)
     return None
 
 

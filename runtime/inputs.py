@@ -8,12 +8,13 @@ import numpy as np
 import numpy.typing as npt
 
 from plugins.errors import UserError
+from runtime import declared
 from runtime.bundle import Manifest, ModelFacts
 from runtime.numerics import Array, from_bf16_bits, to_bf16_bits, to_tokens
 from runtime.video_shape import latents_of, tokens_of
 
-TEXT_DIM = 4096
-LATENT_CHANNELS, MASK_CHANNELS = 16, 4
+TEXT_DIM = declared.TEXT_DIM
+LATENT_CHANNELS, MASK_CHANNELS = declared.LATENT_CHANNELS, 4
 
 
 def latent_shape(
@@ -32,7 +33,9 @@ def latent_shape(
             f"{width}x{height} with {frames} frames is outside what this bundle's engines run.",
             expected=f"L from {profile.min:,} to {profile.max:,}",
             got=f"L = {tokens_of(shape):,}",
-            remedy="fewer pixels or frames, or a bundle of a larger model",
+            remedy="more pixels or frames"
+            if tokens_of(shape) < profile.min
+            else f"fewer pixels or frames, or export again with --max-size {width}x{height}x{frames}",
         )
     return shape
 

@@ -23,12 +23,13 @@ from runtime.backends.registry import backend_kind
 from runtime.bundle import Manifest, load_manifest
 from runtime.byte_sizes import parse_bytes
 from runtime.checks import check_files, check_weights
+from runtime.choices import chosen
 from runtime.inputs import condition_tokens, latent_shape, text_bits
 from runtime.layout import run_layout
 from runtime.numerics import Array, to_latents
 from runtime.report import Report, Silent
 from runtime.run import Run, UnitTime
-from runtime.sampler import NonFiniteError, Step, plan_steps, sample
+from runtime.sampler import Noise, NonFiniteError, Step, draws_of, given_noise, plan_steps, sample
 from runtime.video_shape import tokens_of
 from runtime.weights.memory_plan import MemoryPlan, StageBytes, plan_memory
 from runtime.weights.storage import STAGES, Storage, layouts
@@ -68,6 +69,8 @@ class Pipeline:
         size: tuple[int, int] | None = None,
         frames: int | None = None,
         steps: int | None = None,
+        boundary: float | None = None,
+        topk_milli: int | None = None,
         verify: bool = True,
         report: Report | None = None,
     ) -> Pipeline:
@@ -75,15 +78,18 @@ class Pipeline:
 
         vram: the most device memory to use, such as "12GB"; None means what is free now. Weights that do not fit
         stream from the file. backend: "auto" or "tensorrt", "torch", or a BackendKind. size (width, height), frames
-        and steps are what to make room for; a call may ask for others. verify: compare the files with their sha256.
+        and steps are what to make room for; a call may ask for others. boundary: the time below which a model of two
+        experts runs the second; topk_milli: thousandths of the key blocks that sparse attention keeps, which only
+        the torch backend can choose; None means the bundle's. verify: compare the files with their sha256.
         Raises UserError for whatever does not fit together, and says what would.
         """
         folder, report = Path(bundle), report or Silent()
-        manifest = load_manifest(folder)
+        kind = backend_kind(backend)
+        choices: dict[str, Any] = {"boundary": boundary, "topk_milli": topk_milli, "any_topk": kind.any_topk}
+        manifest = chosen(load_manifest(folder), folder, **choices)
         shape = latent_shape(manifest, size, frames)
         planned = _experts(plan_steps(manifest, steps))
         budget = None if vram is None else parse_bytes(vram)
-        kind = backend_kind(backend)
         _require(check_weights(folder, manifest, planned))
         _require(kind.check(folder, manifest))
         files = [*kind.files(manifest, "dit"), *(manifest.weights[expert] for expert in planned)]
@@ -163,6 +169,7 @@ class Pipeline:
         text_embeds: npt.NDArray[Any],
         *,
         seed: int = 0,
+        noise: npt.NDArray[Any] | None = None,
         steps: int | None = None,
         size: tuple[int, int] | None = None,
         frames: int | None = None,
@@ -175,8 +182,9 @@ class Pipeline:
     ) -> Array:
         """Clean latents fp32 [16, T, H, W] with T = (frames − 1)/4 + 1, H and W = pixels / 8.
 
-        text_embeds: [n ≤ 512, 4096], float32, float16, or bf16's bits as uint16. condition: for image-to-video only,
-        the VAE's latents fp32 [16, T, H, W] of [image, zeros…]. steps 1 to 4; size (width, height), frames, steps and
+        text_embeds: [n ≤ 512, 4096], float32, float16, or bf16's bits as uint16. noise: in place of the seed's, the
+        draws of another program (``runtime.sampler.given_noise``). condition: for image-to-video only, the VAE's
+        latents fp32 [16, T, H, W] of [image, zeros…]. steps 1 to 4; size (width, height), frames, steps and
         sigma_max default to the bundle's. ode: the deterministic update, without fresh noise. debug: look for NaN after
         every block. times: a list that gets the seconds of every stage run. Raises UserError for inputs that do not
         fit, NonFiniteError where a step gave NaN, BackendError, and whatever ``on_step`` raises: the pipeline can be
@@ -186,6 +194,8 @@ class Pipeline:
             self._require_open()
             planned = plan_steps(self.manifest, steps, sigma_max, ode=ode)
             shape = latent_shape(self.manifest, size, frames)
+            given = None if noise is None else given_noise(noise, planned, shape)
+            draws = Noise(seed, shape, draws_of(planned), given)
             text = text_bits(text_embeds, self.manifest.model)
             extra = condition_tokens(condition, self.manifest.model, shape)
             with self.runner.device.current():
@@ -194,19 +204,19 @@ class Pipeline:
                 try:
                     with run:
                         run.begin(text, extra, planned)
-                        return self._sample(run, planned, seed, shape, on_step)
+                        return self._sample(run, planned, draws, shape, on_step)
                 finally:
                     run.close()  # again: Ctrl-C may have come before it was closed
 
     def _sample(
-        self, run: Run, steps: Sequence[Step], seed: int, shape: tuple[int, int, int], on_step: OnStep | None
+        self, run: Run, steps: Sequence[Step], noise: Noise, shape: tuple[int, int, int], on_step: OnStep | None
     ) -> Array:
         def after(step: Step, tokens: Array) -> None:
             if on_step is not None:
                 on_step(step, to_latents(tokens, shape))
 
         try:
-            return to_latents(sample(run.forward, steps, seed, shape, after), shape)
+            return to_latents(sample(run.forward, steps, noise, after), shape)
         except NonFiniteError as error:
             raise run.located(error) from None
 

@@ -13,6 +13,7 @@ from exporter.models import ModelSpec
 from exporter.networks.dit.options import BlockOptions
 from exporter.networks.dit.stages import block_stage
 from plugins.compile import plan_bytes
+from plugins.cost import Cost, cost
 from plugins.op import AttrValue, Op
 from plugins.registry import OPS
 from plugins.torch_dtypes import torch_dtype
@@ -32,6 +33,11 @@ class OpCall:
     def dims(self) -> dict[str, int]:
         """The values of the op's symbols."""
         return self.op.bind(self.shapes)
+
+    @property
+    def cost(self) -> Cost:
+        """What it must move and compute."""
+        return cost(self.op, self.dims, dict(self.attributes))
 
     @property
     def label(self) -> str:

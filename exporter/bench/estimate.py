@@ -1,116 +1,34 @@
-"""``turbotrt estimate``: each op's roofline on a GPU, divided by the efficiency the op reached on the H200.
+"""``turbotrt estimate``: a block's ops and a step on any GPU of the table, from measurements on another one.
 
-It is an estimate: another GPU's caches, clocks and schedulers differ, and only the peaks are scaled. Its error where a
-check is possible is shown: each op measured at several sizes on the H200 is predicted from its other sizes.
+RTX parts are estimated by proxy (by_proxy.py), the others from the H200 (by_h200.py). The steps' time stands beside
+what TurboDiffusion's authors publish where both are of the same number of steps.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from exporter.bench.block_graph import OpCall, block_calls
-from exporter.bench.measured import Measured, measured_ops, measured_step
-from exporter.bench.roofline import Limit, limit
+from exporter.bench import published
+from exporter.bench.block_graph import block_calls
+from exporter.bench.by_h200 import REFERENCE, h200_estimates
+from exporter.bench.by_proxy import proxy_estimates
+from exporter.bench.measured import measured_step
+from exporter.bench.op_estimate import OpEstimate
+from exporter.bench.proxy import LEAVES_OUT, RTX
 from exporter.gpus import GPUS, GpuSpec
 from exporter.models import ModelSpec
 from exporter.networks.dit.options import BlockOptions
-from plugins.cost import Cost, cost
-from plugins.op import AttrValue, Op
-from plugins.registry import OPS
-
-REFERENCE = "h200"
-
-
-@dataclass(frozen=True)
-class OpEstimate:
-    """One op call of a block. ``efficiency``: share of its limit on the H200, None if never measured (1 is assumed)."""
-
-    call: OpCall
-    count: int
-    cost: Cost
-    limit: Limit
-    efficiency: float | None
-
-    @property
-    def ms(self) -> float:
-        """Estimated time of one call."""
-        return self.limit.ms / (self.efficiency or 1.0)
-
-
-def _measured_cost(entry: Measured) -> Cost:
-    return cost(OPS[entry.op], entry.dims, entry.attributes)
-
-
-def efficiency(
-    op: Op, dims: dict[str, int], attributes: dict[str, AttrValue], measured: Sequence[Measured]
-) -> float | None:
-    """The share of the H200's limit in the measurement of this op whose size is nearest (in bytes, by ratio).
-
-    An attribute that is a number (the share of kept blocks) is a size too: other values of it count as other sizes.
-    """
-    same = [m for m in measured if m.op == op.name and _words(m.attributes) == _words(attributes)]
-    if not same:
-        return None
-    size = cost(op, dims, attributes).bytes
-
-    def apart(m: Measured) -> tuple[bool, bool, float]:
-        return m.dims != dims, m.attributes != attributes, abs(math.log(_measured_cost(m).bytes / size))
-
-    nearest = min(same, key=apart)
-    return limit(_measured_cost(nearest), GPUS[REFERENCE]).ms / nearest.ms
-
-
-def _words(attributes: Mapping[str, AttrValue]) -> dict[str, AttrValue]:
-    return {name: value for name, value in attributes.items() if isinstance(value, str)}
 
 
 def estimate_block(
     model: ModelSpec, gpu: GpuSpec, options: BlockOptions, length: int | None = None
 ) -> list[OpEstimate]:
     """Every distinct op call of a model's block at L = ``length``, its default size's if None."""
-    measured = measured_ops(REFERENCE, portable=gpu.sm != GPUS[REFERENCE].sm)
-    found = []
-    for call, count in block_calls(model, options, length).items():
-        dims, attributes = call.dims, dict(call.attributes)
-        needs = cost(call.op, dims, attributes)
-        reached = efficiency(call.op, dims, attributes, measured)
-        found.append(OpEstimate(call, count, needs, limit(needs, gpu), reached))
-    return found
-
-
-def transfer_errors(op: str) -> list[float]:
-    """(predicted − measured) / measured on the H200 for each measurement of an op, predicted from the others."""
-    measured = [m for m in measured_ops(REFERENCE, portable=False) if m.op == op]
-    errors = []
-    for entry in measured:
-        others = [m for m in measured if m != entry]
-        reached = efficiency(OPS[op], entry.dims, entry.attributes, others)
-        if reached is not None:
-            errors.append(limit(_measured_cost(entry), GPUS[REFERENCE]).ms / reached / entry.ms - 1)
-    return errors
-
-
-def _row(estimate: OpEstimate) -> dict[str, Any]:
-    errors = transfer_errors(estimate.call.op.name)
-    return {
-        "op": estimate.call.op.name,
-        "dims": estimate.call.dims,
-        "attributes": dict(estimate.call.attributes),
-        "count": estimate.count,
-        "traffic_bytes": estimate.cost.bytes,
-        "operations": dict(estimate.cost.operations),
-        "bound": estimate.limit.bound,
-        "limit_ms": estimate.limit.ms,
-        "efficiency": estimate.efficiency,
-        "ms": estimate.ms,
-        "h200_worst_error": max(errors, key=abs) if errors else None,
-    }
+    calls = block_calls(model, options, length)
+    return (proxy_estimates if gpu.cubin_sm in RTX else h200_estimates)(calls, gpu)
 
 
 def step_ms(model: ModelSpec, gpu: GpuSpec, options: BlockOptions, length: int | None = None) -> float:
@@ -118,36 +36,85 @@ def step_ms(model: ModelSpec, gpu: GpuSpec, options: BlockOptions, length: int |
     return model.layers * sum(e.count * e.ms for e in estimate_block(model, gpu, options, length))
 
 
-def estimate(model: ModelSpec, gpu: GpuSpec, options: BlockOptions) -> dict[str, Any]:
+def estimate(model: ModelSpec, gpu: GpuSpec, options: BlockOptions, steps: int = published.STEPS) -> dict[str, Any]:
     """What ``estimate --json`` prints. Times in ms, sizes in bytes; a step is all blocks, without embed and head."""
     estimates = estimate_block(model, gpu, options)
     block = sum(e.count * e.ms for e in estimates)
-    unmeasured = sum(e.count * e.ms for e in estimates if e.efficiency is None)
-    # Only the default options were ever measured as a whole.
-    known = measured_step(REFERENCE, model.name) if options == BlockOptions() else None
-    predicted = step_ms(model, GPUS[REFERENCE], options)
+    unmeasured = sum(e.count * e.ms for e in estimates if e.basis != "measured")
     return {
         "estimate": True,
         "model": model.name,
         "gpu": gpu.name,
         "tokens": model.tokens(),
-        "kernels": [_row(e) for e in estimates],
+        "kernels": [e.row for e in estimates],
         "block_ms": block,
         "step_ms": model.layers * block,
         "step_limit_ms": model.layers * sum(e.count * e.limit.ms for e in estimates),
+        "steps": steps,
+        "steps_seconds": steps * model.layers * block / 1e3,
+        "published_seconds": _published(model, gpu, options, steps),
         "unmeasured_share": unmeasured / block,
+        **(_proxy_facts(gpu) if gpu.cubin_sm in RTX else _h200_facts(model, options)),
+    }
+
+
+def _published(model: ModelSpec, gpu: GpuSpec, options: BlockOptions, steps: int) -> float | None:
+    """The authors' seconds for the same, None where they publish none."""
+    same = (gpu.name, steps, options) == (published.GPU, published.STEPS, BlockOptions())
+    return published.SECONDS.get(model.name) if same else None
+
+
+def _proxy_facts(gpu: GpuSpec) -> dict[str, Any]:
+    return {"by_proxy": True, "leaves_out": list(LEAVES_OUT[gpu.cubin_sm])}
+
+
+def _h200_facts(model: ModelSpec, options: BlockOptions) -> dict[str, Any]:
+    """How far off the same estimate is on the H200; only the default options were ever measured as a whole."""
+    known = measured_step(REFERENCE, model.name) if options == BlockOptions() else None
+    predicted = step_ms(model, GPUS[REFERENCE], options)
+    return {
+        "by_proxy": False,
         "h200_step_ms": predicted,
         "h200_measured_step_ms": known,
         "h200_error": None if known is None else predicted / known - 1,
     }
 
 
-def _error_line(found: dict[str, Any]) -> str:
-    if found["h200_measured_step_ms"] is None:
-        return "no step of this model with these options was measured, so the error is unknown"
+def _h200_lines(found: dict[str, Any]) -> list[str]:
+    error = "no step of this model with these options was measured, so the error is unknown"
+    if found["h200_measured_step_ms"] is not None:
+        error = (
+            f"the same estimate for the H200 gives {found['h200_step_ms']:.0f} ms a step, measured "
+            f"{found['h200_measured_step_ms']:.0f} ms: error {found['h200_error']:+.0%}"
+        )
+    return [
+        "measured: by what the op reached on the H200 at the nearest measured size; limit: never measured, the limit "
+        f"itself is taken ({found['unmeasured_share']:.0%} of the time above).",
+        f"error: the op's worst on the H200 where one measured size is predicted from the others; {error}.",
+    ]
+
+
+def _proxy_lines(found: dict[str, Any]) -> list[str]:
+    product = GPUS[found["gpu"]].product
+    proxies = [row["proxy"] for row in found["kernels"] if row["proxy"]]
+    ran = sorted({f"kernels of sm_{one['kernels_of_sm']} from their PTX on {one['device']}" for one in proxies})
+    return [
+        f"BY PROXY: nothing was ever executed on a {product}. measured: {' and '.join(ran) or 'nothing yet'}, "
+        "carried over by a model of their machine code there and here and by the memories' bandwidths; model: by the "
+        f"model alone; limit: neither ({found['unmeasured_share']:.0%} of the time above was not measured). It assumes "
+        "the vendor's boost clock.",
+        "error: what the model says of the op's last kernel on the proxy, against its measured time there.",
+        *(f"  the proxy does not show: {line}" for line in found["leaves_out"]),
+    ]
+
+
+def _steps_line(found: dict[str, Any]) -> str:
+    line = f"{found['steps']} steps' blocks: about {found['steps_seconds']:.1f} s"
+    if found["published_seconds"] is None:
+        return line + "."
     return (
-        f"the same estimate for the H200 gives {found['h200_step_ms']:.0f} ms a step, measured "
-        f"{found['h200_measured_step_ms']:.0f} ms: error {found['h200_error']:+.0%}"
+        f"{line}; TurboDiffusion's authors publish {found['published_seconds']:g} s for the DiT in {found['steps']} "
+        f"steps on a {GPUS[found['gpu']].product}."
     )
 
 
@@ -156,10 +123,9 @@ def show_estimate(found: dict[str, Any], console: Console) -> None:
     table = Table(title=f"ESTIMATE, not a measurement: {found['model']} on {found['gpu']}, L = {found['tokens']:,}")
     for heading in ("op", "dims"):
         table.add_column(heading, no_wrap=heading == "op")
-    for heading in ("×", "GB", "TOP", "bound", "limit ms", "of limit", "ms", "H200 error"):
+    for heading in ("×", "GB", "TOP", "bound", "limit ms", "of limit", "ms", "basis", "error"):
         table.add_column(heading, justify="right", no_wrap=True)
     for row in found["kernels"]:
-        reached, error = row["efficiency"], row["h200_worst_error"]
         table.add_row(
             row["op"],
             " ".join(f"{name}={value}" for name, value in (row["dims"] | row["attributes"]).items()),
@@ -168,14 +134,15 @@ def show_estimate(found: dict[str, Any], console: Console) -> None:
             f"{sum(row['operations'].values()) / 1e12:.2f}",
             row["bound"],
             f"{row['limit_ms']:.3f}",
-            "(100%)" if reached is None else f"{reached:.0%}",
+            f"{row['limit_ms'] / row['ms']:.0%}",
             f"{row['ms']:.3f}",
-            "–" if error is None else f"{error:+.0%}",
+            row["basis"],
+            "–" if row["error"] is None else f"{row['error']:+.0%}",
         )
     console.print(table)
     console.print(
-        f"one step's blocks: about {found['step_ms']:.0f} ms (at every limit {found['step_limit_ms']:.0f} ms).\n"
-        f"of limit: what the op reached on the H200 at the nearest measured size; (100%): never measured, the limit "
-        f"itself is taken ({found['unmeasured_share']:.0%} of the time above).\n"
-        f"H200 error: the op's worst where one measured size is predicted from the others; {_error_line(found)}."
+        f"one step's blocks: about {found['step_ms']:.0f} ms (at every limit {found['step_limit_ms']:.0f} ms); "
+        + _steps_line(found)
     )
+    for line in _proxy_lines(found) if found["by_proxy"] else _h200_lines(found):
+        console.print(line)

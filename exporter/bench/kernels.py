@@ -10,19 +10,21 @@ from collections.abc import Callable, Mapping, Sequence
 from statistics import median
 from typing import Any
 
+import msgspec
 import torch
 from rich.console import Console
 from rich.table import Table
 
 from exporter.bench.block_graph import OpCall, block_graph, call_of, our_op
 from exporter.bench.device import median_ms, prepared
+from exporter.bench.launches import launch_times, multiplying, predicted_ms
+from exporter.bench.measured import LaunchTime
 from exporter.bench.proxy import Bench, bench_on
 from exporter.bench.roofline import limit
 from exporter.bench.synthetic import block_inputs, block_weights
 from exporter.gpus import GpuSpec
 from exporter.models import ModelSpec
 from exporter.networks.dit.options import BlockOptions
-from plugins.cost import cost
 from plugins.torch_op import run_plan
 
 Measure = Callable[[OpCall, Sequence[torch.Tensor]], float]
@@ -62,9 +64,9 @@ class MeasuringInterpreter(PlanInterpreter):
         return super().call_function(target, args, kwargs)
 
 
-def kernel_row(call: OpCall, count: int, ms: float, gpu: GpuSpec) -> dict[str, Any]:
+def kernel_row(call: OpCall, count: int, launches: Sequence[LaunchTime], gpu: GpuSpec) -> dict[str, Any]:
     """One op's figures; ``share`` is of the GPU's roofline, ``tb_s`` and ``tops`` of needed bytes and operations."""
-    needs = cost(call.op, call.dims, dict(call.attributes))
+    needs, ms = call.cost, sum(launch.ms for launch in launches)
     best = limit(needs, gpu)
     return {
         "op": call.op.name,
@@ -72,6 +74,7 @@ def kernel_row(call: OpCall, count: int, ms: float, gpu: GpuSpec) -> dict[str, A
         "attributes": dict(call.attributes),
         "count": count,
         "ms": ms,
+        "launches": [msgspec.to_builtins(launch) for launch in launches],
         "tops": needs.total / ms / 1e9,
         "tb_s": needs.bytes / ms / 1e9,
         "bound": best.bound,
@@ -80,18 +83,31 @@ def kernel_row(call: OpCall, count: int, ms: float, gpu: GpuSpec) -> dict[str, A
     }
 
 
+def _add_models(rows: Sequence[dict[str, Any]], calls: Sequence[OpCall], bench: Bench) -> None:
+    """Each op's ``rate`` and ``predicted_ms`` of its last launch, None where there is no model of that."""
+    found = multiplying({call: bench.plan(call) for call in calls}, bench.host or bench.sm, bench.rates)
+    for row, call in zip(rows, calls, strict=True):
+        row["rate"] = row["predicted_ms"] = None
+        if call in found:
+            rate = found[call].rate
+            row["rate"], row["predicted_ms"] = rate, predicted_ms(call.cost.total, rate, bench.sm_clocks)
+
+
 def bench_kernels(model: ModelSpec, gpu: GpuSpec, options: BlockOptions) -> dict[str, Any]:
     """Each op of the block at the model's default size: median ms, TOPS, TB/s, share of the limit."""
     bench = bench_on(gpu)
+    launches: dict[OpCall, list[LaunchTime]] = {}
 
     def measure(call: OpCall, inputs: Sequence[torch.Tensor]) -> float:
-        return median_ms(prepared(bench.plan(call), inputs)[0])
+        launches[call] = launch_times(bench.plan(call), lambda plan: median_ms(prepared(plan, inputs)[0]))
+        return sum(launch.ms for launch in launches[call])
 
     graph = MeasuringInterpreter(block_graph(model, options, model.tokens()), bench, measure)
     with torch.inference_mode():
         inputs = block_inputs(model, 0, "cuda", model.latent_shape())
         run_graph(graph, inputs, block_weights(model, options, 1, "cuda"))
-    rows = [kernel_row(call, graph.counts[call], ms, bench.limits) for call, ms in graph.times.items()]
+    rows = [kernel_row(call, graph.counts[call], found, bench.limits) for call, found in launches.items()]
+    _add_models(rows, list(launches), bench)
     block = sum(row["count"] * row["ms"] for row in rows)
     return {**_head(model, bench, options), "kernels": rows, "block_ms": block, "blocks_ms": model.layers * block}
 
@@ -171,7 +187,7 @@ def show_kernels_bench(found: dict[str, Any], console: Console) -> None:
     for heading in ("op", "dims"):
         table.add_column(heading, no_wrap=heading == "op")
     of = "of limit" if found["proxy"] is None else "of mma.sync"
-    for heading in ("×", "ms", "TOPS", "TB/s", "bound", of):
+    for heading in ("×", "ms", "TOPS", "TB/s", "bound", of, "last kernel ms", "by model"):
         table.add_column(heading, justify="right", no_wrap=True)
     for row in sorted(found["kernels"], key=operator.itemgetter("ms"), reverse=True):
         dims = " ".join(f"{name}={value}" for name, value in (row["dims"] | row["attributes"]).items())
@@ -184,6 +200,8 @@ def show_kernels_bench(found: dict[str, Any], console: Console) -> None:
             f"{row['tb_s']:.2f}",
             row["bound"],
             f"{row['share']:.0%}",
+            f"{row['launches'][-1]['ms']:.3f}",
+            "–" if row["predicted_ms"] is None else f"{row['predicted_ms']:.3f}",
         )
     console.print(table)
     for line in proxy_lines(found):

@@ -20,9 +20,31 @@ from plugins.compile import build_plan, plan_bytes
 from plugins.op import AttrValue, Op
 from plugins.plan import KernelImage, Plan, decode, encode
 from plugins.sass.report import blocks_by_shared, resident_blocks
-from plugins.sms import RESERVED_SHARED, SMS
+from plugins.sms import RESERVED_SHARED, SMS, Rates
 
 HOPPER = 90
+
+
+#: What a Hopper SM does in a clock by mma.sync, which reaches two thirds of its peak, and what other instructions take
+#: from it: microbenchmarks on one H100 80GB HBM3, 2026-11-25, of mma.sync m16n8k32 s8 (6.01 cycles a warp and quarter)
+#: alone and with 1 to 4 others beside each.
+HOPPER_RATES = Rates(
+    5461,
+    None,
+    None,
+    2730,
+    2730,
+    fp32=128,
+    integer=64,
+    beside=MappingProxyType(
+        {
+            **dict.fromkeys(("FFMA", "IMAD"), 1.0),
+            **dict.fromkeys(("FADD", "FMUL", "HADD2", "HMUL2"), 0.55),
+            **dict.fromkeys(("IADD3", "LOP3", "I2FP", "F2FP", "VIADD", "SEL", "FSEL", "FMNMX", "VIMNMX"), 0.45),
+            "HFMA2": 0.9,
+        }
+    ),
+)
 
 
 @dataclass(frozen=True)
@@ -34,6 +56,11 @@ class ProxyLimits:
     fp16: float
     bandwidth: float
     source: str
+
+    @property
+    def sm_clocks(self) -> float:
+        """10⁹ clocks a second of all SMs together."""
+        return self.int8 * 1e3 / HOPPER_RATES.int8
 
     @property
     def spec(self) -> GpuSpec:
@@ -102,6 +129,16 @@ class Bench:
         """The same built anew, as trials of configs need."""
         plan = build_plan(call.op, call.dims, dict(call.attributes), self.sm, self.host)
         return encode(plan if self.host is None else held(plan, self.host))
+
+    @property
+    def rates(self) -> Rates | None:
+        """What an SM does in a clock, if it is known of these kernels."""
+        return self.gpu.rates if self.host is None else HOPPER_RATES
+
+    @property
+    def sm_clocks(self) -> float:
+        """10⁹ clocks a second of all SMs together, where ``rates`` are known."""
+        return self.gpu.sm_clocks if self.host is None else proxy_limits(self.device).sm_clocks
 
     @property
     def facts(self) -> dict[str, object] | None:

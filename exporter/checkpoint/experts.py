@@ -6,8 +6,8 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+from exporter.checkpoint.files import weight_files
 from exporter.checkpoint.hub import look_for, resolve
-from exporter.checkpoint.reader import weight_files
 from exporter.models import ModelSpec
 from plugins.errors import UserError
 from runtime.input_files import user_path
@@ -16,9 +16,17 @@ from runtime.input_files import user_path
 _FOLDERS = (("high_noise_model", "low_noise_model"), ("transformer", "transformer_2"))
 
 
-def _named(paths: list[Path], word: str) -> list[Path]:
-    """The paths whose name holds the word between separators: "high" is in a-high_noise.pth, not in highway.pth."""
-    return [path for path in paths if re.search(rf"(?<![a-z]){word}(?![a-z])", path.name.lower())]
+#: What names an expert: words between separators, or diffusers' folder.
+_ROLES = (("high", "highnoise"), ("low", "lownoise", "transformer_2"))
+
+
+def _says(name: str, word: str) -> bool:
+    """Whether a name holds the word between separators: "high" is in a-high_noise.pth, not in highway.pth."""
+    return re.search(rf"(?<![a-z]){word}(?![a-z])", name.lower()) is not None
+
+
+def _named(paths: list[Path], words: tuple[str, ...]) -> list[Path]:
+    return [path for path in paths if any(_says(path.name, word) for word in words)]
 
 
 def _pair_in(folder: Path) -> tuple[Path, Path]:
@@ -27,7 +35,7 @@ def _pair_in(folder: Path) -> tuple[Path, Path]:
         if (folder / high_name).is_dir() and (folder / low_name).is_dir():
             return folder / high_name, folder / low_name
     for entries in (weight_files(folder), sorted(path for path in folder.iterdir() if path.is_dir())):
-        high, low = _named(entries, "high"), _named(entries, "low")
+        high, low = (_named(entries, words) for words in _ROLES)
         if len(high) == len(low) == 1 and high != low:
             return high[0], low[0]
     raise UserError(
@@ -39,10 +47,9 @@ def _pair_in(folder: Path) -> tuple[Path, Path]:
     )
 
 
-def check_checkpoint(checkpoint: str, model: ModelSpec, note: Callable[[str], None]) -> None:
-    """Raise UserError for what can be told of a ``--checkpoint`` value without a download or a look into a file."""
-    if all([look_for(part, note) for part in _parts(checkpoint, model)]):
-        expert_paths(checkpoint, model)
+def check_checkpoint(checkpoint: str, model: ModelSpec, note: Callable[[str], None]) -> bool:
+    """Whether a ``--checkpoint`` value is on this machine. UserError for what can be told without a download."""
+    return all([look_for(part, note) for part in _parts(checkpoint, model)])
 
 
 def _parts(checkpoint: str, model: ModelSpec) -> list[str]:
@@ -56,7 +63,30 @@ def _parts(checkpoint: str, model: ModelSpec) -> list[str]:
             expected=f"{count} for {model.name} ({', '.join(model.experts)})",
             got=checkpoint,
         )
+    if len(parts) == count == len(_ROLES):
+        _check_order(parts)
     return parts
+
+
+def _check_order(parts: list[str]) -> None:
+    """Raise UserError where the names of HIGH,LOW say another order: a swap gives videos that are wrong, not errors."""
+    high, low = (_role(part) for part in parts)
+    if high != low and (high == 1 or low == 0):  # both may lie in a folder called high-res
+        raise UserError(
+            "The two experts are not in the order HIGH,LOW, by their names.",
+            expected="the high-noise checkpoint, then the low-noise one",
+            got=", ".join(parts),
+            remedy="swap them",
+        )
+
+
+def _role(part: str) -> int | None:
+    """0 for a path or id whose name, or else whose folder, says that it is the high-noise expert, 1 for the low one."""
+    for name in re.split(r"[/:]", part.rstrip("/"))[:-3:-1]:
+        said = {role for role, words in enumerate(_ROLES) for word in words if _says(name, word)}
+        if len(said) == 1:
+            return said.pop()
+    return None
 
 
 def expert_paths(checkpoint: str, model: ModelSpec) -> dict[str, Path]:

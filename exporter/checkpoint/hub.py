@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from exporter.checkpoint.files import SHARD
+from exporter.checkpoint.foreign import foreign_error
 from plugins.errors import UserError
 from plugins.temporary import temporary
 from runtime.input_files import user_path
@@ -17,7 +19,6 @@ _UNWANTED = ["text_encoder/*", "text_encoder_2/*", "image_encoder/*", "vae/*", "
 _SECONDS = 10  # that the Hub has to answer
 _PART = r"[A-Za-z0-9][\w.\-]*"
 _HUB_ID = re.compile(rf"(?P<repo>{_PART}/{_PART})(?:[:/](?P<file>[\w.\- ]+(?:/[\w.\- ]+)*))?")
-_SHARD = re.compile(r"-\d+-of-\d+\.safetensors$")
 
 
 def parse_hub_id(text: str) -> tuple[str, str | None] | None:
@@ -73,6 +74,8 @@ def look_for(text: str, note: Callable[[str], None], file: str | None = None) ->
     if is_local(text):
         return True
     repo, named = parse_hub_id(text) or (text, None)
+    if named is not None and named.endswith(".gguf"):
+        raise foreign_error(text, "GGUF")
     files = _files_of(repo)
     if isinstance(files, Exception):
         note(f"{text}: Hugging Face cannot be reached ({_words(files)}); looked for in its cache later on")
@@ -179,7 +182,7 @@ def _require_file(repo: str, wanted: str, files: Sequence[str]) -> None:
 
 def _refuse_two_variants(repo: str, files: Iterable[str]) -> None:
     """Raises UserError before gigabytes are fetched from a repository that holds X.pth and X-quant.pth."""
-    weights = [name for name in files if name.endswith((".pth", ".safetensors")) and not _SHARD.search(name)]
+    weights = [name for name in files if name.endswith((".pth", ".safetensors")) and not SHARD.fullmatch(name)]
     both = [
         name for name in weights if name.replace("-quant.", ".") != name and name.replace("-quant.", ".") in weights
     ]

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from itertools import dropwhile
 
 from exporter.networks.dit.weights import PROJ_L_SOURCE
 from plugins.errors import UserError
 
-PREFIXES = ("model.diffusion_model.", "net.")  # ComfyUI; the authors' training files
+#: Names that training code and user interfaces put before a model's own, one or several of them: the authors' training
+#: files (net), ComfyUI (model.diffusion_model), Lightning and trainers (model), VAEs' training (first_stage_model).
+_PREFIXES = frozenset({"model", "diffusion_model", "net", "first_stage_model"})
+#: Names that wrappers put between any two others: torch.compile, activation checkpoints, FSDP, data parallelism.
+_WRAPPERS = frozenset({"_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module", "_fpw_module", "module"})
 _LEAVES = ("weight", "bias", "int8_weight", "scale")
 
 _DIFFUSERS_MARKS = re.compile(r"(^|\.)(condition_embedder|attn1|attn2|proj_out|scale_shift_table)(\.|$)")
@@ -41,10 +46,10 @@ _DIFFUSERS_BLOCK: Mapping[str, str] = {
 }
 
 
-def strip_prefix(name: str) -> str:
-    for prefix in PREFIXES:
-        name = name.removeprefix(prefix)
-    return name
+def unwrapped(name: str) -> str:
+    """A stored name as the model itself has it; no model of ours has a part of one of the names that are dropped."""
+    parts = [part for part in name.split(".") if part not in _WRAPPERS]
+    return ".".join(dropwhile(_PREFIXES.__contains__, parts))
 
 
 def from_diffusers(name: str) -> str:
@@ -66,7 +71,7 @@ def from_diffusers(name: str) -> str:
 
 def canonical_names(names: Iterable[str]) -> dict[str, str]:
     """Canonical name → stored name. Raises UserError where two stored names mean the same tensor."""
-    stripped = [(strip_prefix(name), name) for name in names]
+    stripped = [(unwrapped(name), name) for name in names]
     diffusers = any(_DIFFUSERS_MARKS.search(name) for name, _ in stripped)
     found: dict[str, str] = {}
     for name, stored in stripped:

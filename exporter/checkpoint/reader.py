@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
 
-from exporter.checkpoint.foreign import foreign_error, refuse_foreign
+from exporter.checkpoint.files import open_source
+from exporter.checkpoint.foreign import refuse_foreign
+from exporter.checkpoint.kinds import described, refuse_adapter
 from exporter.checkpoint.names import canonical_names
-from exporter.checkpoint.safetensors_file import INDEX_SUFFIX, SafetensorsFile, ShardedSafetensors
-from exporter.checkpoint.source import TensorMeta, TensorSource, bands
+from exporter.checkpoint.source import TensorMeta, bands
 from exporter.checkpoint.table import (
     checkpoint_tensors,
     fitting_models,
@@ -19,61 +20,11 @@ from exporter.checkpoint.table import (
     listing,
     problems,
 )
-from exporter.checkpoint.torch_file import TorchFile
 from exporter.models import ModelSpec
 from exporter.networks.dit.weights import PROJ_L_SOURCE
 from plugins.errors import UserError
 
-TORCH_SUFFIXES = (".pth", ".pt")
-_SUPPORTED = "a .safetensors or .pth file, a *.safetensors.index.json, or a folder holding one of them"
 _CONV3D = (1, 2, 2)  # Wan's own patch embedding is a Conv3d with this kernel
-
-
-def weight_files(folder: Path) -> list[Path]:
-    """The checkpoints directly in a folder: indices, else safetensors files, else .pth files (Wan's T5 and VAE)."""
-    files = sorted(path for path in folder.iterdir() if path.is_file())
-    for suffixes in ((INDEX_SUFFIX,), (".safetensors",), TORCH_SUFFIXES):
-        if found := [path for path in files if path.name.endswith(suffixes)]:
-            return found
-    return []
-
-
-def find_weights(path: Path) -> Path:
-    """The one checkpoint file that a path means. Raises UserError if there is none, or more than one."""
-    if path.is_file():
-        return path
-    if not path.is_dir():
-        raise UserError(f"There is no checkpoint at {path}.", expected=_SUPPORTED, got="no such file or folder")
-    found = weight_files(path)
-    if not found and (path / "transformer").is_dir():  # a diffusers pipeline
-        found = weight_files(path / "transformer")
-    if len(found) != 1:
-        raise UserError(
-            f"The folder {path} does not say which checkpoint to take.",
-            expected="exactly one checkpoint (one index, one .safetensors or one .pth)",
-            got=", ".join(file.name for file in found) or "none",
-            remedy="pass the file itself (of a Hugging Face repository: org/repo:file)",
-        )
-    return found[0]
-
-
-def open_source(path: Path) -> TensorSource:
-    """The file's tensors under the names it stores. Raises UserError."""
-    file = find_weights(path)
-    try:
-        with file.open("rb") as stream:
-            magic = stream.read(4)
-    except OSError as error:
-        raise UserError(f"{file} cannot be read.", got=str(error)) from error
-    if magic == b"GGUF" or file.suffix == ".gguf":
-        raise foreign_error(file, "GGUF")
-    if file.name.endswith(INDEX_SUFFIX):
-        return ShardedSafetensors(file)
-    if file.suffix == ".safetensors":
-        return SafetensorsFile(file)
-    if file.suffix in TORCH_SUFFIXES:
-        return TorchFile(file)
-    raise UserError(f"{file} is of no supported format.", expected=_SUPPORTED, got=file.suffix or "no suffix")
 
 
 class NamedTensors:
@@ -86,6 +37,7 @@ class NamedTensors:
         self.path = path
         self._source = open_source(path)
         stored = self._source.tensors
+        refuse_adapter(path, stored)
         refuse_foreign(path, stored)
         self._stored = canonical_names(stored)
         self.tensors: dict[str, TensorMeta] = {
@@ -96,6 +48,11 @@ class NamedTensors:
     def files(self) -> tuple[Path, ...]:
         """All files that the tensors come from."""
         return self._source.files
+
+    @property
+    def metadata(self) -> Mapping[str, str]:
+        """What the files say of themselves."""
+        return self._source.metadata
 
     @property
     def quantized(self) -> bool:
@@ -113,7 +70,7 @@ class NamedTensors:
     def bands(self, name: str) -> Iterator[torch.Tensor]:
         """The same by consecutive rows."""
         for band in bands(self._source, self._stored[name]):
-            yield band.reshape(band.shape[0], *self.tensors[name].shape[1:])
+            yield band.reshape((*band.shape[:1], *self.tensors[name].shape[1:]))
 
 
 def _flat_patch(name: str, meta: TensorMeta) -> TensorMeta:
@@ -176,7 +133,7 @@ def open_checkpoint(path: Path, model: ModelSpec, *, allow_missing_proj_l: bool 
         raise UserError(
             f"{path} is not a checkpoint of {model.name}.",
             expected=f"the tensors of {model.name}",
-            got=listing(found),
+            got=f"{described(source.tensors)}; {listing(found)}",
             remedy=f"it fits --model {' or '.join(others)}" if others else "pass a checkpoint of this model",
         )
     if bare and not allow_missing_proj_l:
@@ -184,7 +141,7 @@ def open_checkpoint(path: Path, model: ModelSpec, *, allow_missing_proj_l: bool 
             f"{path} has no proj_l: it was not trained with sparse-linear attention.",
             expected=f"blocks.N.{PROJ_L_SOURCE}.weight and .bias",
             got="none of them",
-            remedy="pass a TurboDiffusion checkpoint, or ask for --attention sage or --attention sla, which then run "
+            remedy="pass a TurboDiffusion checkpoint, or ask for --attention original, sage or sla, which then run "
             "without the linear branch",
         )
     return Checkpoint(source, model)

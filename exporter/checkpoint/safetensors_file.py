@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -19,7 +20,7 @@ from runtime.input_files import open_input, read_input
 from runtime.safetensors_header import EXPECTED, read_exactly, read_header, unique_names
 
 INDEX_SUFFIX = ".safetensors.index.json"
-_MAX_INDEX = 64 << 20  # bytes; that of a thousand tensors has a hundred kilobytes
+MAX_INDEX_BYTES = 16 << 20  # a thousand tensors' names take some hundred kilobytes
 
 
 class SafetensorsFile:
@@ -62,10 +63,17 @@ class SafetensorsFile:
 
 
 class ShardedSafetensors:
-    """Shards beside an ``*.safetensors.index.json``. Raises UserError where index and shards disagree."""
+    """Tensors of several safetensors files: by an index, or all that a set of shards holds."""
 
-    def __init__(self, index: Path) -> None:
-        self._homes: dict[str, SafetensorsFile] = {}
+    def __init__(self, files: tuple[Path, ...], homes: Mapping[str, SafetensorsFile]) -> None:
+        """``homes``: tensor → the shard that holds it; ``files``: all that was read."""
+        self._files, self._homes = files, homes
+        self._tensors = {name: file.tensors[name] for name, file in homes.items()}
+
+    @classmethod
+    def of_index(cls, index: Path) -> ShardedSafetensors:
+        """Shards beside an ``*.safetensors.index.json``. Raises UserError where index and shards disagree."""
+        homes: dict[str, SafetensorsFile] = {}
         shards: dict[str, SafetensorsFile] = {}
         for name, shard in _weight_map(index).items():
             if shard not in shards:
@@ -74,10 +82,28 @@ class ShardedSafetensors:
                 raise UserError(
                     f"{index} does not describe its shards.", expected=f"{name} in {shard}", got="no such tensor"
                 )
-            self._homes[name] = shards[shard]
-        self._files = (index, *(file.path for _, file in sorted(shards.items())))
-        metas = {shard: file.tensors for shard, file in shards.items()}
-        self._tensors = {name: metas[file.path.name][name] for name, file in self._homes.items()}
+            homes[name] = shards[shard]
+        return cls((index, *(file.path for _, file in sorted(shards.items()))), homes)
+
+    @classmethod
+    def of_shards(cls, paths: Sequence[Path]) -> ShardedSafetensors:
+        """All tensors of these files. Raises UserError where two hold one of the same name."""
+        homes: dict[str, SafetensorsFile] = {}
+        for path in paths:
+            file = SafetensorsFile(path)
+            if twice := sorted(file.tensors.keys() & homes.keys()):
+                raise UserError(
+                    f"The checkpoint holds {twice[0]} twice.",
+                    got=f"in {homes[twice[0]].path.name} and {path.name}",
+                    remedy="download the whole folder again",
+                )
+            homes |= dict.fromkeys(file.tensors, file)
+        return cls(tuple(paths), homes)
+
+    @property
+    def metadata(self) -> Mapping[str, str]:
+        """Of all shards; where two differ, the last one's."""
+        return {key: value for file in self._homes.values() for key, value in file.metadata.items()}
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -97,7 +123,7 @@ class ShardedSafetensors:
 def _weight_map(index: Path) -> dict[str, str]:
     """Tensor → shard's file name, as the index states it. Raises UserError."""
     try:
-        content = json.loads(read_input(index, _MAX_INDEX, "an index of shards"), object_pairs_hook=unique_names)
+        content = json.loads(read_input(index, MAX_INDEX_BYTES, "an index of shards"), object_pairs_hook=unique_names)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{index} cannot be read.", expected="a JSON index of shards", got=str(error)) from error
     found = content.get("weight_map") if isinstance(content, dict) else None

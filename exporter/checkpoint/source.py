@@ -34,6 +34,10 @@ class TensorSource(Protocol):
     @property
     def tensors(self) -> Mapping[str, TensorMeta]: ...
 
+    @property
+    def metadata(self) -> Mapping[str, str]:
+        """What the file says of itself; nothing where its format has no place for it."""
+
     def load(self, name: str) -> torch.Tensor: ...
 
     def load_rows(self, name: str, start: int, stop: int) -> torch.Tensor:

@@ -17,6 +17,7 @@ from exporter.cli.kernels import BENCHMARKS, COMMANDS
 from exporter.cli.plan import plan
 from exporter.cli.show import inspect, list_
 from exporter.cli.weights import merge, pack
+from exporter.terminal import any_encoding, say
 from runtime.versions import own_version
 
 app = typer.Typer(
@@ -34,7 +35,7 @@ export_app = typer.Typer(
 
 def _version(asked: bool) -> None:
     if asked:
-        typer.echo(f"turbotrt {own_version()}")
+        say(f"turbotrt {own_version()}")
         raise typer.Exit
 
 
@@ -69,9 +70,11 @@ export_app.command(cls=Command, epilog=EPILOG)(typed(export))
 
 def main() -> None:
     """The ``turbotrt`` script."""
+    any_encoding()
     app(prog_name="turbotrt")
 
 
 def export_main() -> None:
     """The ``export`` script: ``turbotrt export`` under the name that bash's builtin shadows."""
+    any_encoding()
     export_app(prog_name="export")

@@ -8,9 +8,9 @@ from typing import Annotated
 
 import typer
 
-from exporter.cli.command import console
 from exporter.cli.options import JsonOption, ModelOption
 from exporter.progress import RichProgress
+from exporter.terminal import console, say
 from plugins.errors import UserError
 
 
@@ -50,7 +50,7 @@ def bench_media(
         with told(out):
             write_atomic(out, json.dumps(found, indent=2).encode())
     if as_json:
-        typer.echo(json.dumps(found, indent=2))
+        say(json.dumps(found, indent=2))
         return
     from rich.table import Table
 

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import typer
-from rich.console import Console
 from typer.core import TyperCommand, TyperGroup
 
+from exporter.terminal import say
 from plugins.errors import Notice, UserError
 from runtime.input_files import user_path
 from runtime.system_errors import system_error
@@ -59,7 +59,7 @@ def _reported() -> Iterator[None]:
     except (Exception, KeyboardInterrupt) as error:
         if not pressed and not isinstance(error, KeyboardInterrupt):
             raise
-        typer.echo("interrupted; nothing half-written was kept", err=True)
+        say("interrupted; nothing half-written was kept", error=True)
         raise typer.Exit(130) from error
     finally:
         if main:
@@ -74,14 +74,14 @@ def _errors() -> Iterator[None]:
             warnings.simplefilter("always", Notice)
             shown = warnings.showwarning
             warnings.showwarning = lambda message, kind, *rest: (
-                typer.echo(str(message), err=True) if issubclass(kind, Notice) else shown(message, kind, *rest)
+                say(str(message), error=True) if issubclass(kind, Notice) else shown(message, kind, *rest)
             )
             yield
     except Exception as error:
         told = _message(error)
         if told is None:
             raise
-        typer.echo(str(told), err=True)
+        say(str(told), error=True)
         raise typer.Exit(2) from error
 
 
@@ -124,9 +124,3 @@ class Group(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         with _reported():
             return super().invoke(ctx)
-
-
-def console() -> Console:
-    """For tables on standard output: names come from files, so no markup; wide enough where there is no terminal."""
-    made = Console(markup=False, emoji=False, highlight=False)
-    return made if made.is_terminal else Console(markup=False, emoji=False, highlight=False, width=160)

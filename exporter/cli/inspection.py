@@ -144,6 +144,7 @@ def _table(title: str, *headings: str, wraps: str) -> Table:
 def _show_facts(console: Console, manifest: Manifest, folder: Path) -> None:
     model, sampler, gpu = manifest.model, manifest.sampler, manifest.gpu
     boundary = "" if sampler.boundary is None else f", boundary {sampler.boundary}"
+    share = "" if sampler.dense else f"top-k {sampler.topk_milli / 1000:g}, "
     weights = ", ".join(f"{expert}: {file}" for expert, file in sorted(manifest.weights.items())) or "none yet"
     proj_l = {None: "", True: " (with proj_l)", False: " (without proj_l: no linear branch)"}[manifest.has_proj_l]
     parts = [*(f"{part}: {file}" for part, file in sorted(manifest.media_weights.items())), manifest.tokenizer or ""]
@@ -154,7 +155,7 @@ def _show_facts(console: Console, manifest: Manifest, folder: Path) -> None:
         "model": f"{model.name}: {model.layers} blocks, D {model.dim}, {model.heads} heads, F {model.ffn_dim}, "
         f"{model.size[0]}x{model.size[1]}x{model.frames} at {model.fps} fps, up to {model.max_tokens:,} tokens",
         "sampler": f"{sampler.steps} steps, sigma_max {sampler.sigma_max:g}{boundary}, attention {sampler.attention}, "
-        f"top-k {sampler.topk_milli / 1000:g}, linear {sampler.linear}",
+        f"{share}linear {sampler.linear}",
         "gpu": f"{gpu.name}, sm_{gpu.sm}, {gpu.flavour}",
         "weights": weights + proj_l,
         "media": media,

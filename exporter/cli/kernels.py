@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from exporter.cli.command import console
 from exporter.cli.options import AttentionOption, GpuOption, JsonOption, ModelOption, TopkOption
 from exporter.progress import RichProgress
 from exporter.spec import ExportSpec, export_spec
+from exporter.terminal import console, say
 from runtime.atomic import check_place
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def _reporting(
         spec, options = _spec(model, gpu, attention, topk)
         found = measure(spec, options)
         if as_json:
-            typer.echo(json.dumps(found, indent=2))
+            say(json.dumps(found, indent=2))
         else:
             show(spec, found)
 
@@ -53,13 +53,14 @@ def _reporting(
 def kernels(spec: ExportSpec, options: BlockOptions) -> Any:
     """Show a block's kernels as compiled for a GPU: tensor-core instructions, registers, spills, occupancy.
 
-    It is read from the machine code; no GPU is needed.
+    It is read from the machine code, and so is a model of each main loop of mma.sync: cycles of each unit, which one
+    binds, the tensor cores' share. Its prediction for a Hopper GPU stands beside what was measured there.
 
     Example: turbotrt kernels --model wan2.1-14b-720p --gpu rtx5090
     """
     from exporter.bench.kernel_table import block_kernels
 
-    return block_kernels(spec.model, options, spec.gpu.cubin_sm)
+    return block_kernels(spec.model, options, spec.gpu)
 
 
 def _show_kernels(spec: ExportSpec, found: Any) -> None:
@@ -68,28 +69,38 @@ def _show_kernels(spec: ExportSpec, found: Any) -> None:
     show_kernels(found, f"{spec.model.name}, a block's kernels for sm_{spec.gpu.cubin_sm}", console())
 
 
-def estimate(spec: ExportSpec, options: BlockOptions) -> Any:
-    """Estimate the time of each op and of a step on a GPU: rooflines over the efficiency measured on the H200.
+def estimate(
+    model: ModelOption,
+    gpu: GpuOption,
+    attention: AttentionOption = "sagesla",
+    topk: TopkOption = None,
+    steps: Annotated[
+        int, typer.Option(min=1, help="Sampling steps to add up. TurboDiffusion's authors publish times of three.")
+    ] = 3,
+    as_json: JsonOption = False,
+) -> None:
+    """Estimate the time of each op and of a step on a GPU that is not here.
 
-    It is an estimate, and says how far it is off on the H200, where that was measured. No GPU is needed.
+    RTX parts: their kernels' times on a Hopper GPU, carried over by a model of their machine code. Others: rooflines
+    over the efficiency measured on the H200. It says how far off it is where that was measured. No GPU is needed.
 
     Example: turbotrt estimate --model wan2.1-14b-720p --gpu rtx5090
     """
+    spec, options = _spec(model, gpu, attention, topk)
     from exporter.bench import estimate as estimator
 
-    return estimator.estimate(spec.model, spec.gpu, options)
-
-
-def _show_estimate(_spec: ExportSpec, found: Any) -> None:
-    from exporter.bench.estimate import show_estimate
-
-    show_estimate(found, console())
+    found = estimator.estimate(spec.model, spec.gpu, options, steps)
+    if as_json:
+        say(json.dumps(found, indent=2))
+    else:
+        estimator.show_estimate(found, console())
 
 
 def bench_kernels(spec: ExportSpec, options: BlockOptions) -> Any:
     """Time each op of a block on the GPU at hand: ms, TOPS, TB/s and the share of the limit.
 
     Each runs as compiled for an engine, on the inputs it gets in a block of Gaussian data at the model's default size.
+    JSON has each launch of it. What a model of the last one's machine code predicts stands beside its time.
 
     On a Hopper GPU an RTX part's kernels run from their PTX: a proxy, which says what it leaves out.
 
@@ -120,15 +131,13 @@ def bench_step(spec: ExportSpec, options: BlockOptions) -> Any:
 
 def _show_bench_step(_spec: ExportSpec, found: Any) -> None:
     times = ", ".join(f"{ms:.1f}" for ms in found["all_ms"])
-    typer.echo(f"{found['model']}, L = {found['tokens']:,}: {found['source']}")
-    typer.echo(f"a step's blocks: {found['step_ms']:.1f} ms (median of {times})")
-    typer.echo(
-        f"peak device memory {found['peak_bytes'] / 2**30:.2f} GiB, weights {found['weights_bytes'] / 2**30:.2f}"
-    )
+    say(f"{found['model']}, L = {found['tokens']:,}: {found['source']}")
+    say(f"a step's blocks: {found['step_ms']:.1f} ms (median of {times})")
+    say(f"peak device memory {found['peak_bytes'] / 2**30:.2f} GiB, weights {found['weights_bytes'] / 2**30:.2f}")
     from exporter.bench.kernels import proxy_lines
 
     for line in proxy_lines(found):
-        typer.echo(line)
+        say(line)
 
 
 def tune(
@@ -158,13 +167,13 @@ def tune(
     tuned = tuner.tune(spec.model, spec.gpu, options, RichProgress())
     tuner.show_tuned(tuned, console())
     tuner.write(path, tuner.updated(configs.table(), tuned, spec.gpu.cubin_sm))
-    typer.echo(f"{path}: {sum(one.better for one in tuned)} of {len(tuned)} sizes changed.")
+    say(f"{path}: {sum(one.better for one in tuned)} of {len(tuned)} sizes changed.")
 
 
 #: What this file adds to the command line, and to its ``bench`` group.
 COMMANDS: Mapping[str, Callable[..., None]] = {
     "kernels": _reporting(kernels, _show_kernels),
-    "estimate": _reporting(estimate, _show_estimate),
+    "estimate": estimate,
     "tune": tune,
 }
 BENCHMARKS: Mapping[str, Callable[..., None]] = {

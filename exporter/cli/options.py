@@ -8,7 +8,9 @@ from typing import Annotated
 
 import typer
 
+from exporter.networks.dit.options import ATTENTIONS
 from exporter.spec import DEFAULT_TOPK
+from exporter.terminal import say
 from plugins.errors import UserError
 
 ModelOption = Annotated[
@@ -21,8 +23,9 @@ LinearOption = Annotated[
 AttentionOption = Annotated[
     str,
     typer.Option(
-        metavar="sagesla|sla|sage",
-        help="Self-attention. sagesla: sparse-linear, INT8 scores; sla: the same, exact; sage: dense INT8.",
+        metavar="|".join(ATTENTIONS),
+        help="Self-attention. sagesla: sparse-linear, INT8 scores; sla: the same, exact; sage: dense INT8; original: "
+        "dense, exact in bf16.",
     ),
 ]
 TopkOption = Annotated[
@@ -41,7 +44,7 @@ TextEncoderOption = Annotated[
     str | None,
     typer.Option(
         metavar="PATH|HF_ID",
-        help="umT5's weights: Wan's models_t5_*.pth, transformers' safetensors, or a folder of either.",
+        help="umT5's weights: Wan's models_t5_*.pth, transformers' or ComfyUI's safetensors, or a folder of one.",
     ),
 ]
 TextLinearOption = Annotated[
@@ -65,7 +68,7 @@ VaeOption = Annotated[
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
 CHECKPOINT_HELP = (
-    "Weights: a file or folder (.safetensors, shards with an index, .pth), a Hugging Face id (org/repo or "
+    "Weights of a whole model: a file or folder (.safetensors, shards, .pth), a Hugging Face id (org/repo or "
     "org/repo:file), or HIGH,LOW for a model of two experts."
 )
 
@@ -91,17 +94,26 @@ BackendOption = Annotated[
 SizeOption = Annotated[
     str | None, typer.Option("--size", metavar="WxH", help="Pixels. [dim]\\[default: the model's][/]")
 ]
-FramesOption = Annotated[int | None, typer.Option("--frames", help="4n+1. [dim]\\[default: the model's][/]")]
+FramesOption = Annotated[int | None, typer.Option("--frames", help="Rounded to 4n+1. [dim]\\[default: the model's][/]")]
 StepsOption = Annotated[int | None, typer.Option("--steps", help="1 to 4. [dim]\\[default: the model's][/]")]
 OdeOption = Annotated[bool, typer.Option("--ode", help="Deterministic updates: no fresh noise at each step.")]
 NoVerifyOption = Annotated[bool, typer.Option("--no-verify", help="Do not compare the files with their sha256.")]
+
+
+def parse_frames(frames: int | None) -> int | None:
+    """The nearest number of frames that can be made, 4n+1, with a line where it is another; None stays None."""
+    if frames is None or frames < 1 or frames % 4 == 1:
+        return frames
+    nearest = (frames + 1) // 4 * 4 + 1
+    say(f"--frames {frames} becomes {nearest}: a video has 4n+1 frames.", error=True)
+    return nearest
 
 
 def parse_size(text: str | None) -> tuple[int, int] | None:
     """(width, height) of "832x480"; None stays None. Raises UserError."""
     if text is None:
         return None
-    match = re.fullmatch(r"([0-9]{1,9})[x×]([0-9]{1,9})", text.strip().lower())
+    match = re.fullmatch(r"([0-9]{1,6})\s*[x×*]\s*([0-9]{1,6})", text.strip().lower())
     if match is None:
         raise UserError("--size cannot be read.", expected="WIDTHxHEIGHT in pixels, such as 832x480", got=text)
     return int(match[1]), int(match[2])

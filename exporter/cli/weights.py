@@ -12,8 +12,10 @@ from exporter.cli.options import (
     ModelOption,
 )
 from exporter.models import model_named
+from exporter.networks.dit.options import ATTENTIONS
 from exporter.progress import RichProgress
 from exporter.spec import parse_linear
+from exporter.terminal import say
 from plugins.errors import UserError
 from runtime.atomic import check_place, told
 from runtime.byte_sizes import gigabytes
@@ -35,8 +37,8 @@ def pack(
     attention: Annotated[
         str | None,
         typer.Option(
-            metavar="sagesla|sla|sage",
-            help="sla or sage accept a checkpoint without proj_l. [dim]\\[default: the bundle's, else sagesla][/]",
+            metavar="|".join(ATTENTIONS),
+            help="All but sagesla accept a checkpoint without proj_l. [dim]\\[default: the bundle's, else sagesla][/]",
         ),
     ] = None,
 ) -> None:
@@ -45,8 +47,8 @@ def pack(
     Example: turbotrt pack --checkpoint ./turbowan.pth --model wan2.1-1.3b-480p --out weights.safetensors
     """
     spec, mode = model_named(model), None if linear is None else parse_linear(linear)
-    if attention not in (None, "sagesla", "sla", "sage"):
-        raise UserError(f"--attention {attention!r} is not known.", expected="sagesla, sla, sage", got=attention)
+    if attention not in (None, *ATTENTIONS):
+        raise UserError(f"--attention {attention!r} is not known.", expected=", ".join(ATTENTIONS), got=attention)
     if out.suffix != ".safetensors":
         raise UserError(
             "--out is not a name for packed weights.", expected="a name ending in .safetensors", got=str(out)
@@ -55,19 +57,38 @@ def pack(
 
     packed, bundle = pack_into(checkpoint, spec, out, linear=mode, attention=attention, progress=RichProgress())
     if bundle is not None:
-        typer.echo(f"{out.parent / 'manifest.json'}: lists the weights.")
+        say(f"{out.parent / 'manifest.json'}: lists the weights.")
     for path in packed.files.values():
-        typer.echo(f"{path}: {gigabytes(path.stat().st_size)}")
+        say(f"{path}: {gigabytes(path.stat().st_size)}")
 
 
 def merge(
-    base: Annotated[str, typer.Option(metavar="PATH|HF_ID", help="The model both trainings started from.")],
-    sla: Annotated[str, typer.Option(metavar="PATH|HF_ID", help="Its sparse-linear attention training, with proj_l.")],
-    rcm: Annotated[str, typer.Option(metavar="PATH|HF_ID", help="Its few-step (rCM) training.")],
+    base: Annotated[
+        str,
+        typer.Option(
+            metavar="PATH|HF_ID",
+            help="The pretrained model that both trainings started from: --diff_base of the authors' merge_models.py.",
+        ),
+    ],
+    sla: Annotated[
+        str,
+        typer.Option(
+            metavar="PATH|HF_ID",
+            help="Its sparse-linear attention training, the only one with proj_l: the authors' --diff_target.",
+        ),
+    ],
+    rcm: Annotated[
+        str,
+        typer.Option(
+            metavar="PATH|HF_ID", help="Its few-step (rCM) training: [bold]the authors' --base[/], which ours is not."
+        ),
+    ],
     out: Annotated[Path, typer.Option(metavar="FILE", help="The merged checkpoint, .safetensors.")],
     weight: Annotated[float, typer.Option(help="How much of the sparse-linear training to add.")] = 1.0,
 ) -> None:
     """Merge two trainings of one base as the authors do: base + weight·(sla − base) + (rcm − base), in fp32.
+
+    The result has the widest dtype of the three. Swapped inputs are refused where names or distances show it.
 
     Example: turbotrt merge --base wan.safetensors --sla sla.pth --rcm rcm.pth --out merged.safetensors
     """
@@ -79,6 +100,8 @@ def merge(
     with told(out):
         out.parent.mkdir(parents=True, exist_ok=True)
     check_place(out)
-    with RichProgress().stage(f"merge {out.name}") as update:
-        merge_checkpoints(resolve(base), resolve(sla), resolve(rcm), out, weight=weight, progress=update)
-    typer.echo(f"{out}: {gigabytes(out.stat().st_size)}")
+    report = RichProgress()
+    with report.stage(f"merge {out.name}") as update:
+        paths = resolve(base), resolve(sla), resolve(rcm)
+        merge_checkpoints(*paths, out, weight=weight, progress=update, note=report.note)
+    say(f"{out}: {gigabytes(out.stat().st_size)}")

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
+from exporter.checkpoint.files import find_weights, open_source
 from exporter.checkpoint.foreign import refuse_foreign
-from exporter.checkpoint.reader import find_weights, open_source
+from exporter.checkpoint.kinds import described, refuse_adapter
+from exporter.checkpoint.names import unwrapped
 from exporter.checkpoint.source import TensorMeta, bands
 from exporter.checkpoint.table import Expected, differences, listing
 from exporter.networks.weight_spec import WeightSpec
@@ -24,7 +27,8 @@ class ComponentFormat:
 
     ``rename`` gives Wan's name of a stored one, ``expected`` is keyed by Wan's names, ``sources`` gives those that make
     up a packed tensor. In a whole release, ``subfolder`` is diffusers' and ``pattern`` matches Wan's own file.
-    ``choices`` are those that decide how it is packed: a packed file's header says them.
+    ``choices`` are those that decide how it is packed: a packed file's header says them. ``others`` are tensors of the
+    whole model that the component is a part of: they are passed over.
     """
 
     title: str
@@ -35,17 +39,25 @@ class ComponentFormat:
     packed: Mapping[str, WeightSpec]
     sources: Callable[[str], tuple[str, ...]]
     choices: Mapping[str, str] = field(default_factory=dict)
+    others: re.Pattern[str] | None = None
 
 
 class ComponentCheckpoint:
-    """A checkpoint that fits a format. Raises UserError listing what does not."""
+    """A checkpoint that fits a format. Raises UserError listing what does not.
+
+    ``passed_over``: stored names of what else of the whole model the file holds.
+    """
 
     quantized = False  # nobody publishes these components in INT8 blocks
 
     def __init__(self, path: Path, form: ComponentFormat) -> None:
         self.path = locate(path, form)
         self._source = open_source(self.path)
-        stored = self._source.tensors
+        whole = self._source.tensors
+        refuse_adapter(self.path, whole)
+        others = [name for name in whole if form.others and form.others.fullmatch(unwrapped(name))]
+        self.passed_over = tuple(others)
+        stored = {name: meta for name, meta in whole.items() if name not in set(others)}
         refuse_foreign(self.path, stored)
         self._stored = _renamed(stored, form.rename)
         problems = differences(form.expected, {name: stored[theirs] for name, theirs in self._stored.items()})
@@ -53,7 +65,7 @@ class ComponentCheckpoint:
             raise UserError(
                 f"{self.path} is not a checkpoint of the {form.title}.",
                 expected=f"the tensors of the {form.title}, in Wan's or {form.subfolder} names",
-                got=listing(problems),
+                got=f"{described(stored)}; {listing(problems)}",
             )
 
     @property
@@ -85,8 +97,8 @@ def _renamed(stored: Iterable[str], rename: Callable[[str], str]) -> dict[str, s
     """Wan's name → stored name. Raises UserError where two stored names mean the same tensor."""
     found: dict[str, str] = {}
     for theirs in stored:
-        name = rename(theirs)
-        if name in found and {theirs, found[name]} != _TIED:
+        name = rename(unwrapped(theirs))
+        if name in found and {unwrapped(theirs), unwrapped(found[name])} != _TIED:
             raise UserError(
                 f"The checkpoint holds {name} twice.",
                 got=f"{found[name]} and {theirs}",

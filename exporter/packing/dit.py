@@ -12,6 +12,7 @@ import msgspec
 
 from exporter.bundle_lock import bundle_turn
 from exporter.models import ModelSpec
+from exporter.networks.dit.options import BARE
 from exporter.networks.weight_spec import LinearMode
 from plugins.errors import UserError
 from runtime.atomic import check_place
@@ -84,7 +85,7 @@ def pack_into(
             model,
             out,
             linear=linear or (bundle.sampler.linear if bundle else "int8"),
-            allow_missing_proj_l=chosen in ("sla", "sage"),
+            allow_missing_proj_l=chosen in BARE,
             progress=progress,
             bundle=bundle,
         )
@@ -105,24 +106,12 @@ def pack_checkpoint(
 
     Beside the manifest of a bundle, a file that was packed from the same bytes in the same way is kept.
     """
-    from exporter.checkpoint.experts import expert_paths
-    from exporter.checkpoint.reader import open_checkpoint
     from exporter.packing.packer import pack
 
     files = weight_paths(out, model)
     for file in files.values():
         check_place(file)
-    readers = {
-        expert: open_checkpoint(path, model, allow_missing_proj_l=allow_missing_proj_l)
-        for expert, path in expert_paths(checkpoint, model).items()
-    }
-    have = {expert: reader.has_proj_l for expert, reader in readers.items()}
-    if len(set(have.values())) != 1:
-        raise UserError(
-            "One expert holds proj_l and the other does not.",
-            expected="two checkpoints of one training",
-            got=", ".join(f"{expert}: {'yes' if has else 'no'}" for expert, has in have.items()),
-        )
+    readers = open_experts(checkpoint, model, linear=linear, allow_missing_proj_l=allow_missing_proj_l)
     entries: dict[str, FileInfo] = {}
     for expert, reader in readers.items():
         file = files[expert]
@@ -135,10 +124,34 @@ def pack_checkpoint(
             pack(reader, model, file, linear=linear, progress=update)
         if bundle is not None:
             entries[file.name] = file_info(file, inputs=key)
-    has_proj_l = all(have.values())
+    has_proj_l = all(reader.has_proj_l for reader in readers.values())
     if not has_proj_l:
         progress.note("The checkpoint has no proj_l: it is packed as zero, which means no linear branch.")
     return PackedWeights(files, has_proj_l, entries)
+
+
+def open_experts(
+    checkpoint: str, model: ModelSpec, *, linear: LinearMode, allow_missing_proj_l: bool
+) -> dict[str, Checkpoint]:
+    """Every expert's checkpoint, with all checks that need no more than headers. Raises UserError."""
+    from exporter.checkpoint.experts import expert_paths
+    from exporter.checkpoint.reader import open_checkpoint
+    from exporter.packing.packer import check_linear
+
+    readers = {
+        expert: open_checkpoint(path, model, allow_missing_proj_l=allow_missing_proj_l)
+        for expert, path in expert_paths(checkpoint, model).items()
+    }
+    for reader in readers.values():
+        check_linear(reader, linear)
+    have = {expert: reader.has_proj_l for expert, reader in readers.items()}
+    if len(set(have.values())) != 1:
+        raise UserError(
+            "One expert holds proj_l and the other does not.",
+            expected="two checkpoints of one training",
+            got=", ".join(f"{expert}: {'yes' if has else 'no'}" for expert, has in have.items()),
+        )
+    return readers
 
 
 def packing_key(reader: Checkpoint, model: ModelSpec, linear: LinearMode, progress: Report) -> str:

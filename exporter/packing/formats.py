@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from exporter.checkpoint.table import Expected
 from exporter.checkpoint.text_names import text_expected, text_name, text_sources
 from exporter.checkpoint.vae_names import vae_name
@@ -13,6 +15,9 @@ from exporter.networks.vae.weights import packed_weights, vae_weights
 from exporter.networks.weight_spec import LinearMode
 from exporter.packing.component import ComponentFormat
 from runtime.bundle import MediaComponent
+
+#: Of a whole UMT5, and the tokenizer that ComfyUI's files hold as bytes.
+_NOT_ENCODER = re.compile(r"spiece_model|(decoder|lm_head)\..+")
 
 
 def component_format(model: ModelSpec, component: MediaComponent, text_linear: LinearMode = "bf16") -> ComponentFormat:
@@ -33,6 +38,7 @@ def text_format(spec: TextSpec, linear: LinearMode = "bf16") -> ComponentFormat:
         packed=text_weights(spec, linear),
         sources=text_sources,
         choices={"linear": linear},
+        others=_NOT_ENCODER,
     )
 
 

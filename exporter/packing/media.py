@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
 import msgspec
 
-from exporter.checkpoint.hub import resolve, resolve_file
+from exporter.checkpoint.hub import is_local, resolve, resolve_file
 from exporter.checkpoint.safetensors_file import SafetensorsFile
 from exporter.packing.component import (
     ComponentCheckpoint,
@@ -37,17 +36,29 @@ def weights_name(component: MediaComponent) -> str:
     return f"{component}.safetensors"
 
 
+def check_media(spec: ExportSpec) -> None:
+    """Raise UserError for checkpoints on this machine that are not those of the model, by their headers alone."""
+    for component, checkpoint in _asked(spec).items():
+        if is_local(checkpoint):
+            ComponentCheckpoint(resolve(checkpoint), _format(spec, component))
+
+
+def _asked(spec: ExportSpec) -> dict[MediaComponent, str]:
+    given: dict[MediaComponent, str | None] = {"text": spec.text_encoder, "vae": spec.vae}
+    return {component: checkpoint for component, checkpoint in given.items() if checkpoint is not None}
+
+
 def pack_media(spec: ExportSpec, manifest: Manifest, report: Report) -> Manifest:
     """Pack what was asked for into the bundle and list it. All checkpoints are checked before a byte is written.
 
     A file that was packed from the same bytes in the same way is kept.
     """
-    asked: Mapping[MediaComponent, str | None] = {"text": spec.text_encoder, "vae": spec.vae}
     opened: dict[MediaComponent, tuple[ComponentFormat, ComponentCheckpoint]] = {}
-    for component, checkpoint in asked.items():
-        if checkpoint is not None:
-            form = _format(spec, component)
-            opened[component] = form, ComponentCheckpoint(resolve(checkpoint), form)
+    for component, checkpoint in _asked(spec).items():
+        form = _format(spec, component)
+        opened[component] = form, ComponentCheckpoint(resolve(checkpoint), form)
+        if kinds := sorted({name.partition(".")[0] for name in opened[component][1].passed_over}):
+            report.note(f"{checkpoint}: {', '.join(kinds)} passed over, of which the {form.title} has no use")
     tokenizer = _tokenizer(spec, opened["text"][1].path if "text" in opened else None)
     if not opened and tokenizer is None:
         return manifest

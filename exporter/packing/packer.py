@@ -38,12 +38,7 @@ def pack(
     """
     if reader.model != model:
         raise UserError("The checkpoint was opened for another model.", expected=model.name, got=reader.model.name)
-    if reader.quantized and linear != "int8":
-        raise UserError(
-            f"{reader.path} is a -quant checkpoint: its block Linears are INT8 already.",
-            expected="the float checkpoint for --linear bf16",
-            remedy="pass the float checkpoint, or --linear int8",
-        )
+    check_linear(reader, linear)
     table = {name: TensorMeta(spec.shape, spec.dtype) for name, spec in packed_tensors(model, linear).items()}
     metadata = {
         "format_version": FORMAT_VERSION,
@@ -55,6 +50,16 @@ def pack(
     with SafetensorsWriter(out, table, metadata, progress) as writer:
         for name, meta in table.items():
             writer.write(name, packer.pieces(name, meta))
+
+
+def check_linear(reader: Checkpoint, linear: LinearMode) -> None:
+    """Raise UserError where a checkpoint cannot be packed for such Linears."""
+    if reader.quantized and linear != "int8":
+        raise UserError(
+            f"{reader.path} is a -quant checkpoint: its block Linears are INT8 already.",
+            expected="the float checkpoint for --linear bf16",
+            remedy="pass the float checkpoint, or --linear int8",
+        )
 
 
 def sources(name: str) -> tuple[str, ...]:

@@ -9,11 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from exporter.models import model_named
-from exporter.networks.components import component_stages
 from exporter.networks.dit.options import BlockOptions
-from exporter.networks.dit.stages import dit_functions
 from exporter.networks.vae.channels_last import ChannelsLast
+from exporter.torch_backend.declared import bundle_stages
 from exporter.torch_backend.device import TorchDevice, tensor_of
 from exporter.torch_backend.memory import UNSPLIT, PeakBytes, meta_tensors
 from plugins.torch_op import device_sm
@@ -66,15 +64,10 @@ class TorchRunner:
 
 
 def stage_functions(manifest: Manifest) -> dict[str, Function]:
-    """The function of each of a bundle's stages. The DiT's depend on the sampler's facts alone, whatever the model."""
+    """The function of each of a bundle's stages. UserError where it takes other tensors than the manifest says."""
     facts = manifest.sampler
     options = BlockOptions(facts.attention, facts.topk_milli, facts.linear)
-    found = dict[str, Function](dit_functions(options).items())
-    for component in manifest.components:
-        if component != "dit":
-            stages = component_stages(model_named(manifest.model.name), component, options, manifest.text_linear)
-            found |= {stage.name: stage.function for stage in stages}
-    return found
+    return {name: stage.function for name, stage in bundle_stages(manifest, options).items()}
 
 
 def overhead_bytes(manifest: Manifest, device: torch.device) -> int:

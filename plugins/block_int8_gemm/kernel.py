@@ -186,7 +186,7 @@ def _plan(dims: Mapping[str, Dim], sm: int, epilogue: str) -> LaunchPlan:
         programs = minimum(tiles, HOPPER_SMS)
         return LaunchPlan((), (Launch(block_int8_gemm_hopper, (programs, 1, 1), args, constants, config.num_warps),))
     kernel: Any = block_int8_gemm
-    if config.early is not None:
+    if config.early is not None and k > BLOCK:  # of a single K block Triton 3.7 loses the copies' alignment
         kernel = mma_kernel.block_int8_gemm_mma
         # What is quantized again is held to exact sums: a block's scale is its largest element.
         constants |= {"EARLY": config.early, "EXACT": epilogue == "gelu"}

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 _LINE = re.compile(r"^\s*/\*([0-9a-f]{4,})\*/\s+(?:\{\s*)?(?:@(!?U?P\w+)\s+)?([A-Z][\w.]*)(.*?);?\s*\}?\s*(?:/\*.*)?$")
+_SECOND_WORD = re.compile(r"^\s*/\* 0x([0-9a-f]{16}) \*/\s*$")
 _LABEL = re.compile(r"^(\.L_[\w.]+):")
 _TARGET = re.compile(r"`\((\.L_[\w.]+)\)")
 _JUMPS = ("BRA", "JMP", "CALL", "BRX")
@@ -19,12 +20,16 @@ _ENDS = ("EXIT", "RET", "BRX")
 
 @dataclass(frozen=True)
 class Instruction:
-    """One SASS instruction: mnemonic with its modifiers, operands as printed, whether predicated, labels before it."""
+    """One SASS instruction: mnemonic with its modifiers, operands as printed, whether predicated, labels before it.
+
+    ``control``: the upper half of its 16 bytes, where the compiler says how the instruction waits; 0 if not listed.
+    """
 
     mnemonic: str
     operands: str
     predicated: bool
     labels: tuple[str, ...]
+    control: int = 0
 
     @property
     def opcode(self) -> str:
@@ -50,6 +55,8 @@ def parse(text: str) -> list[Instruction]:
             conditional = match[2] is not None or re.match(r"\s*!?U?P\d", match[4]) is not None
             found.append(Instruction(match[3], match[4], conditional, tuple(labels)))
             labels = []
+        elif found and (word := _SECOND_WORD.match(line)):
+            found[-1] = replace(found[-1], control=int(word[1], 16))
     return found
 
 

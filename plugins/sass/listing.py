@@ -109,10 +109,13 @@ def _joined(cubins: Sequence[bytes]) -> bytes:
 
 
 def listings(cubins: Sequence[bytes]) -> list[str]:
-    """nvdisasm's listing of each cubin's code; all are for one SM. Raises ValueError where one is missing."""
+    """nvdisasm's listing of each cubin's code with its bytes; all are for one SM.
+
+    Raises ValueError where one is missing.
+    """
     if not cubins:
         return []
-    _, *parts = _START.split(inspected(_joined(cubins), "nvdisasm", "-c"))
+    _, *parts = _START.split(inspected(_joined(cubins), "nvdisasm", "-hex"))
     found = {int(number): text for number, text in zip(parts[::2], parts[1::2], strict=True)}
     if set(found) != set(range(len(cubins))):
         raise ValueError(f"nvdisasm printed {len(found)} listings of {len(cubins)} cubins")

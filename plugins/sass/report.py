@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,10 +9,10 @@ from dataclasses import dataclass
 from plugins.plan import KernelImage
 from plugins.sass.control_flow import Instruction, loops, parse
 from plugins.sass.listing import listings
-from plugins.sms import RESERVED_SHARED, SMS
+from plugins.sass.model import LoopModel, main_model
+from plugins.sass.units import MMA
+from plugins.sms import RESERVED_SHARED, SMS, Rates
 
-#: HMMA bf16/fp16/TF32, IMMA int8, QMMA FP8; G: Hopper's warpgroup form, UTC: data-center Blackwell's.
-_MMA = re.compile(r"(?:UTC)?[DHIQO]G?MMA")
 LOCAL = frozenset({"LDL", "STL"})
 
 
@@ -22,7 +21,8 @@ class KernelReport:
     """One kernel: MMA opcodes of the whole kernel and of its main loops, and how often local memory is touched.
 
     A main loop is a loop that holds tensor-core instructions and no smaller loop that does. ``stack``: bytes a thread;
-    ``shared``: bytes a block; ``warps_per_sm``: resident warps.
+    ``shared``: bytes a block; ``warps_per_sm``: resident warps; ``model``: of the main loop that multiplies most, where
+    the SM's rates are known and the products are mma.sync's.
     """
 
     name: str
@@ -37,6 +37,7 @@ class KernelReport:
     shared: int
     warps_per_sm: int
     occupancy: float
+    model: LoopModel | None
 
 
 def resident_blocks(kernel: KernelImage, sm: int) -> int:
@@ -58,16 +59,20 @@ def _count_local(code: Sequence[Instruction], places: frozenset[int]) -> int:
 
 def main_loops(code: Sequence[Instruction], every: Sequence[frozenset[int]]) -> list[frozenset[int]]:
     """The innermost among those loops that hold tensor-core instructions, as indices of instructions."""
-    found = [loop for loop in every if any(_MMA.fullmatch(code[at].opcode) for at in loop)]
+    found = [loop for loop in every if any(MMA.fullmatch(code[at].opcode) for at in loop)]
     return [loop for loop in found if not any(other < loop for other in found)]
 
 
-def reports(kernels: Sequence[KernelImage], sm: int) -> list[KernelReport]:
-    """A report of each kernel of plans for an SM. Raises ValueError where a listing holds no code."""
-    return [_report(*pair, sm) for pair in zip(kernels, listings([k.cubin for k in kernels]), strict=True)]
+def reports(kernels: Sequence[KernelImage], sm: int, rates: Rates | None) -> list[KernelReport]:
+    """A report of each kernel of plans for an SM; ``rates``: what the part's SM does in a clock, if known.
+
+    Raises ValueError where a listing holds no code.
+    """
+    texts = listings([kernel.cubin for kernel in kernels])
+    return [_report(kernel, text, sm, rates) for kernel, text in zip(kernels, texts, strict=True)]
 
 
-def _report(kernel: KernelImage, listing: str, sm: int) -> KernelReport:
+def _report(kernel: KernelImage, listing: str, sm: int, rates: Rates | None) -> KernelReport:
     code = parse(listing)
     if not code:
         raise ValueError(f"nvdisasm printed no instructions for {kernel.name} (sm_{sm})")
@@ -76,7 +81,7 @@ def _report(kernel: KernelImage, listing: str, sm: int) -> KernelReport:
     inside, looped = frozenset[int]().union(*mains), frozenset[int]().union(*every)
 
     def mma(places: Sequence[int] | frozenset[int]) -> dict[str, int]:
-        return dict(sorted(Counter(code[at].opcode for at in places if _MMA.fullmatch(code[at].opcode)).items()))
+        return dict(sorted(Counter(code[at].opcode for at in places if MMA.fullmatch(code[at].opcode)).items()))
 
     everywhere = frozenset(range(len(code)))
     warps = resident_blocks(kernel, sm) * kernel.num_warps
@@ -93,4 +98,5 @@ def _report(kernel: KernelImage, listing: str, sm: int) -> KernelReport:
         shared=kernel.shared,
         warps_per_sm=warps,
         occupancy=warps / SMS[sm].warps,
+        model=None if rates is None else main_model(code, mains, rates, warps, kernel.num_warps),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import subprocess
@@ -194,12 +195,12 @@ def test_a_bad_checkpoint_keeps_the_engines(tmp_path: Path, copy: Path) -> None:
     folder = copy / "wan-tiny-rtx5090"
     with (folder / "head.engine").open("r+b") as file:
         file.write(b"damaged")
-    (tmp_path / "junk.safetensors").write_bytes(b"")
+    state = canonical_state_dict(MODELS["wan-tiny"])
+    state["head.head.bias"][0] = math.nan  # which no header tells
+    junk = save_safetensors(tmp_path / "junk.safetensors", state)
     report = SilentProgress()
-    spec = export_spec(
-        model="wan-tiny", gpu="rtx5090", out=copy, checkpoint=str(tmp_path / "junk.safetensors"), components="dit"
-    )
-    with pytest.raises(UserError, match=r"junk\.safetensors is not a whole"):
+    spec = export_spec(model="wan-tiny", gpu="rtx5090", out=copy, checkpoint=str(junk), components="dit")
+    with pytest.raises(UserError, match=r"head\.head\.bias holds NaN"):
         export_bundle(spec, report)
     assert report.notes == [note for note in KEPT if note != "head.engine: unchanged, kept"]
     manifest = load_manifest(folder)

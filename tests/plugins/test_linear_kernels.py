@@ -29,8 +29,11 @@ from plugins.block_int8_gemm.reference import (
 )
 from plugins.block_int8_gemm.reference import reference as gemm_reference
 from plugins.block_int8_quantize.reference import reference as quantize
+from plugins.compile import plan_bytes
 from plugins.expr import symbol
 from plugins.layer_norm_quantize.reference import reference as layer_norm_quantize
+from plugins.plan import decode
+from plugins.registry import OPS
 from plugins.rms_norm_rope.reference import qk_reference
 from plugins.rms_norm_rope.reference import reference as rms_norm
 from tests.support.interpret import Case
@@ -138,6 +141,13 @@ def test_what_is_quantized_again_is_summed_exactly(epilogue: str, exact: bool) -
     plan = {"bias": launch_plan, "residual": residual_launch_plan, "gelu": gelu_launch_plan}[epilogue]
     (launch,) = plan({"M": symbol("M"), "N": 256, "K": 384}, {}, 120).launches
     assert launch.constants["EXACT"] is exact
+
+
+@pytest.mark.parametrize("width", [16, 64, 128, 144])
+def test_any_width_compiles(width: int) -> None:
+    """Of a single K block, too, which the kernel of mma.sync does not take."""
+    plan = decode(plan_bytes(OPS["BlockInt8Gemm"], {"N": 64, "K": width}, {}, 120))
+    assert [kernel.name for kernel in plan.kernels] == ["block_int8_gemm" + ("_mma" if width > 128 else "")]
 
 
 def test_sums_with_an_offset_are_the_sums() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import pytest
@@ -14,11 +13,15 @@ from plugins.sass.control_flow import loops, parse
 from plugins.sass.listing import listings
 from plugins.sass.report import main_loops, resident_blocks
 from plugins.sms import SHARED_LIMIT, SMS
-from tests.support.kernel_bounds import Bounds, bounds, committed, distinct_calls, rows_of
+from tests.support.kernel_bounds import Bounds, bounds, committed, distinct_calls, shared_rows
 from tests.support.shared import Shared
 
 #: Tensor-core instructions of INT8 products: mma, Hopper's warpgroup form, data-center Blackwell's.
 INT8_MMA = frozenset({"IMMA", "IGMMA", "UTCIMMA"})
+#: The least share of the tensor cores in the main loops of kernels that multiply, by the model, and by how many points
+#: of a hundred ptxas releases may differ.
+FLOORS = {80: 0.40, 86: 0.55, 89: 0.55, 120: 0.55}
+SLACK = 5
 #: A kernel as nvdisasm prints it: a loop in a loop whose wait spins behind the end, a spill in the outer one, and a
 #: function that is called; then a loop that only an indirect branch reaches.
 LISTING = """
@@ -91,10 +94,7 @@ def test_resident_blocks(sm: int, warps: int, registers: int, shared: int, block
 @pytest.fixture(scope="module", params=SMS, ids=lambda sm: f"sm_{sm}")
 def rows(request: pytest.FixtureRequest, shared: Shared) -> list[dict[str, Any]]:
     """The kernels of an SM."""
-    sm: int = request.param
-    made = shared.once(f"kernels-{sm}", lambda folder: (folder / "rows.json").write_text(json.dumps(rows_of(sm))))
-    found: list[dict[str, Any]] = json.loads((made / "rows.json").read_text())
-    return found
+    return shared_rows(shared, request.param)
 
 
 def _named(row: dict[str, Any]) -> str:
@@ -129,8 +129,24 @@ def test_int8_tensor_cores_in_gemm_and_score_loops(rows: list[dict[str, Any]]) -
         assert [_named(row) for row in attention if not INT8_MMA & set(row["main_mma"])] == []
 
 
+def test_main_loops_keep_the_tensor_cores_busy(rows: list[dict[str, Any]]) -> None:
+    """Of every RTX SM and A100: what multiplies is the last launch of its op; those before it move data."""
+    multiplying = [row for row in rows if row["last"] and row["mma"] and row["sm"] in FLOORS]
+    assert {op for row in multiplying for op in row["ops"]} == {
+        op for row in rows for op in row["ops"] if row["mma"] and row["sm"] in FLOORS
+    }
+    idle = {_named(row): row["model"]["share"] for row in multiplying if row["model"]["share"] < FLOORS[row["sm"]]}
+    assert idle == {}
+
+
+def test_only_kernels_of_mma_sync_are_modelled(rows: list[dict[str, Any]]) -> None:
+    modelled = {row["sm"] for row in rows if row["model"] is not None}
+    assert modelled <= set(FLOORS)
+    assert set(FLOORS) == {sm for sm, spec in SMS.items() if spec.rates is not None}
+
+
 def test_kernels_stay_within_the_committed_bounds(rows: list[dict[str, Any]]) -> None:
-    """Spills, registers, shared memory and occupancy as committed, or better; a better table is committed, too.
+    """Spills, registers, shared memory, occupancy and tensor cores as committed, or better; so is a better table.
 
     Registers may differ between Triton releases, so they may exceed the table by 8, one allocation step.
     """
@@ -150,11 +166,18 @@ def _worse(got: dict[str, int], want: dict[str, int]) -> bool:
         or got["shared"] > want["shared"]
         or got["registers"] > want["registers"] + 8
         or got["warps_per_sm"] < want["warps_per_sm"]
+        or got.get("tensor_percent", 0) < want.get("tensor_percent", 0) - SLACK
     )
 
 
 def test_a_worse_kernel_is_seen() -> None:
-    want: Bounds = {"k": {"registers": 100, "stack": 0, "shared": 1024, "warps_per_sm": 16}}
+    want: Bounds = {"k": {"registers": 100, "stack": 0, "shared": 1024, "warps_per_sm": 16, "tensor_percent": 60}}
     assert not _worse(want["k"], want["k"])
-    for field, value in (("registers", 109), ("stack", 8), ("shared", 2048), ("warps_per_sm", 8)):
+    for field, value in (
+        ("registers", 109),
+        ("stack", 8),
+        ("shared", 2048),
+        ("warps_per_sm", 8),
+        ("tensor_percent", 54),
+    ):
         assert _worse(want["k"] | {field: value}, want["k"]), field

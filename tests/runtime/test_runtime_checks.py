@@ -83,7 +83,7 @@ def test_other_versions_are_told(bundle: Path, how: Change, words: list[str]) ->
 
 
 def test_the_rebuild_command_is_one_that_the_command_line_takes(exported: Exported) -> None:
-    for attention in ("sagesla", "sage"):
+    for attention in ("sagesla", "sage", "original"):
         manifest = load_manifest(exported.folder)
         sampler = msgspec.structs.replace(manifest.sampler, attention=attention, topk_milli=125)
         words = shlex.split(rebuild_command(msgspec.structs.replace(manifest, sampler=sampler)))
@@ -91,7 +91,7 @@ def test_the_rebuild_command_is_one_that_the_command_line_takes(exported: Export
         context = command.commands[words[1]].make_context("export", words[2:])
         assert context.params["model"] == "wan-tiny"
         assert context.params["attention"] == attention
-        assert context.params["topk"] == (None if attention == "sage" else "0.125")
+        assert context.params["topk"] == ("0.125" if attention == "sagesla" else None)
 
 
 def test_the_rebuild_command_has_every_option_that_made_the_bundle(exported: Exported) -> None:
@@ -203,7 +203,11 @@ def test_a_plan_of_another_format_is_told(bundle: Path) -> None:
     assert reason is not None
     assert "99" in reason
     (bundle / name).write_bytes(b"something else")
-    assert "no launch plan" in (check_plugins(bundle, manifest) or "")
+    assert "a launch plan starts with 16 header bytes" in (check_plugins(bundle, manifest) or "")
+    (bundle / name).write_bytes(data.replace(b"ceil_div", b"ceil_mul"))
+    assert "does not decode" in (check_plugins(bundle, manifest) or "")
+    (bundle / name).unlink()
+    assert "no such file" in (check_plugins(bundle, manifest) or "")
 
 
 def test_another_schema_is_told(bundle: Path) -> None:
@@ -217,7 +221,7 @@ def test_another_schema_is_told(bundle: Path) -> None:
 def test_weights_of_another_model_are_told(tmp_path: Path) -> None:
     from dataclasses import replace
 
-    small, wide = MODELS["wan-tiny"], replace(MODELS["wan-tiny"], ffn_dim=640)
+    small, wide = MODELS["wan-tiny"], replace(MODELS["wan-tiny"], name="tiny-wide", ffn_dim=640)
     make_random_bundle(tmp_path / "a", small)
     make_random_bundle(tmp_path / "b", wide)
     (tmp_path / "a" / "weights-model.safetensors").replace(tmp_path / "b" / "weights-model.safetensors")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import subprocess
 import sys
 import time
@@ -225,6 +226,14 @@ def test_brackets_in_texts_are_no_brackets(tmp_path: Path) -> None:
         found = read_header(written(tmp_path / "a", text, b""))
         assert list(found.tensors) == names
         assert found.metadata == metadata
+
+
+def test_there_is_no_other_reader() -> None:
+    """Neither exporter nor runtime takes the library's, whose errors do not say what is wrong."""
+    files = [path for package in ("exporter", "runtime", "plugins") for path in (ROOT / package).rglob("*.py")]
+    library = re.compile(r"^\s*(from|import) safetensors\b", re.MULTILINE)
+    assert len(files) > 150
+    assert [path for path in files if library.search(path.read_text(encoding="utf-8"))] == []
 
 
 def mutated(data: bytes, dice: random.Random) -> bytes:

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import cast
 
 import msgspec
 
 from exporter.spec import ExportSpec
 from plugins.plan import KernelImage, LaunchSpec, Plan, TensorSpec, encode
 from runtime.bundle import (
+    OUTPUT_SUFFIX,
+    Component,
     GpuFacts,
     Manifest,
     ModelFacts,
     Profile,
     SamplerFacts,
     StageEntry,
+    StageName,
     TensorInfo,
     file_info,
     write_manifest,
 )
+from runtime.declared import COMPONENT_STAGES, declared
 
 TINY = ModelFacts(
     name="wan-tiny",
@@ -39,10 +44,10 @@ TINY = ModelFacts(
 
 def plan_bytes(sm: int = 120) -> bytes:
     """A plan of one kernel that copies x to y, with no machine code worth the name."""
-    tensor = TensorSpec("x", "fp32", [128])
+    x, y = (TensorSpec(name, "fp32", [128]) for name in "xy")
     kernel = KernelImage("copy_kernel", b"\x7fELF", 4, 0, 0, 0, 32, 0)
-    launch = LaunchSpec(0, [1, 1, 1], [["tensor", "x"]])
-    return encode(Plan("Copy", sm, {}, {}, [tensor], [tensor], [], [kernel], [launch]))
+    launch = LaunchSpec(0, [1, 1, 1], [["tensor", "x"], ["tensor", "y"]])
+    return encode(Plan("Copy", sm, {}, {}, [x], [y], [], [kernel], [launch]))
 
 
 def make_bundle(folder: Path, *, plan: bytes | None = None, model: ModelFacts = TINY) -> Manifest:
@@ -53,19 +58,7 @@ def make_bundle(folder: Path, *, plan: bytes | None = None, model: ModelFacts = 
         contents |= {f"{stage}.onnx": stage.encode() * 10, f"{stage}.engine": stage.encode() * 20}
     for name, data in contents.items():
         (folder / name).write_bytes(data)
-    stages = tuple(
-        StageEntry(
-            component="dit",
-            name=stage,
-            engine=f"{stage}.engine",
-            onnx=f"{stage}.onnx",
-            inputs=(TensorInfo(name="x", dtype="bf16", dims=(1, "L", 256)),),
-            outputs=(TensorInfo(name="y", dtype="bf16", dims=(1, "L", 256)),),
-            profile=Profile(min=1, opt=200, max=4096),
-            activation_bytes=123_456_789,
-        )
-        for stage in ("embed", "block", "head")
-    )
+    stages = tuple(_stage("dit", stage, stage, model) for stage in COMPONENT_STAGES["dit"])
     manifest = Manifest(
         model=model,
         sampler=SamplerFacts(
@@ -83,16 +76,37 @@ def make_bundle(folder: Path, *, plan: bytes | None = None, model: ModelFacts = 
     return manifest
 
 
+def _stage(component: Component, name: str, files: str, model: ModelFacts) -> StageEntry:
+    """A stage that takes and gives what it must, and one weight; ``files``: the stem of its files' names."""
+    inputs, outputs = declared(model, 32)[name]
+    taken = [TensorInfo(name=given, dtype=dtype, dims=dims) for given, (dtype, dims) in inputs.items()]
+    return StageEntry(
+        component=component,
+        name=cast(StageName, name),
+        engine=f"{files}.engine",
+        onnx=f"{files}.onnx",
+        inputs=(*taken, TensorInfo(name="scale", dtype="fp32", dims=(model.dim,), weight=True)),
+        outputs=tuple(TensorInfo(name=f"{n}{OUTPUT_SUFFIX}", dtype=d, dims=dims) for n, (d, dims) in outputs.items()),
+        profile=Profile(min=1, opt=200, max=4096),
+        activation_bytes=123_456_789,
+    )
+
+
 def make_bundle_of(spec: ExportSpec) -> Path:
     """The bundle above, as if exported with the choices of ``spec``; its model is wan-tiny whatever the spec says."""
     made = make_bundle(spec.bundle_dir)
     stages = tuple(msgspec.structs.replace(s, engine=None if spec.onnx_only else s.engine) for s in made.stages)
-    named = {"text": "text_norm", "vae": "decode_next"}
-    shared = {name: getattr(stages[0], name) for name in ("engine", "onnx", "inputs", "outputs", "profile")}
-    media = tuple(StageEntry(component=c, name=named[c], **shared) for c in spec.components if c in named)  # type: ignore[arg-type]
+    media = tuple(
+        msgspec.structs.replace(_stage(component, stage, "embed", TINY), engine=stages[0].engine)
+        for component in spec.components
+        for stage in COMPONENT_STAGES[component]
+        if component != "dit" and not stage.startswith("encode")
+    )
     sampler = msgspec.structs.replace(
         made.sampler, attention=spec.attention, topk_milli=spec.topk_milli, linear=spec.linear
     )
-    manifest = msgspec.structs.replace(made, stages=(*stages, *media), sampler=sampler, text_linear=spec.text_linear)
+    model = msgspec.structs.replace(made.model, max_size=spec.model.max_size)
+    changed = {"stages": (*stages, *media), "model": model, "sampler": sampler, "text_linear": spec.text_linear}
+    manifest = msgspec.structs.replace(made, **changed)
     write_manifest(spec.bundle_dir, manifest)
     return spec.bundle_dir

@@ -7,7 +7,9 @@ after a change of kernels or configs and read the difference before committing i
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
+from functools import cache
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, get_args
@@ -18,6 +20,7 @@ from exporter.models import MODELS
 from exporter.networks.dit.options import Attention, BlockOptions
 from exporter.networks.weight_spec import LinearMode
 from plugins.sms import SMS
+from tests.support.shared import Shared
 
 FILE = Path(__file__).with_suffix(".json")
 WORKERS = 2
@@ -25,7 +28,8 @@ WORKERS = 2
 Bounds = dict[str, dict[str, int]]
 
 
-def distinct_calls() -> list[OpCall]:
+@cache
+def distinct_calls() -> tuple[OpCall, ...]:
     """The op calls of all real models' blocks, under all options, that give different plans."""
     found: dict[tuple[Any, ...], OpCall] = {}
     for model in MODELS.values():
@@ -36,11 +40,12 @@ def distinct_calls() -> list[OpCall]:
                 for call in block_calls(model, BlockOptions(attention, linear=linear)):
                     static = tuple((name, size) for name, size in call.dims.items() if name not in call.op.dynamic)
                     found.setdefault((call.op.name, static, call.attributes), call)
-    return list(found.values())
+    return tuple(found.values())
 
 
-def _rows(part: tuple[list[OpCall], int]) -> list[dict[str, Any]]:
-    return kernel_rows(*part)
+def _rows(part: tuple[Sequence[OpCall], int]) -> list[dict[str, Any]]:
+    calls, sm = part
+    return kernel_rows(calls, sm, SMS[sm].rates)
 
 
 def all_rows() -> list[dict[str, Any]]:
@@ -57,11 +62,21 @@ def all_rows() -> list[dict[str, Any]]:
 
 def rows_of(sm: int) -> list[dict[str, Any]]:
     """A row for each kernel of an SM, compiled in this process."""
-    return kernel_rows(sorted(distinct_calls(), key=lambda call: call.op.name), sm)
+    return kernel_rows(sorted(distinct_calls(), key=lambda call: call.op.name), sm, SMS[sm].rates)
+
+
+def shared_rows(shared: Shared, sm: int) -> list[dict[str, Any]]:
+    """The same, compiled by the first process of a test session that asks."""
+    made = shared.once(f"kernels-{sm}", lambda folder: (folder / "rows.json").write_text(json.dumps(rows_of(sm))))
+    found: list[dict[str, Any]] = json.loads((made / "rows.json").read_text())
+    return found
 
 
 def bounds(rows: list[dict[str, Any]]) -> Bounds:
-    """``"op kernel sm"`` → the most registers, stack, shared bytes and the fewest resident warps of all sizes."""
+    """``"op kernel sm"`` → the most registers, stack, shared bytes and the fewest resident warps of all sizes.
+
+    ``tensor_percent``: the least share of the tensor cores in a main loop by the model, where there is one.
+    """
     found: Bounds = {}
     for row in rows:
         for op in row["ops"]:
@@ -69,6 +84,9 @@ def bounds(rows: list[dict[str, Any]]) -> Bounds:
             for field, name in (("registers", "registers"), ("stack", "stack_bytes"), ("shared", "shared_bytes")):
                 worst[field] = max(worst.get(field, 0), row[name])
             worst["warps_per_sm"] = min(worst["warps_per_sm"], row["warps_per_sm"])
+            if row["model"] is not None:
+                percent = int(100 * row["model"]["share"])
+                worst["tensor_percent"] = min(worst.get("tensor_percent", percent), percent)
     return dict(sorted(found.items()))
 
 
@@ -80,7 +98,7 @@ def committed() -> Bounds:
 
 def write() -> None:
     """Print the rows and rewrite the committed table."""
-    from exporter.cli.command import console
+    from exporter.terminal import console
 
     rows = all_rows()
     for sm in SMS:

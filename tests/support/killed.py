@@ -15,7 +15,7 @@ def forked(work: Callable[[Callable[[], None]], object]) -> Iterator[int]:
     child = os.fork()
     if child == 0:
         try:
-            work(lambda: (os.write(told, b"x"), signal.pause()))  # type: ignore[func-returns-value]
+            work(lambda: (os.write(told, b"x"), signal.pause()))  # type: ignore[arg-type, func-returns-value]
         finally:
             os._exit(1)
     os.close(told)

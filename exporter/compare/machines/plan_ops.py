@@ -9,8 +9,10 @@ from torch import Tensor
 
 from exporter.compare.machines.ops import Call, Outputs
 from plugins.compile import plan_bytes
+from plugins.errors import UserError
 from plugins.plan import Plan, decode
 from plugins.torch_op import run_plan
+from runtime.checks import plan_problem
 
 
 class PlanOps:
@@ -19,8 +21,7 @@ class PlanOps:
     def __init__(self, files: Iterable[Path], sm: int, device_sm: int) -> None:
         self._device_sm = device_sm
         self.recompiled = sm != device_sm
-        plans = [] if self.recompiled else [path.read_bytes() for path in files]
-        self._plans: list[tuple[Plan, bytes]] = [(decode(data), data) for data in plans]
+        self._plans: list[tuple[Plan, bytes]] = [] if self.recompiled else [_read(path) for path in files]
 
     def __call__(self, call: Call) -> Outputs:
         inputs = [tensor.contiguous() for tensor in call.inputs]
@@ -35,6 +36,16 @@ class PlanOps:
             if plan.op == call.op.name and plan.attributes == dict(call.attributes) and _fits(plan, shapes):
                 return data
         raise ValueError(f"the bundle holds no plan of {call.label} for {shapes} and {dict(call.attributes)}")
+
+
+def _read(path: Path) -> tuple[Plan, bytes]:
+    """A bundle's plan, decoded and as it is. Raises UserError."""
+    if problem := plan_problem(path):
+        raise UserError(
+            f"{path} is not a launch plan that this turbotrt runs.", got=problem, remedy="export the bundle again"
+        )
+    data = path.read_bytes()
+    return decode(data), data
 
 
 def _fits(plan: Plan, shapes: Sequence[Sequence[int]]) -> bool:

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from plugins.errors import UserError
 from runtime.atomic import AtomicWriter, atomic_folder, atomic_path, check_place, told
 from runtime.media.files.claim import FolderClaim
+from runtime.media.files.pillow import pillow_image
 
 Frames = npt.NDArray[np.uint8]
 _QUALITY = "18"  # x264's constant rate factor: visually lossless
@@ -96,11 +97,7 @@ class PngFolder(AtomicWriter):
         if self._claim is None or self._claim.release.done:
             self._claim = FolderClaim(self.path)
         check_place(self.path, directory=True)
-        try:
-            from PIL import Image
-        except ImportError as error:
-            raise UserError("png frames need Pillow.", remedy="pip install 'turbotrt[video]'") from error
-        self._image: Any = Image
+        self._image = pillow_image()
 
     def __enter__(self) -> PngFolder:
         self.check()
@@ -121,16 +118,3 @@ class PngFolder(AtomicWriter):
             with told(self.path):
                 self._image.fromarray(frame).save(self._temporary / f"{self._count:05d}.png")
             self._count += 1
-
-
-def sink_for(path: Path, size: tuple[int, int], fps: int) -> FrameSink:
-    """The sink that a name asks for: .mp4, or no suffix for a folder of png frames. Raises UserError."""
-    if path.suffix.lower() == ".mp4":
-        return Mp4(path, size, fps)
-    if not path.suffix:
-        return PngFolder(path)
-    raise UserError(
-        f"--out {path} names no kind of output.",
-        expected="NAME.mp4, NAME.safetensors for latents, or a name without a suffix for png frames",
-        got=path.suffix,
-    )

@@ -48,7 +48,7 @@ class TextEncoder:
         self._slot, self._last = weight_layout(self._block), weight_layout(self._norm)
         self.layers = len({name.split(".")[1] for name in file.tensors if name.startswith("blocks.")})
         problems = [file.check(f"blocks.{layer}.", self._slot) for layer in range(self.layers)]
-        problems += [file.check("", self._last), None if _EMBEDDING in file.tensors else f"no {_EMBEDDING}"]
+        problems += [file.check("", self._last), self._embedding_problem()]
         for problem in problems:
             if problem or not self.layers:
                 again = rebuild_command(manifest, file.path.parent)
@@ -57,6 +57,14 @@ class TextEncoder:
                     expected=f"weights packed for --text-linear {manifest.text_linear}",
                     remedy=f"{again} --text-encoder PATH_OR_HF_ID",
                 )
+
+    def _embedding_problem(self) -> str | None:
+        """What is wrong with the table of tokens, whose rows the host reads, or None."""
+        found, wide = self._file.tensors.get(_EMBEDDING), self._norm.activations[0].dims[-1]
+        if found is None:
+            return f"no {_EMBEDDING}"
+        whole = found.dtype == "bf16" and len(found.shape) == 2 and found.shape[0] > 0 and found.shape[1] == wide
+        return None if whole else f"{_EMBEDDING} is {found.dtype} {list(found.shape)}, and rows of {wide} are looked up"
 
     def nbytes(self, lengths: Sequence[int]) -> int:
         """Bytes of device memory for prompts of these lengths."""

@@ -1,4 +1,4 @@
-"""turbotrt estimate, tune and bench where no GPU is: their arithmetic, the graph they walk, and their refusals."""
+"""turbotrt tune and bench where no GPU is: their arithmetic, the graph they walk, and their refusals."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import msgspec
 import pytest
 import torch
 from typer.testing import CliRunner
 
-from exporter.bench import measured
 from exporter.bench.block_graph import OpCall, block_calls, block_graph, op_calls
-from exporter.bench.estimate import efficiency, estimate_block, transfer_errors
 from exporter.bench.kernels import MeasuringInterpreter, kernel_row, run_graph
-from exporter.bench.proxy import Bench
-from exporter.bench.roofline import limit
+from exporter.bench.launches import launch_times
+from exporter.bench.measured import LaunchTime, Measured, Proxy
+from exporter.bench.proxy import LIMITS, Bench
 from exporter.bench.synthetic import block_inputs, block_weights
 from exporter.bench.tune import Tuned, tune_call, updated, write
 from exporter.cli.app import app
@@ -25,9 +25,9 @@ from exporter.models import MODELS
 from exporter.networks.dit.options import BlockOptions
 from exporter.networks.dit.stages import dit_functions
 from plugins import configs
-from plugins.cost import Cost
-from plugins.plan import decode
+from plugins.plan import decode, encode
 from plugins.registry import OPS
+from plugins.sass.units import UNITS
 from tests.support.progress import SilentProgress
 
 TINY, H200, RTX3090 = MODELS["wan-tiny"], GPUS["h200"], GPUS["rtx3090"]
@@ -39,107 +39,6 @@ def gemm_call(dims: dict[str, int] = GEMM) -> OpCall:
     blocks = [-(-size // 128) for size in (m, n, k)]
     shapes = ((m, k), (blocks[0], blocks[2]), (n, k), (blocks[1], blocks[2]), (n,))
     return OpCall(OPS["BlockInt8Gemm"], shapes, ())
-
-
-def test_limit_is_the_slower_of_memory_and_tensor_cores() -> None:
-    assert limit(Cost(4_800_000_000, {"int8": 1e12}), H200).ms == pytest.approx(1.0)
-    assert limit(Cost(4_800_000_000, {"int8": 1e12}), H200).bound == "memory"
-    both = limit(Cost(1, {"int8": 1979e9, "fp16": 2 * 989e9}), H200)
-    assert both.ms == pytest.approx(3.0)
-    assert both.bound == "fp16"
-    assert limit(Cost(1, {"fp8": 142e9}), RTX3090).ms == pytest.approx(1.0), "no FP8: FP16, added in FP16"
-    assert limit(Cost(1, {"fp16": 71e9}), RTX3090).ms == pytest.approx(1.0), "added in FP32 at half the rate"
-
-
-def test_measurements_are_of_present_ops() -> None:
-    """A renamed or changed op leaves stale measurements behind: remove them or measure anew."""
-    for run in measured.runs():
-        assert run.gpu in GPUS
-        assert run.model in MODELS
-        for entry in run.kernels:
-            op = OPS[entry.op]
-            assert set(entry.dims) == set(op.symbol_sources()), entry
-            assert set(entry.attributes) == {attr.name for attr in op.attributes}, entry
-            assert entry.ms > 0
-
-
-def test_efficiency_is_of_the_nearest_size() -> None:
-    op = OPS["BlockInt8Gemm"]
-    small, large = ({"M": m, "K": 5120, "N": 5120} for m in (1000, 100_000))
-    at_limit = [limit(kernel_cost(dims), H200).ms for dims in (small, large)]
-    known = [
-        measured.Measured("BlockInt8Gemm", dims, {}, ms * slower)
-        for dims, ms, slower in zip((small, large), at_limit, (4, 2), strict=True)
-    ]
-    assert efficiency(op, {"M": 2000, "K": 5120, "N": 5120}, {}, known) == pytest.approx(1 / 4)
-    assert efficiency(op, {"M": 90_000, "K": 5120, "N": 5120}, {}, known) == pytest.approx(1 / 2)
-    assert efficiency(OPS["RmsNorm"], {"L": 1, "E": 8, "D": 8}, {}, known) is None
-
-
-def test_other_sms_are_estimated_by_the_kernels_that_they_run() -> None:
-    """sm_90's LayerNorm reads its rows once; the others' reads them twice, as the H200 did when it was measured so."""
-    options = BlockOptions()
-    model = MODELS["wan2.1-14b-720p"]
-    reached = {
-        gpu: {
-            e.efficiency or 0
-            for e in estimate_block(model, GPUS[gpu], options)
-            if e.call.op.name == "LayerNormQuantize"
-        }
-        for gpu in ("h200", "h100", "rtx5090")
-    }
-    assert reached["h200"] == reached["h100"]
-    assert 0 < max(reached["rtx5090"]) < 0.8 * min(reached["h200"])
-
-
-def kernel_cost(dims: dict[str, int]) -> Cost:
-    from plugins.cost import cost
-
-    return cost(OPS["BlockInt8Gemm"], dims, {})
-
-
-def test_a_measured_op_is_estimated_as_measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    calls = block_calls(TINY, BlockOptions())
-    chosen = next(call for call in calls if call.op.name == "BlockInt8Gemm")
-    entry = measured.Measured(chosen.op.name, chosen.dims, dict(chosen.attributes), 0.125)
-    monkeypatch.setattr("exporter.bench.estimate.measured_ops", lambda gpu, portable: [entry])
-    on_h200 = {e.call: e for e in estimate_block(TINY, H200, BlockOptions())}
-    assert on_h200[chosen].ms == pytest.approx(0.125)
-    assert all(e.efficiency is None and e.ms == e.limit.ms for e in on_h200.values() if e.call.op != chosen.op)
-    assert transfer_errors(chosen.op.name) == []
-
-
-def test_another_share_of_kept_blocks_is_another_size() -> None:
-    """Attention at another top-k is as efficient as where it was measured: the estimate then rises with the share."""
-    (call,) = (call for call in block_calls(TINY, BlockOptions()) if dict(call.attributes).get("topk_milli"))
-    entry = measured.Measured(call.op.name, call.dims, dict(call.attributes), 0.125)
-    reached = efficiency(call.op, call.dims, dict(call.attributes), [entry])
-    assert efficiency(call.op, call.dims, {**dict(call.attributes), "topk_milli": 500}, [entry]) == reached
-    assert efficiency(call.op, call.dims, {**dict(call.attributes), "precision": "bf16"}, [entry]) is None
-
-
-def test_transfer_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    dims = [{"M": m, "K": 5120, "N": 5120} for m in (10_000, 20_000)]
-    known = [
-        measured.Measured("BlockInt8Gemm", d, {}, limit(kernel_cost(d), H200).ms * slower)
-        for d, slower in zip(dims, (2, 4), strict=True)
-    ]
-    monkeypatch.setattr("exporter.bench.estimate.measured_ops", lambda gpu, portable: known)
-    assert transfer_errors("BlockInt8Gemm") == pytest.approx([1.0, -0.5])
-
-
-def test_estimate_command() -> None:
-    result = CliRunner().invoke(app, ["estimate", "--model", "wan-tiny", "--gpu", "rtx5090", "--json"])
-    assert result.exit_code == 0, result.output
-    found = json.loads(result.stdout)
-    assert found["estimate"] is True
-    assert found["block_ms"] == pytest.approx(sum(row["count"] * row["ms"] for row in found["kernels"]))
-    assert found["step_ms"] == pytest.approx(TINY.layers * found["block_ms"])
-    assert found["step_limit_ms"] <= found["step_ms"]
-    assert all(row["traffic_bytes"] > 0 for row in found["kernels"])
-    shown = CliRunner().invoke(app, ["estimate", "--model", "wan2.1-1.3b-480p", "--gpu", "rtx5090"]).output
-    assert "ESTIMATE, not a measurement" in shown
-    assert "error" in shown
 
 
 def test_graph_is_the_block_and_every_call_is_measured_once() -> None:
@@ -170,10 +69,49 @@ def test_synthetic_weights_are_like_trained_ones() -> None:
 
 
 def test_kernel_row() -> None:
-    row = kernel_row(gemm_call({"M": 75600, "K": 5120, "N": 5120}), 3, 4.0, H200)
+    launches = [LaunchTime("prepare", 1.0), LaunchTime("multiply", 3.0)]
+    row = kernel_row(gemm_call({"M": 75600, "K": 5120, "N": 5120}), 3, launches, H200)
     assert row["tops"] == pytest.approx(2 * 75600 * 5120 * 5120 / 4e-3 / 1e12)
     assert row["share"] == pytest.approx(row["limit_ms"] / 4.0)
-    assert (row["count"], row["bound"]) == (3, "int8")
+    assert (row["count"], row["bound"], row["ms"]) == (3, "int8", 4.0)
+    assert row["launches"] == [{"kernel": "prepare", "ms": 1.0}, {"kernel": "multiply", "ms": 3.0}]
+
+
+def test_a_launch_takes_what_the_plan_takes_longer_with_it() -> None:
+    """The second launch adds nothing that can be seen; noise makes no time negative, and the sum is the whole."""
+    (call,) = (call for call in block_calls(TINY, BlockOptions()) if call.op.name == "LayerNormQuantize")
+    plan = decode(call.plan(89))
+    plan = msgspec.structs.replace(plan, launches=[plan.launches[0], plan.launches[-1], plan.launches[-1]])
+    times = {1: 2.0, 2: 1.9, 3: 5.0}
+    found = launch_times(encode(plan), lambda data: times[len(decode(data).launches)])
+    names = [plan.kernels[launch.kernel].name for launch in plan.launches]
+    assert [(one.kernel, one.ms) for one in found] == list(zip(names, (2.0, 0.0, 3.0), strict=True))
+
+
+def test_kernels_are_modelled_and_shown_beside_what_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GEMM that took 2 ms on a proxy, and whose model says 1 ms there: what it multiplies in one at that rate."""
+    call = next(call for call in block_calls(TINY, BlockOptions()) if call.op.name == "BlockInt8GemmGelu")
+    rate = call.cost.total / (LIMITS["H100"].sm_clocks * 1e6)
+    entry = Measured(call.op.name, call.dims, {}, 3.0, [LaunchTime("a", 1.0), LaunchTime("b", 2.0)], rate)
+    proxy = Proxy("NVIDIA H100 80GB HBM3", 120)
+    monkeypatch.setattr("exporter.bench.kernel_table.proxied_ops", lambda: [(proxy, entry)])
+    command = ["kernels", "--model", "wan-tiny", "--gpu", "rtx5090"]
+    result = CliRunner().invoke(app, [*command, "--json"])
+    assert result.exit_code == 0, result.output
+    rows = json.loads(result.stdout)
+    (row,) = (row for row in rows if row["proxied"])
+    assert row["ops"] == ["BlockInt8GemmGelu"]
+    (proxied,) = row["proxied"]
+    assert (proxied["ms"], proxied["dims"]) == (2.0, call.dims)
+    assert proxied["predicted_ms"] == pytest.approx(1.0)
+    model = row["model"]
+    assert set(model["cycles"]) == set(UNITS)
+    assert model["bound"] == max(UNITS, key=lambda unit: model["cycles"][unit])
+    assert model["share"] == pytest.approx(model["cycles"]["tensor"] / model["iteration"])
+    assert {row["model"] is None for row in rows if not row["mma"]} == {True}
+    shown = CliRunner().invoke(app, command, env={"COLUMNS": "200"}).output
+    assert "1.00/2.00" in shown
+    assert f"{model['share']:.0%}" in shown
 
 
 @pytest.mark.parametrize("command", [["bench", "kernels"], ["bench", "step"], ["tune"]])

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from exporter.bench import kernels, synthetic
 from exporter.bench.block_graph import OpCall
-from exporter.bench.proxy import HOPPER, LEAVES_OUT, LIMITS, RTX, Bench, bench_on, held, proxy_limits
+from exporter.bench.proxy import HOPPER, HOPPER_RATES, LEAVES_OUT, LIMITS, RTX, Bench, bench_on, held, proxy_limits
 from exporter.cli.app import app
 from exporter.gpus import GPUS
 from plugins import torch_op
@@ -144,7 +144,16 @@ def test_bench_kernels_says_what_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found["proxy"]["leaves_out"] == list(LEAVES_OUT[120])
     assert "from their PTX" in found["source"]
     assert {row["ms"] for row in found["kernels"]} == {0.5}
+    assert {sum(launch["ms"] for launch in row["launches"]) for row in found["kernels"]} == {0.5}
+    multiplying = [row for row in found["kernels"] if row["tops"]]
+    assert multiplying
+    for row in multiplying:
+        operations, clocks = row["tops"] * 0.5e9, 1274e9 / HOPPER_RATES.int8
+        assert row["predicted_ms"] == pytest.approx(operations / (row["rate"] * clocks))
+        assert 0.05 * HOPPER_RATES.int8 < row["rate"] < HOPPER_RATES.int8
+    assert {row["rate"] for row in found["kernels"] if not row["tops"]} == {None}
     shown = CliRunner().invoke(app, command).stdout
     assert "PROXY: kernels of sm_120 from their PTX" in shown
     assert "of mma.sync" in shown
+    assert "by model" in shown
     assert "bulk tensor copies" in shown

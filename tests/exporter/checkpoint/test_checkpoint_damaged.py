@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import resource
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -63,6 +64,7 @@ DAMAGED: dict[str, Callable[[Path], object]] = {
     "truncated.safetensors": lambda path: path.write_bytes(ck.save_safetensors(path, STATE).read_bytes()[:-1]),
     "longer.safetensors": lambda path: path.write_bytes(ck.save_safetensors(path, STATE).read_bytes() + b"x"),
     "random.safetensors": lambda path: path.write_bytes((64).to_bytes(8, "little") + os.urandom(200)),
+    "pipe.pth": os.mkfifo,
     "model.onnx": lambda path: path.write_bytes(b"x" * 100),
 }
 
@@ -71,6 +73,47 @@ DAMAGED: dict[str, Callable[[Path], object]] = {
 def test_damaged_files_arerefused(name: str, tmp_path: Path) -> None:
     DAMAGED[name](tmp_path / name)
     refused(tmp_path / name, name)
+
+
+def _zipped(path: Path, data: bytes, compression: int = zipfile.ZIP_STORED, **entries: bytes) -> Path:
+    """An archive with this pickle and further entries under data/."""
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        for name, content in {"data.pkl": data, "version": b"3", **entries}.items():
+            archive.writestr(f"archive/{name}", content)
+    return path
+
+
+def _allocating(size: int) -> bytes:
+    """A pickle of protocol 2 that makes a bytearray of a size: torch's weights_only reader would run it."""
+    return b"\x80\x02c__builtin__\nbytearray\nq\x00J" + size.to_bytes(4, "little") + b"\x85q\x01Rq\x02."
+
+
+BOMBS: dict[str, tuple[Callable[[Path], object], str]] = {
+    "compressed": (
+        lambda path: _zipped(path, pickle.dumps({}, 2), zipfile.ZIP_DEFLATED),
+        "no archive as torch.save writes it",
+    ),
+    "compressed data": (
+        lambda path: _zipped(path, pickle.dumps({}, 2), zipfile.ZIP_DEFLATED, **{"data/0": bytes(10**7)}),
+        "no archive as torch.save writes it",
+    ),
+    "a pickle of 9 MB": (lambda path: _zipped(path, bytes(9 << 20)), "no archive as torch.save writes it"),
+    "a bytearray": (lambda path: _zipped(path, _allocating(2**31 - 1)), "holds Python objects"),
+    "one element for billions": (
+        lambda path: torch.save({"a": torch.ones(1).expand(2**20, 2**20)}, path),
+        "a tensor that cannot be read",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BOMBS)
+def test_a_torch_file_takes_no_more_than_its_size(case: str, tmp_path: Path) -> None:
+    make, words = BOMBS[case]
+    make(tmp_path / "a.pth")
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(UserError, match=words):
+        NamedTensors(tmp_path / "a.pth")
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300_000  # KiB; a bytearray takes 2 GiB
 
 
 def _item(**changes: object) -> dict[str, object]:
@@ -146,7 +189,8 @@ def test_index_and_shards_must_agree(tmp_path: Path) -> None:
     content["weight_map"]["no.such"] = content["weight_map"]["head.head.bias"]
     index.write_text(json.dumps(content))
     refused(index, "does not describe its shards", "no.such")
-    for text in ("{", "[]", '{"weight_map": {"a": 1}}'):
+    digits = '{"weight_map": ' + "9" * 5000 + "}"
+    for text in ("{", "[]", '{"weight_map": {"a": 1}}', "[" * 100_000, digits, " " * (17 << 20)):
         index.write_text(text)
         refused(index, "index")
 

@@ -189,6 +189,14 @@ def test_what_the_hub_does_not_have_is_told_without_a_download(
     assert not hub.asked
 
 
+def test_gguf_of_the_hub_is_named_without_a_question(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    hub = _Hub(tmp_path, ["a-Q4_K_M.gguf"])
+    monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
+    with pytest.raises(UserError, match="quantized another way: GGUF"):
+        look_for("org/repo:a-Q4_K_M.gguf", lambda _: None)
+    assert not hub.questions
+
+
 def test_what_the_hub_has_is_no_path_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hub = _Hub(tmp_path, ["a.pth", "a-quant.pth", "high/x.pth"])
     monkeypatch.setitem(sys.modules, "huggingface_hub", hub)

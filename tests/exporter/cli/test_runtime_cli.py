@@ -160,12 +160,14 @@ def test_bench_times_every_stage(folder: Path) -> None:
     assert run("bench").exit_code == 2
 
 
-@pytest.mark.parametrize(("text", "size"), [("832x480", (832, 480)), ("48×32", (48, 32)), (None, None)])
+@pytest.mark.parametrize(
+    ("text", "size"), [("832x480", (832, 480)), ("48×32", (48, 32)), ("832*480", (832, 480)), (None, None)]
+)
 def test_sizes(text: str | None, size: tuple[int, int] | None) -> None:
     assert parse_size(text) == size
 
 
-@pytest.mark.parametrize("text", ["832", "832*480", "x", "832x480x81", "-16x16"])
+@pytest.mark.parametrize("text", ["832", "832**480", "x", "832x480x81", "-16x16", "9" * 5000 + "x480"])
 def test_other_sizes(text: str) -> None:
     with pytest.raises(UserError, match="WIDTHxHEIGHT"):
         parse_size(text)

@@ -12,7 +12,7 @@ import pytest
 
 pytest.importorskip("PIL.Image")
 
-from runtime.media.files.video_file import sink_for
+from runtime.media.files.kinds import sink_for
 from runtime.media.files.writer import BackgroundWriter
 from tests.support.pressed import lines_of, pressed_at
 
