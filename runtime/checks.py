@@ -12,6 +12,7 @@ from plugins.errors import UserError
 from plugins.plan import FORMAT_VERSION, decode
 from plugins.tensorrt_plugin import PLUGIN_VERSION
 from runtime.bundle import COMPONENTS, Manifest, verify_file
+from runtime.input_files import read_input
 from runtime.report import Report
 
 MAX_PLAN_BYTES = 64 << 20  # kernels of an op, of some hundred kilobytes each
@@ -140,7 +141,7 @@ def plan_problem(path: Path) -> str | None:
     if (size := path.stat().st_size) > MAX_PLAN_BYTES:
         return f"{size:,} bytes"
     try:
-        decode(path.read_bytes())
+        decode(read_input(path, MAX_PLAN_BYTES, "a launch plan"))
     except ValueError as error:
         return str(error)
     return None

@@ -13,6 +13,8 @@ from plugins.errors import UserError
 from runtime.byte_sizes import gigabytes
 from runtime.system_errors import unreadable
 
+_AT_LEAST = 1 << 16  # bytes that are tried whatever the size: Linux's own files say 0
+
 
 def user_path(text: str | Path) -> Path:
     """The path that a user typed: ``~`` is the home, which the shell leaves alone in ``--out=~/x``. UserError."""
@@ -22,7 +24,7 @@ def user_path(text: str | Path) -> Path:
         raise UserError(
             f"{text} names no user's home here.",
             got=str(error),
-            remedy="the whole path, or ./~… for a file so named",
+            remedy="the whole path",
         ) from error
 
 
@@ -52,7 +54,8 @@ def read_input(path: Path, limit: int, expected: str) -> bytes:
     """All of a regular file of at most ``limit`` bytes. Raises UserError."""
     with os.fdopen(open_input(path, expected), "rb") as file:
         try:
-            data = file.read(limit + 1)
+            size = max(os.fstat(file.fileno()).st_size, _AT_LEAST)
+            data = file.read(min(limit, size) + 1)
         except OSError as error:
             raise unreadable(path, error, expected) from error
     if len(data) > limit:

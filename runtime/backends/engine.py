@@ -16,6 +16,7 @@ from runtime.dims import Sizes, shape_of
 from runtime.input_files import read_input
 
 _LOG_LINES = 15
+_MAX_ENGINE = 1 << 38  # bytes; a one-file engine holds all weights
 _MAX_CACHE = 1 << 30  # bytes of compiled kernels; those of an engine take some megabytes
 
 
@@ -47,7 +48,7 @@ class Engine:
 
     def __init__(self, trt: Any, runtime: Any, log: Any, path: Path, stage: StageEntry, cache: Path | None) -> None:
         self._stage, self._log, self._path = stage, log, path
-        self._engine = runtime.deserialize_cuda_engine(path.read_bytes())
+        self._engine = runtime.deserialize_cuda_engine(read_input(path, _MAX_ENGINE, "an engine"))
         if self._engine is None:
             raise log.error(f"{path.name} could not be loaded.")
         self._check_tensors()
