@@ -2,11 +2,11 @@
 
 Everything but the weights is made in a staging folder beside the bundle and swapped in when it is whole, so that an
 interrupted export leaves the previous bundle as it was. Weights come last: without them the engines are already kept.
+From the first to the last the bundle is this export's alone: whoever else changes it waits.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,9 +15,11 @@ import msgspec
 from exporter.builder.flavour import check_buildable
 from exporter.builder.one_file import add_one_file, carry_one_file, check_memory
 from exporter.builder.stage_engine import build_stage, engine_key, kept_engine
+from exporter.bundle.contents import carry, check_folder, keep_others
 from exporter.bundle.polygraphy_files import README_NAME, SCRIPTS_NAME, readme_text, script_text
 from exporter.bundle.swap import staging_folder
 from exporter.bundle.vram import vram_estimate
+from exporter.bundle_lock import Turn, bundle_turn
 from exporter.checkpoint.experts import check_checkpoint
 from exporter.checkpoint.hub import look_for
 from exporter.graphs.passes import plan_file
@@ -25,6 +27,7 @@ from exporter.graphs.stage_graph import StageGraph, onnx_name, stage_graph, tool
 from exporter.models import FPS, FREQ_DIM, TEXT_LENGTH
 from exporter.networks.components import component_stages
 from exporter.networks.dit.options import BlockOptions
+from exporter.networks.stage_spec import StageSpec
 from exporter.packing.dit import add_to_bundle, open_experts, pack_checkpoint
 from exporter.packing.media import TOKENIZER_NAME, check_media, kept_media, pack_media
 from exporter.packing.recovery import kept_weights, previous_manifest
@@ -57,20 +60,35 @@ def export_bundle(spec: ExportSpec, report: Report) -> Path:
         for component in spec.components
         for stage in component_stages(spec.model, component, options, spec.text_linear)
     ]
-    with staging_folder(spec.bundle_dir) as staging:
-        previous = previous_manifest(spec.bundle_dir, report)  # only now: staging may just have brought it back
+    with bundle_turn(spec.bundle_dir, report.note) as turn:
+        graphs, manifest = _make(spec, stages, turn, report)
+        manifest = pack_media(spec, manifest, report)
+        if spec.checkpoint is not None:
+            manifest = _add_weights(spec, spec.checkpoint, manifest, report)
+        if spec.one_file:
+            add_one_file(spec, _of_dit(graphs), manifest, report)
+    return spec.bundle_dir
+
+
+def _make(
+    spec: ExportSpec, stages: Sequence[StageSpec], turn: Turn, report: Report
+) -> tuple[list[StageGraph], Manifest]:
+    """Everything but the weights, in the bundle's place when it is whole."""
+    with staging_folder(turn) as staging:
+        previous = previous_manifest(turn.folder, report)  # only now: staging may just have brought it back
+        check_folder(turn.folder, previous)
         graphs = [stage_graph(spec, stage, previous, report) for stage in stages]
-        dit = [graph for graph in graphs if graph.spec.component == "dit"]  # what a one-file engine is composed of
         manifest = _with_polygraphy(_write(spec, graphs, previous, staging, report), staging)
         if spec.one_file and previous is not None:
-            manifest = carry_one_file(spec, dit, previous, manifest, staging)
+            manifest = carry_one_file(spec, _of_dit(graphs), previous, manifest, staging)
         write_manifest(staging, manifest)
-    manifest = pack_media(spec, manifest, report)
-    if spec.checkpoint is not None:
-        manifest = _add_weights(spec, spec.checkpoint, manifest, report)
-    if spec.one_file:
-        add_one_file(spec, dit, manifest, report)
-    return spec.bundle_dir
+        keep_others(turn.folder, staging, previous)
+    return graphs, manifest
+
+
+def _of_dit(graphs: Sequence[StageGraph]) -> list[StageGraph]:
+    """What a one-file engine is composed of."""
+    return [graph for graph in graphs if graph.spec.component == "dit"]
 
 
 def _check_sources(spec: ExportSpec, report: Report) -> None:
@@ -98,7 +116,7 @@ def _write(
     weights = kept_weights(spec, WEIGHTS_NAME, previous, report)
     kept = kept_media(spec, previous, report)
     for name in (*weights.files, *kept.files):
-        os.link(spec.bundle_dir / name, staging / name)
+        carry(spec.bundle_dir / name, staging / name)
     of_dit = [stage.activation_bytes for stage in stages if stage.component == "dit"]
     activations = [count for count in of_dit if count is not None]
     return Manifest(
@@ -178,6 +196,7 @@ def _model_facts(spec: ExportSpec) -> ModelFacts:
         fps=FPS,
         max_tokens=model.max_tokens,
         experts=model.experts,
+        max_size=model.max_size,
     )
 
 

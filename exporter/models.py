@@ -17,6 +17,7 @@ PATCH = (1, 2, 2)
 OUT_CHANNELS = 16
 EPS = 1e-6
 FPS = 16
+MOST_TOKENS = 131_072  # what SageSLA selects from in registers: 2048 blocks of 64 keys
 
 SIZES_480P = ((832, 480), (480, 832), (640, 640), (640, 480), (480, 640))
 SIZES_720P = ((1280, 720), (720, 1280), (960, 960), (960, 720), (720, 960))
@@ -24,7 +25,10 @@ SIZES_720P = ((1280, 720), (720, 1280), (960, 960), (960, 720), (720, 960))
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """One distilled Wan video DiT. Sizes are (width, height) in pixels; ``max_tokens`` bounds the engines' profile."""
+    """One distilled Wan video DiT. Sizes are (width, height) in pixels; ``max_tokens`` bounds the engines' profile.
+
+    ``max_size`` is the (width, height, frames) that an export asked for in place of the model's own.
+    """
 
     name: str
     dim: int
@@ -41,6 +45,7 @@ class ModelSpec:
     boundary: float | None = None
     vae: str = "Wan2.1"
     text_encoder: str = "umt5-xxl"
+    max_size: tuple[int, int, int] | None = None
 
     @property
     def heads(self) -> int:
@@ -103,6 +108,27 @@ _WAN_TINY = replace(
 MODELS: Mapping[str, ModelSpec] = MappingProxyType(
     {m.name: m for m in (_WAN_1_3B, _WAN_14B_480P, _WAN_14B_720P, _WAN_I2V_A14B, _WAN_TINY)}
 )
+
+
+def sized(model: ModelSpec, width: int, height: int, frames: int | None = None) -> ModelSpec:
+    """The model for engines that run videos up to this size, and no larger ones. Raises UserError.
+
+    Larger engines take more memory at every size: TensorRT keeps a plugin's workspace as the profile's maximum needs
+    it. So this is asked for, and not every model's profile. Image-to-video picks other multiples of 16, of up to a
+    fifteenth more tokens. A default video that does not fit any more gives way to the largest one.
+    """
+    frames = model.frames if frames is None else frames
+    tokens = model.tokens((width, height), frames)
+    if tokens > MOST_TOKENS:
+        raise UserError(
+            "--max-size is larger than attention runs.",
+            expected=f"L of at most {MOST_TOKENS:,}",
+            got=f"{width}x{height} with {frames} frames: L = {tokens:,}",
+        )
+    if tokens == model.tokens():
+        return model
+    made = replace(model, max_size=(width, height, frames), max_tokens=min(MOST_TOKENS, -(-tokens * 16 // 15)))
+    return made if tokens > model.tokens() else replace(made, size=(width, height), frames=frames)
 
 
 def model_named(name: str) -> ModelSpec:

@@ -9,6 +9,9 @@ from contextlib import contextmanager
 from rich import progress as bars
 from rich.console import Console
 
+from exporter.terminal import console as made_console
+from exporter.terminal import printable
+from plugins.interrupts import uninterrupted
 from runtime.report import Update
 
 
@@ -16,7 +19,7 @@ class RichProgress:
     """Bars on a terminal; elsewhere (a log, a pipe) one line for each finished stage."""
 
     def __init__(self, console: Console | None = None) -> None:
-        self._console = console or Console(stderr=True, highlight=False)
+        self._console = console or made_console(error=True)
         self._bars: bars.Progress | None = None
         self._depth = 0
 
@@ -27,20 +30,21 @@ class RichProgress:
             yield lambda done, total: None
             self.note(f"{title}: {time.monotonic() - started:.1f} s")
             return
-        display = self._enter()
-        task = display.add_task(title, total=None)
+        self._depth += 1
         try:
+            display = self._display()
+            task = display.add_task(printable(title), total=None)
             yield lambda done, total: display.update(task, completed=done, total=total)
             last = next(t.total for t in display.tasks if t.id == task) or 1
             display.update(task, completed=last, total=last)
-        finally:
             display.stop_task(task)
+        finally:
             self._leave()
 
     def note(self, text: str) -> None:
-        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+        self._console.print(printable(text), markup=False, highlight=False, soft_wrap=True)
 
-    def _enter(self) -> bars.Progress:
+    def _display(self) -> bars.Progress:
         """The display shared by nested stages: rich shows one at a time."""
         if self._bars is None:
             self._bars = bars.Progress(
@@ -50,12 +54,13 @@ class RichProgress:
                 bars.TimeElapsedColumn(),
                 console=self._console,
             )
-            self._bars.start()
-        self._depth += 1
+            with uninterrupted():  # it starts a thread
+                self._bars.start()
         return self._bars
 
     def _leave(self) -> None:
-        self._depth -= 1
-        if self._depth == 0 and self._bars is not None:
-            self._bars.stop()
-            self._bars = None
+        with uninterrupted():
+            self._depth -= 1
+            if self._depth == 0 and self._bars is not None:
+                self._bars.stop()
+                self._bars = None

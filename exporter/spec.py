@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import cast, get_args
 
 from exporter.gpus import Flavour, GpuSpec, gpu_named
-from exporter.models import ModelSpec, model_named
-from exporter.networks.dit.options import ATTENTIONS, Attention
+from exporter.models import ModelSpec, model_named, sized
+from exporter.networks.dit.options import ATTENTIONS, BARE, DENSE, Attention
 from exporter.networks.weight_spec import LinearMode
 from plugins.errors import UserError
 from runtime.bundle import COMPONENTS, Component
@@ -75,7 +75,7 @@ class ExportSpec:
     @property
     def allow_missing_proj_l(self) -> bool:
         """Whether a checkpoint without proj_l will do: only where the user chose another attention than ours."""
-        return self.attention in ("sage", "sla")
+        return self.attention in BARE
 
     @property
     def bundle_dir(self) -> Path:
@@ -98,6 +98,15 @@ def parse_topk(text: str, option: str = "--topk") -> int:
             got=text,
         )
     return milli
+
+
+def parse_max_size(text: str) -> tuple[int, ...]:
+    """(width, height) or (width, height, frames) of "1280x720" and "1280x720x81". Raises UserError."""
+    if re.fullmatch(r"[0-9]{1,5}([x×*][0-9]{1,5}){1,2}", text.strip().lower()) is None:
+        raise UserError(
+            "--max-size cannot be read.", expected="WIDTHxHEIGHT or WIDTHxHEIGHTxFRAMES, such as 1280x720", got=text
+        )
+    return tuple(int(part) for part in re.split("[x×*]", text.strip().lower()))
 
 
 def parse_linear(text: str) -> LinearMode:
@@ -136,17 +145,18 @@ def export_spec(
     tokenizer: str | None = None,
     vae: str | None = None,
     text_linear: str = "bf16",
+    max_size: str | None = None,
 ) -> ExportSpec:
     """The spec for options as they are typed; ``checkpoint`` None or "none" means engines only. Raises UserError."""
-    if topk is not None and attention == "sage":
+    if topk is not None and attention in DENSE:
         raise UserError(
-            "--attention sage is dense: it keeps every block, so --topk has no meaning.",
+            f"--attention {attention} is dense: it keeps every block, so --topk has no meaning.",
             remedy="drop --topk, or choose --attention sagesla or sla",
         )
     if checkpoint is not None and not checkpoint.strip():
         raise UserError("--checkpoint is empty.", expected="a path, a Hugging Face id, or none")
     return ExportSpec(
-        model=model_named(model),
+        model=model_named(model) if max_size is None else sized(model_named(model), *parse_max_size(max_size)),
         gpu=gpu_named(gpu),
         attention=cast(Attention, attention),
         topk_milli=parse_topk(topk or DEFAULT_TOPK),

@@ -9,7 +9,6 @@ from __future__ import annotations
 import importlib
 import re
 import subprocess
-import tempfile
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -19,6 +18,8 @@ from plugins.expr import Dim, apply, fold, to_plain
 from plugins.op import AttrValue, Op, Tensor, symbol
 from plugins.plan import KernelImage, LaunchSpec, Plan, TensorSpec, encode
 from plugins.plan_builder import Buffer, Launch, LaunchPlan
+from plugins.temporary import scratch
+from plugins.triton_cache import writable_cache
 
 NEWEST_PTX = 89  # of the SMs whose PTX a Hopper SM runs: sm_120's configs are compiled for it
 
@@ -108,6 +109,7 @@ def compile_kernel(launch: Launch, dtypes: Mapping[str, str], sm: int, host: int
         launch.kernel, signature, dict(launch.constants), attrs
     )
     options = {"num_warps": launch.num_warps, "num_stages": launch.num_stages}
+    writable_cache()
     options |= {"maxnreg": launch.max_registers} if launch.max_registers else {}
     target = GPUTarget("cuda", sm if host is None else min(sm, NEWEST_PTX), 32)
     with triton.knobs.compilation.scope():
@@ -152,8 +154,8 @@ def _signature(
 
 def assembled(ptx: str, sm: int) -> bytes:
     """PTX of an earlier SM as a cubin for ``sm``. Raises ValueError with ptxas's words."""
-    with tempfile.TemporaryDirectory() as folder:
-        source, made = Path(folder, "kernel.ptx"), Path(folder, "kernel.cubin")
+    with scratch() as folder:
+        source, made = folder / "kernel.ptx", folder / "kernel.cubin"
         source.write_text(ptx)
         command = [str(binary_tool("ptxas")), "-arch", f"sm_{sm}", str(source), "-o", str(made)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -178,10 +180,10 @@ def binary_tool(name: str) -> Path:
 
 def inspected(cubin: bytes, tool: str, option: str) -> str:
     """What one of those tools prints of a cubin."""
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
-        file.flush()
-        command = [str(binary_tool(tool)), option, file.name]
+    with scratch() as folder:
+        file = folder / "kernel.cubin"
+        file.write_bytes(cubin)
+        command = [str(binary_tool(tool)), option, str(file)]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 

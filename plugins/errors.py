@@ -1,4 +1,4 @@
-"""The one exception type for mistakes a user can mend."""
+"""The one exception type for mistakes a user can mend, and the one kind of warning."""
 
 from __future__ import annotations
 
@@ -14,3 +14,7 @@ class UserError(Exception):
         lines += [f"  {label}: {text}" for label, text in (("expected", expected), ("got", got)) if text]
         lines += [f"  remedy:   {remedy}"] if remedy else []
         super().__init__("\n".join(lines))
+
+
+class Notice(UserWarning):
+    """Something the user should hear of, though the work goes on; the command line prints it in one line."""

@@ -1,26 +1,23 @@
 """Files that appear whole or not at all, and are on the disk when they do.
 
-What is new is written beside its place, under a name of its own, and takes the place by a rename. A process that is
-killed leaves ``.turbotrt-<its id>-….partial`` and the old file.
+What is new is written beside its place, under a name of its own (plugins.temporary), and takes the place by a rename.
 """
 
 from __future__ import annotations
 
 import errno
 import os
-import secrets
-import shutil
+import stat
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
 
-from plugins.errors import UserError
+from plugins.temporary import temporary
+from runtime.system_errors import unwritable
 
-_MODE = 0o644  # less the umask: what is exported is for anyone
-_FULL = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
 _NO_FOLDER_SYNC = frozenset((errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.EACCES))  # of some file systems
 
 
@@ -28,52 +25,52 @@ _NO_FOLDER_SYNC = frozenset((errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.EAC
 def atomic_path(path: Path) -> Iterator[Path]:
     """An empty file beside ``path`` for others to write; in place of ``path`` when the block ends, gone if it raises.
 
-    Raises OSError where there can be none.
+    Raises OSError where there can be none, before anything is written.
     """
-    temporary = _beside(path)
-    try:
-        os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, _MODE))
-        yield temporary
-        put_in_place(temporary, path)
-    except BaseException:
-        with suppress(OSError):  # what went wrong before is the news
-            temporary.unlink()
-        raise
+    _check_name(path, directory=False)
+    with temporary(path.parent) as made:
+        yield made
+        put_in_place(made, path)
 
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[BinaryIO]:
     """``atomic_path``, opened for writing without a buffer."""
-    with atomic_path(path) as temporary, temporary.open("wb", buffering=0) as file:
+    with atomic_path(path) as made, made.open("wb", buffering=0) as file:
         yield file
 
 
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
     """``atomic_path`` for a folder of files; ``path`` may be an empty folder before."""
-    temporary = _beside(path)
-    try:
-        temporary.mkdir()
-        yield temporary
-        for file in temporary.iterdir():
-            _sync(file)
-        put_in_place(temporary, path)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+    _check_name(path, directory=True)
+    with temporary(path.parent, directory=True) as made:
+        yield made
+        for file in made.iterdir():
+            sync(file)
+        put_in_place(made, path)
 
 
 def write_atomic(path: Path, data: bytes) -> None:
     """Replace a file's content. Raises OSError, and the file is as before."""
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(data)
+    with atomic_path(path) as made:
+        made.write_bytes(data)
+
+
+def check_place(path: Path, *, directory: bool = False) -> None:
+    """Raise UserError where a file or folder could not be written, long before there is anything to write.
+
+    It is begun as it will be: permissions alone do not tell (root, read-only and special file systems).
+    """
+    with told(path), temporary(path.parent, directory=directory):
+        _check_name(path, directory=directory)
 
 
 def put_in_place(made: Path, path: Path) -> None:
     """Let what was made on the same file system take its place, and stay there. Raises OSError."""
-    _sync(made)
+    sync(made)
     made.replace(path)
-    _sync(path.parent)
+    sync(path.parent)
 
 
 class AtomicWriter(ABC):
@@ -106,20 +103,25 @@ def told(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise UserError(
-            f"{path} cannot be written.",
-            expected="a place that takes files",
-            got=error.strerror or str(error),
-            remedy="free some space" if error.errno in _FULL else "choose a folder that can be written",
-        ) from error
+        raise unwritable(path, error) from error
 
 
-def _beside(path: Path) -> Path:
-    """A new name in the folder of ``path``: short, whatever the length of its own."""
-    return path.parent / f".turbotrt-{os.getpid()}-{secrets.token_hex(6)}.partial"
+def _check_name(path: Path, *, directory: bool) -> None:
+    """Raise OSError where the last rename would fail, or take the place of a pipe or a device."""
+    try:
+        mode = (path.lstat() if directory else path.stat()).st_mode
+    except FileNotFoundError:  # a link to nothing is replaced, as one to a file is
+        return
+    if directory and (not stat.S_ISDIR(mode) or any(path.iterdir())):
+        raise FileExistsError(errno.EEXIST, "it exists, and is no empty folder", str(path))
+    if not directory and stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if not directory and not stat.S_ISREG(mode):
+        raise FileExistsError(errno.EEXIST, "it is a pipe or a device", str(path))
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Bring what was written to the disk; of a folder its names. Raises OSError, but where folders cannot be synced."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
@@ -12,15 +13,19 @@ from msgspec import Meta, Struct
 
 from plugins.errors import UserError
 from runtime.atomic import told, write_atomic
+from runtime.input_files import open_input, read_input
 from runtime.manifest_rules import check_manifest
 from runtime.schema2 import OLD_VERSION, upgraded
 
 MANIFEST_NAME = "manifest.json"
+LOCK_NAME = ".turbotrt.lock"  # there while a process changes the bundle; not in the manifest
 SCHEMA_VERSION = 3
 OUTPUT_SUFFIX = "_out"  # a stage may give what it takes: ONNX needs two names
 MAX_MANIFEST_BYTES = 16 << 20  # a manifest is some tens of kilobytes; anything this long is not one
 _CHUNK = 1 << 20
 
+Attention = Literal["sagesla", "sla", "sage", "original"]
+DENSE: frozenset[Attention] = frozenset(("sage", "original"))  # those that keep every key block
 Component = Literal["dit", "text", "vae"]
 COMPONENTS: tuple[Component, ...] = get_args(Component)
 MediaComponent = Literal["text", "vae"]  # those whose weights are in one file each
@@ -43,6 +48,7 @@ Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
 Positive = Annotated[int, Meta(gt=0, le=1 << 20)]
 Count = Annotated[int, Meta(ge=0, le=1 << 50)]
 Side = Annotated[int, Meta(gt=0, le=16384)]  # pixels
+Frames = Annotated[int, Meta(gt=0, le=1 << 14)]
 Dim = Annotated[int, Meta(gt=0, le=1 << 24)]
 
 
@@ -51,7 +57,10 @@ class _Record(Struct, frozen=True):
 
 
 class ModelFacts(_Record, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """The architecture and the default video; ``size`` is (width, height) in pixels."""
+    """The architecture and the default video; ``size`` is (width, height) in pixels.
+
+    ``max_size``: the (width, height, frames) of the export's --max-size, None for the model's own.
+    """
 
     name: str
     dim: Positive
@@ -62,10 +71,11 @@ class ModelFacts(_Record, frozen=True, forbid_unknown_fields=True, kw_only=True)
     text_length: Positive
     freq_dim: Positive
     size: tuple[Side, Side]
-    frames: Annotated[int, Meta(gt=0, le=1 << 14)]
+    frames: Frames
     fps: Annotated[int, Meta(gt=0, le=240)]
     max_tokens: Positive
     experts: Annotated[tuple[str, ...], Meta(min_length=1, max_length=2)]
+    max_size: tuple[Side, Side, Frames] | None = None
 
 
 class SamplerFacts(_Record, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -75,8 +85,13 @@ class SamplerFacts(_Record, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     sigma_max: Annotated[float, Meta(gt=0, le=1e6)]
     boundary: Annotated[float, Meta(gt=0, lt=1)] | None
     topk_milli: Annotated[int, Meta(ge=1, le=1000)]
-    attention: Literal["sagesla", "sla", "sage"]
+    attention: Attention
     linear: Literal["int8", "bf16"]
+
+    @property
+    def dense(self) -> bool:
+        """Whether attention keeps every key block, so that ``topk_milli`` means nothing."""
+        return self.attention in DENSE
 
 
 class GpuFacts(_Record, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -234,7 +249,7 @@ def _check_plain(name: str) -> None:
 def sha256_of(path: Path, update: Callable[[int], object] | None = None) -> str:
     """SHA-256 of a file in hexadecimal, read by parts; ``update`` hears the bytes of each part."""
     digest = hashlib.sha256()
-    with path.open("rb") as file:
+    with os.fdopen(open_input(path, "a file"), "rb") as file:
         while chunk := file.read(_CHUNK):
             digest.update(chunk)
             if update is not None:
@@ -262,7 +277,7 @@ def load_manifest(folder: Path) -> Manifest:
         )
     if path.stat().st_size > MAX_MANIFEST_BYTES:
         raise _corrupt(path, f"it is longer than {MAX_MANIFEST_BYTES} bytes")
-    data = path.read_bytes()
+    data = read_input(path, MAX_MANIFEST_BYTES, "a manifest")
     version = _decode(path, data, _Version).schema_version
     if version == OLD_VERSION:
         data = _upgraded(path, data)

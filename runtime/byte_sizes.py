@@ -14,7 +14,7 @@ def parse_bytes(text: str | int) -> int:
     if isinstance(text, int):
         count = text
     else:
-        match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([a-z]*)", text.strip().lower())
+        match = re.fullmatch(r"([0-9]{1,18}(?:\.[0-9]{1,18})?)\s*([a-z]*)", text.strip().lower())
         known = match is not None and match[2] in _UNITS
         count = int(float(match[1]) * _UNITS[match[2]]) if match and known else 0
     if count <= 0:

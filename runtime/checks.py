@@ -6,12 +6,13 @@ import shlex
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from threading import Lock
+from threading import Event, Lock
 
 from plugins.errors import UserError
 from plugins.plan import FORMAT_VERSION, decode
 from plugins.tensorrt_plugin import PLUGIN_VERSION
 from runtime.bundle import COMPONENTS, Manifest, verify_file
+from runtime.input_files import read_input
 from runtime.report import Report
 
 MAX_PLAN_BYTES = 64 << 20  # kernels of an op, of some hundred kilobytes each
@@ -32,8 +33,9 @@ def rebuild_command(
     words += ["--checkpoint", "PATH_OR_HF_ID"] if checkpoint or one_file else []
     words += ["--out", str(folder.parent)] if folder is not None and folder.parent != Path("engines") else []
     words += ["--attention", sampler.attention, "--linear", sampler.linear]
-    words += ["--topk", f"{sampler.topk_milli / 1000:g}"] if sampler.attention != "sage" else []
+    words += ["--topk", f"{sampler.topk_milli / 1000:g}"] if not sampler.dense else []
     words += ["--components", ",".join(manifest.components)] if manifest.components != COMPONENTS else []
+    words += ["--max-size", "x".join(map(str, largest))] if (largest := manifest.model.max_size) is not None else []
     words += ["--text-linear", manifest.text_linear] if manifest.text_linear != "bf16" else []
     words += ["--onnx-only"] if not engines and any(stage.engine is None for stage in manifest.stages) else []
     words += ["--one-file"] if one_file else []
@@ -139,7 +141,7 @@ def plan_problem(path: Path) -> str | None:
     if (size := path.stat().st_size) > MAX_PLAN_BYTES:
         return f"{size:,} bytes"
     try:
-        decode(path.read_bytes())
+        decode(read_input(path, MAX_PLAN_BYTES, "a launch plan"))
     except ValueError as error:
         return str(error)
     return None
@@ -174,16 +176,22 @@ def check_files(folder: Path, manifest: Manifest, names: Iterable[str], *, verif
 
 def _hashes(folder: Path, manifest: Manifest, names: Sequence[str], report: Report) -> list[str | None]:
     total = sum(manifest.files[name].bytes for name in names)
-    done, lock = 0, Lock()
-    with report.stage("verify sha256") as update, ThreadPoolExecutor(4) as pool:
+    done, lock, stopping = 0, Lock(), Event()
+    with report.stage("verify sha256") as update, ThreadPoolExecutor(4, "turbotrt-hash") as pool:
 
         def advance(count: int) -> None:
             nonlocal done
+            if stopping.is_set():
+                raise InterruptedError
             with lock:
                 done += count
                 update(done, total)
 
-        return list(pool.map(lambda name: verify_file(folder, name, manifest.files[name], advance), names))
+        try:
+            return list(pool.map(lambda name: verify_file(folder, name, manifest.files[name], advance), names))
+        except BaseException:  # Ctrl-C: the pool waits for its threads, and files are of gigabytes
+            stopping.set()
+            raise
 
 
 def _dotted(sm: int) -> str:

@@ -33,7 +33,9 @@ def latent_shape(
             f"{width}x{height} with {frames} frames is outside what this bundle's engines run.",
             expected=f"L from {profile.min:,} to {profile.max:,}",
             got=f"L = {tokens_of(shape):,}",
-            remedy="fewer pixels or frames, or a bundle of a larger model",
+            remedy="more pixels or frames"
+            if tokens_of(shape) < profile.min
+            else f"fewer pixels or frames, or export again with --max-size {width}x{height}x{frames}",
         )
     return shape
 

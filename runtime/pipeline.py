@@ -16,18 +16,20 @@ from typing import Any
 import numpy.typing as npt
 
 from plugins.errors import UserError
+from plugins.interrupts import Ending
 from runtime.backends.kind import BackendKind
 from runtime.backends.protocol import Activations, Runner
 from runtime.backends.registry import backend_kind
 from runtime.bundle import Manifest, load_manifest
 from runtime.byte_sizes import parse_bytes
 from runtime.checks import check_files, check_weights
+from runtime.choices import chosen
 from runtime.inputs import condition_tokens, latent_shape, text_bits
 from runtime.layout import run_layout
 from runtime.numerics import Array, to_latents
 from runtime.report import Report, Silent
 from runtime.run import Run, UnitTime
-from runtime.sampler import NonFiniteError, Step, plan_steps, sample
+from runtime.sampler import Noise, NonFiniteError, Step, draws_of, given_noise, plan_steps, sample
 from runtime.video_shape import tokens_of
 from runtime.weights.memory_plan import MemoryPlan, StageBytes, plan_memory
 from runtime.weights.storage import STAGES, Storage, layouts
@@ -52,9 +54,10 @@ class Pipeline:
         self.folder, self.manifest, self.runner = folder, manifest, runner
         self._budget, self._verify, self._report = budget, verify, report
         self._checked: tuple[str, ...] = ()  # experts whose files were compared with the manifest
-        self._storage: Storage | None = None
+        self._held = _Held(runner)
+        # A pipeline that is dropped gives all back too; a process's end does so by itself.
+        self._give_back = Ending(self, self._held.close, atexit=False)
         self._busy = threading.Lock()
-        self._closed = False
 
     @classmethod
     def load(
@@ -66,6 +69,8 @@ class Pipeline:
         size: tuple[int, int] | None = None,
         frames: int | None = None,
         steps: int | None = None,
+        boundary: float | None = None,
+        topk_milli: int | None = None,
         verify: bool = True,
         report: Report | None = None,
     ) -> Pipeline:
@@ -73,15 +78,18 @@ class Pipeline:
 
         vram: the most device memory to use, such as "12GB"; None means what is free now. Weights that do not fit
         stream from the file. backend: "auto" or "tensorrt", "torch", or a BackendKind. size (width, height), frames
-        and steps are what to make room for; a call may ask for others. verify: compare the files with their sha256.
+        and steps are what to make room for; a call may ask for others. boundary: the time below which a model of two
+        experts runs the second; topk_milli: thousandths of the key blocks that sparse attention keeps, which only
+        the torch backend can choose; None means the bundle's. verify: compare the files with their sha256.
         Raises UserError for whatever does not fit together, and says what would.
         """
         folder, report = Path(bundle), report or Silent()
-        manifest = load_manifest(folder)
+        kind = backend_kind(backend)
+        choices: dict[str, Any] = {"boundary": boundary, "topk_milli": topk_milli, "any_topk": kind.any_topk}
+        manifest = chosen(load_manifest(folder), folder, **choices)
         shape = latent_shape(manifest, size, frames)
         planned = _experts(plan_steps(manifest, steps))
         budget = None if vram is None else parse_bytes(vram)
-        kind = backend_kind(backend)
         _require(check_weights(folder, manifest, planned))
         _require(kind.check(folder, manifest))
         files = [*kind.files(manifest, "dit"), *(manifest.weights[expert] for expert in planned)]
@@ -108,14 +116,7 @@ class Pipeline:
     def close(self) -> None:
         """Free all memory of host and device. May be called twice. Raises UserError while a call is running."""
         with self._alone():
-            if self._closed:
-                return
-            self._closed = True
-            with self.runner.device.current():
-                if self._storage is not None:
-                    self._storage.close()
-                self.runner.close()
-            self.runner.device.close()
+            self._give_back()
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
@@ -135,33 +136,40 @@ class Pipeline:
         self, size: tuple[int, int] | None = None, frames: int | None = None, steps: int | None = None
     ) -> MemoryPlan:
         """What a call of that size, frames and steps would keep on the device. Raises UserError if nothing fits."""
+        self._require_open()
         experts = _experts(plan_steps(self.manifest, steps))
         return self._planned(tokens_of(latent_shape(self.manifest, size, frames)), experts)
 
     @property
     def placement(self) -> MemoryPlan:
-        """The plan by which the weights lie now."""
-        if self._storage is None:
-            raise ValueError("the pipeline is closed")
-        return self._storage.plan
+        """The plan by which the weights lie now. Raises UserError where they do no more."""
+        self._require_open()
+        if self._held.storage is None:
+            raise UserError("This pipeline holds no weights now: laying them out failed.", remedy="call it again")
+        return self._held.storage.plan
+
+    def _require_open(self) -> None:
+        if self._give_back.done:
+            raise UserError("This pipeline is closed.", remedy="load it again")
 
     @property
     def copied_bytes(self) -> int:
         """Bytes of weights brought to the device since they were last laid out."""
-        return 0 if self._storage is None else self._storage.copied_bytes
+        return 0 if self._held.storage is None else self._held.storage.copied_bytes
 
     def take_waited_seconds(self) -> float:
         """Seconds that the device waited for weights, streamed or another expert's, since this was asked last.
 
         For ``on_step``: what counts is the call that is running.
         """
-        return 0.0 if self._storage is None else self._storage.stream.take_waited_seconds()
+        return 0.0 if self._held.storage is None else self._held.storage.stream.take_waited_seconds()
 
     def __call__(
         self,
         text_embeds: npt.NDArray[Any],
         *,
         seed: int = 0,
+        noise: npt.NDArray[Any] | None = None,
         steps: int | None = None,
         size: tuple[int, int] | None = None,
         frames: int | None = None,
@@ -174,35 +182,41 @@ class Pipeline:
     ) -> Array:
         """Clean latents fp32 [16, T, H, W] with T = (frames − 1)/4 + 1, H and W = pixels / 8.
 
-        text_embeds: [n ≤ 512, 4096], float32, float16, or bf16's bits as uint16. condition: for image-to-video only,
-        the VAE's latents fp32 [16, T, H, W] of [image, zeros…]. steps 1 to 4; size (width, height), frames, steps and
+        text_embeds: [n ≤ 512, 4096], float32, float16, or bf16's bits as uint16. noise: in place of the seed's, the
+        draws of another program (``runtime.sampler.given_noise``). condition: for image-to-video only, the VAE's
+        latents fp32 [16, T, H, W] of [image, zeros…]. steps 1 to 4; size (width, height), frames, steps and
         sigma_max default to the bundle's. ode: the deterministic update, without fresh noise. debug: look for NaN after
         every block. times: a list that gets the seconds of every stage run. Raises UserError for inputs that do not
         fit, NonFiniteError where a step gave NaN, BackendError, and whatever ``on_step`` raises: the pipeline can be
         called again after each of them.
         """
         with self._alone():
-            if self._closed:
-                raise UserError("This pipeline is closed.", remedy="load it again")
+            self._require_open()
             planned = plan_steps(self.manifest, steps, sigma_max, ode=ode)
             shape = latent_shape(self.manifest, size, frames)
+            given = None if noise is None else given_noise(noise, planned, shape)
+            draws = Noise(seed, shape, draws_of(planned), given)
             text = text_bits(text_embeds, self.manifest.model)
             extra = condition_tokens(condition, self.manifest.model, shape)
             with self.runner.device.current():
                 storage = self._fit(tokens_of(shape), _experts(planned))
-                with Run(self.manifest, self.runner, storage, shape, debug=debug, times=times) as run:
-                    run.begin(text, extra, planned)
-                    return self._sample(run, planned, seed, shape, on_step)
+                run = Run(self.manifest, self.runner, storage, shape, debug=debug, times=times)
+                try:
+                    with run:
+                        run.begin(text, extra, planned)
+                        return self._sample(run, planned, draws, shape, on_step)
+                finally:
+                    run.close()  # again: Ctrl-C may have come before it was closed
 
     def _sample(
-        self, run: Run, steps: Sequence[Step], seed: int, shape: tuple[int, int, int], on_step: OnStep | None
+        self, run: Run, steps: Sequence[Step], noise: Noise, shape: tuple[int, int, int], on_step: OnStep | None
     ) -> Array:
         def after(step: Step, tokens: Array) -> None:
             if on_step is not None:
                 on_step(step, to_latents(tokens, shape))
 
         try:
-            return to_latents(sample(run.forward, steps, seed, shape, after), shape)
+            return to_latents(sample(run.forward, steps, noise, after), shape)
         except NonFiniteError as error:
             raise run.located(error) from None
 
@@ -221,24 +235,41 @@ class Pipeline:
 
     def _fit(self, tokens: int, experts: tuple[str, ...]) -> Storage:
         """Storage that leaves room for a run at L tokens and serves these experts: the present one, if it does."""
-        if self._storage is not None:
-            plan = self._storage.plan
+        held = self._held
+        if held.storage is not None:
+            plan = held.storage.plan
             need = plan.weights + self._sizes(tokens).running
             if set(experts) <= set(plan.experts) and (self._budget is None or need <= self._budget):
-                return self._storage
+                return held.storage
         plan = self._planned(tokens, experts)
         self._check_files(experts)
-        if self._storage is not None:
-            self._storage.close()
-            self._storage = None
+        if held.storage is not None:
+            held.storage.close()
+            held.storage = None
         for line in plan.lines():
             self._report.note(line)
         for expert in self.manifest.model.experts:
             if expert not in experts:
                 self._report.note(f"These steps never reach the {expert} expert: it is not loaded.")
-        self._storage = Storage(self.folder, self.manifest, plan, self.runner.device)
-        self._storage.preload(experts[0], self._report)
-        return self._storage
+        held.storage = Storage(self.folder, self.manifest, plan, self.runner.device)
+        held.storage.preload(experts[0], self._report)
+        return held.storage
+
+
+class _Held:
+    """What a pipeline holds of the device: it knows nothing of the pipeline, so that dropping that gives it back."""
+
+    def __init__(self, runner: Runner) -> None:
+        self.runner = runner
+        self.storage: Storage | None = None
+
+    def close(self) -> None:
+        with self.runner.device.current():
+            if self.storage is not None:
+                self.storage.close()
+                self.storage = None
+            self.runner.close()
+        self.runner.device.close()
 
 
 def plan_bundle(

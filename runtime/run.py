@@ -9,6 +9,7 @@ from types import TracebackType
 import numpy as np
 import numpy.typing as npt
 
+from plugins.interrupts import uninterrupted
 from runtime.backends.protocol import DeviceTensor, Event, Memory, Runner, tensors
 from runtime.bundle import OUTPUT_SUFFIX, Manifest
 from runtime.layout import run_layout
@@ -52,6 +53,7 @@ class Run:
         self._layers = manifest.model.layers
         self._stages = {name: manifest.stage(name) for name in STAGES}
         self._memory: Memory | None = None
+        self._begun = False
         self._use = 0
         self._marks: list[tuple[int, Unit, Event, Event]] = []
 
@@ -59,13 +61,14 @@ class Run:
         tokens = tokens_of(self._shape)
         sizes = {"L": tokens}
         where = run_layout(self._stages.values(), sizes)
+        self._begun = True
         try:
             self._runner.prepare(dict.fromkeys(STAGES, sizes))
             self._memory = self._device.allocate(where.nbytes)
+            self._tensors = tensors(self._memory, where)
         except BaseException:
-            self._runner.release()
+            self.close()
             raise
-        self._tensors = tensors(self._memory, where)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
@@ -73,9 +76,16 @@ class Run:
             if error is None:
                 self._storage.stream.finish()
                 self._tell_times()
-            else:
-                self._storage.stream.stop()
         finally:
+            self.close()
+
+    def close(self) -> None:
+        """End what is under way and give everything back, once."""
+        with uninterrupted():
+            if not self._begun:
+                return
+            self._begun = False
+            self._storage.stream.stop()
             self._device.finish()
             if self._memory is not None:
                 self._memory.free()

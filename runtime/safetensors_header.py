@@ -7,11 +7,9 @@ the data, every byte of which belongs to one tensor. Offsets count from the end 
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import re
-import stat
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
@@ -21,7 +19,10 @@ from typing import Any, Final
 
 from plugins.dtypes import DTYPES
 from plugins.errors import UserError
+from runtime.input_files import open_input
+from runtime.system_errors import unreadable
 
+EXPECTED = "a safetensors file"
 METADATA: Final = "__metadata__"
 MAX_HEADER_BYTES = 16 << 20  # a model of a thousand tensors has some hundred kilobytes; JSON takes ten times as much
 MAX_DIMS = 32  # numpy's limit before 2.0
@@ -77,26 +78,11 @@ class Header:
 
 def read_header(path: Path) -> Header:
     """The checked header of a file. Raises UserError where it cannot be read or is wrong in any way."""
-    descriptor = open_regular(path)
+    descriptor = open_input(path, EXPECTED)
     try:
         return header_of(descriptor, path)
     finally:
         os.close(descriptor)
-
-
-def open_regular(path: Path) -> int:
-    """A descriptor for reading. Raises UserError, at once for a pipe too, where this is no file that can be read."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe would wait for its writer
-    except (OSError, ValueError) as error:
-        raise _unreadable(path, getattr(error, "strerror", None) or str(error)) from error
-    try:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise _unreadable(path, "a folder, a pipe or a device")
-    except BaseException:
-        os.close(descriptor)
-        raise
-    return descriptor
 
 
 def read_exactly(descriptor: int, path: Path, target: bytearray | memoryview, at: int) -> None:
@@ -106,7 +92,7 @@ def read_exactly(descriptor: int, path: Path, target: bytearray | memoryview, at
         try:
             count = os.preadv(descriptor, [view], at)  # at most 2 GiB at once
         except OSError as error:
-            raise _unreadable(path, error.strerror or str(error)) from error
+            raise unreadable(path, error, EXPECTED) from error
         if count == 0:
             raise damaged(path, f"it ends too early, at byte {at}")
         view, at = view[count:], at + count
@@ -137,15 +123,6 @@ def damaged(path: Path, got: str) -> UserError:
         expected="a safetensors header that describes exactly the bytes that follow it",
         got=got,
         remedy="download or pack it again (a file of some hundred bytes is a Git LFS pointer, not the weights)",
-    )
-
-
-def _unreadable(path: Path, got: str) -> UserError:
-    return UserError(
-        f"{path} cannot be read.",
-        expected="a safetensors file",
-        got=got,
-        remedy="check the path" if got == os.strerror(errno.ENOENT) else "give a file that you may read",
     )
 
 

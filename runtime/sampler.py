@@ -11,14 +11,17 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
 from types import TracebackType
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from plugins.errors import UserError
 from runtime.bundle import Manifest
-from runtime.numerics import Array, Update, times, to_tokens, update
+from runtime.numerics import Array, Update, from_bf16_bits, times, to_tokens, update
 
 MAX_STEPS = 4
+CHANNELS = 16
 
 
 @dataclass(frozen=True)
@@ -88,14 +91,43 @@ def check_seed(seed: int) -> None:
         raise UserError("A seed cannot be negative.", expected="an integer of 0 or more", got=str(seed))
 
 
+def draws_of(steps: Sequence[Step]) -> int:
+    """How often noise is drawn: for the start, and for each step that adds fresh noise."""
+    return 1 + sum(step.update.c != 0 for step in steps)
+
+
+def given_noise(noise: npt.NDArray[Any], steps: Sequence[Step], shape: tuple[int, int, int]) -> Array:
+    """Another program's draws in order, fp32 [draws, 16, T, H, W], for these steps; one draw may come as [16, T, H, W].
+
+    ``noise`` is fp32 or fp16, or bf16's bits in uint16. Raises UserError on another shape or dtype, NaN and infinity.
+    """
+    wanted = (draws_of(steps), CHANNELS, *shape)
+    values = noise[None] if noise.ndim == 4 and wanted[0] == 1 else noise
+    if values.shape != wanted or values.dtype not in (np.float32, np.float16, np.uint16):
+        raise UserError(
+            "This noise is not of this run.",
+            expected=f"fp32, fp16 or bf16 of {list(wanted)}: the start, then a draw for each step that adds noise",
+            got=f"{values.dtype} of {list(noise.shape)}",
+            remedy="the same --size, --frames and --steps; --ode draws once",
+        )
+    found: Array = from_bf16_bits(values) if values.dtype == np.uint16 else values.astype(np.float32)
+    if not np.isfinite(found).all():
+        raise UserError("The noise holds NaN or infinity.", expected="finite noise")
+    return found
+
+
 class Noise:
     """Draws by seed, one ahead of need in a thread of its own: numpy's normals would else stand between steps."""
 
-    def __init__(self, seed: int, shape: tuple[int, int, int], draws: int) -> None:
-        """``shape`` is (T, H, W) of the latents. Raises UserError on a negative seed."""
+    def __init__(self, seed: int, shape: tuple[int, int, int], draws: int, given: Array | None = None) -> None:
+        """``shape`` is (T, H, W) of the latents; ``given``, of ``given_noise``, takes the place of the seed's draws.
+
+        Raises UserError on a negative seed.
+        """
         check_seed(seed)
         self._random = np.random.Generator(np.random.Philox(seed))
-        self._shape = (16, *shape)
+        self._given = None if given is None else iter(given)
+        self._shape = (CHANNELS, *shape)
         self._left = draws
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="turbotrt-noise")
         self._next: Future[Array] | None = None
@@ -120,14 +152,14 @@ class Noise:
         self._left -= 1
 
     def _make(self) -> Array:
+        if self._given is not None:
+            return to_tokens(next(self._given))
         return to_tokens(self._random.standard_normal(self._shape, dtype=np.float32))
 
 
-def sample(
-    forward: Forward, steps: Sequence[Step], seed: int, shape: tuple[int, int, int], after: AfterStep | None = None
-) -> Array:
-    """Clean tokens fp32 [L, 64] for latents of (T, H, W). Raises NonFiniteError with the step that went wrong."""
-    with Noise(seed, shape, 1 + sum(step.update.c != 0 for step in steps)) as noise:
+def sample(forward: Forward, steps: Sequence[Step], noise: Noise, after: AfterStep | None = None) -> Array:
+    """Clean tokens fp32 [L, 64] from this noise. Raises NonFiniteError with the step that went wrong."""
+    with noise:
         fresh = noise.draw()
         x = fresh * np.float32(steps[0].t)
         for step in steps:

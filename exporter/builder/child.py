@@ -1,4 +1,4 @@
-"""The child process that builds one engine: ``python -m exporter.builder.child REQUEST.json``.
+"""The child process that builds one engine: ``main``, in a Python started isolated (builder.parent).
 
 A process of its own, because TensorRT may end the process it runs in, and because libtensorrt_rtx.so must be on
 LD_LIBRARY_PATH before the process starts. Writes JSON lines to stdout: progress while building, then the result.
@@ -11,6 +11,7 @@ import importlib
 import json
 import os
 import re
+import signal
 import sys
 import threading
 from collections.abc import Sequence
@@ -20,6 +21,7 @@ from typing import Any
 
 import msgspec
 
+_SET_DEATH_SIGNAL = 1  # of Linux's prctl(2)
 _ASK, _NO_RANDOMIZE = 0xFFFFFFFF, 0x0040000  # of Linux's personality(2)
 _ANEW = "anew"  # says that this process was started by itself
 _STACK = 64 << 20  # bytes, of which a graph of all blocks needs more than a thread gets where ulimit knows no limit
@@ -159,7 +161,7 @@ def _fix_addresses() -> None:
     """Start this process anew without address randomization; return where it is so already, or not allowed."""
     libc = ctypes.CDLL(None)
     if sys.argv[2:] != [_ANEW] and libc.personality(libc.personality(_ASK) | _NO_RANDOMIZE) != -1:
-        os.execv(sys.executable, [sys.executable, "-m", "exporter.builder.child", sys.argv[1], _ANEW])
+        os.execv(sys.executable, [sys.executable, "-I", *sys.argv[:2], _ANEW])
 
 
 def _build_repeatably(request: BuildRequest) -> BuildResult:
@@ -182,9 +184,18 @@ def _build_repeatably(request: BuildRequest) -> BuildResult:
         return pool.submit(build, msgspec.structs.replace(request, onnx=onnx.name, **written)).result()
 
 
-def main() -> None:
+def _die_with(parent: int) -> None:
+    """End with the parent, however that ends: a build of minutes and gigabytes is nobody's then."""
+    ctypes.CDLL(None).prctl(_SET_DEATH_SIGNAL, signal.SIGKILL)
+    if os.getppid() != parent:  # it ended before
+        sys.exit(1)
+
+
+def main(parent: int) -> None:
+    """Build what ``sys.argv[1]`` requests, for the process ``parent``."""
+    _die_with(parent)
     _fix_addresses()
-    request = msgspec.json.decode(Path(sys.argv[1]).read_bytes(), type=BuildRequest)
+    request = msgspec.convert(json.loads(Path(sys.argv[1]).read_text("ascii")), BuildRequest)
     if _ANEW not in sys.argv:
         with Path(request.log).open("a", encoding="utf-8") as log:
             log.write("[WARNING] Address randomization stays on here: the engine's tables may come in another order.\n")
@@ -194,7 +205,3 @@ def main() -> None:
         _emit("error", str(error))
         sys.exit(1)
     _emit("result", msgspec.to_builtins(result))
-
-
-if __name__ == "__main__":
-    main()

@@ -6,13 +6,13 @@ A model of two experts gets one engine for each: constants cannot be swapped as 
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
 
 from exporter.builder.stage_engine import build_stage, engine_key, kept_engine, log_name
+from exporter.bundle.contents import carry
 from exporter.bundle.swap import scratch_folder
 from exporter.graphs.compose import ONE_FILE, compose
 from exporter.graphs.stage_graph import StageGraph, onnx_name, tensors
@@ -83,7 +83,7 @@ def carry_one_file(
         if verify_file(spec.bundle_dir, stage.onnx, graph) is not None:
             continue
         if (kept := kept_engine(spec, stem, key, previous, staging)) is not None:
-            os.link(spec.bundle_dir / stage.onnx, staging / stage.onnx)
+            carry(spec.bundle_dir / stage.onnx, staging / stage.onnx)
             files = {**manifest.files, stage.onnx: graph, kept.name: kept.info}
             manifest = msgspec.structs.replace(manifest, stages=(*manifest.stages, stage), files=files)
     return manifest
@@ -107,7 +107,7 @@ def _build(
     stem = stage_stem(spec.model, expert)
     key = _key(spec, graphs, manifest.files[weights])
     with scratch_folder(spec.bundle_dir) as scratch:
-        os.link(spec.bundle_dir / weights, scratch / weights)  # the graph finds its weights beside it
+        carry(spec.bundle_dir / weights, scratch / weights)  # the graph finds its weights beside it
         proto = compose(spec.model, graphs, scratch / weights)
         (scratch / onnx_name(stem)).write_bytes(proto.SerializeToString(deterministic=True))
         plugins = [node.name for node in proto.graph.node if node.domain == DOMAIN]

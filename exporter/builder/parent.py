@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 import msgspec
@@ -15,18 +14,25 @@ from exporter.builder.child import BuildRequest, BuildResult
 from exporter.builder.flavour import library_folder
 from exporter.gpus import gpu_named
 from plugins.errors import UserError
+from plugins.temporary import scratch
 from runtime.report import Update
 
 _ROOT = Path(__file__).resolve().parents[2]
+_START = """import sys
+sys.path[:] = {path!r}
+from exporter.builder.child import main
+main({parent})
+"""
 _LOG_LINES = 15
 
 
 def build_engine(request: BuildRequest, update: Update) -> BuildResult:
     """Run the builder; ``request.engine`` is written only when it succeeds. Raises UserError with the log's end."""
-    with tempfile.TemporaryDirectory(prefix="turbotrt-build-") as scratch:
-        folder = Path(scratch)
-        (folder / "request.json").write_bytes(msgspec.json.encode(request))
-        command = [sys.executable, "-m", "exporter.builder.child", str(folder / "request.json")]
+    with scratch() as folder:
+        # Not by msgspec: a path may hold bytes that are no text.
+        (folder / "request.json").write_text(json.dumps(msgspec.to_builtins(request)), encoding="ascii")
+        (folder / "start.py").write_text(_START.format(path=module_path(), parent=os.getpid()), encoding="utf-8")
+        command = [sys.executable, "-I", str(folder / "start.py"), str(folder / "request.json")]
         errors = folder / "stderr"
         with errors.open("wb") as stderr:
             child = subprocess.Popen(
@@ -44,14 +50,31 @@ def build_engine(request: BuildRequest, update: Update) -> BuildResult:
         raise _failure(request, child.returncode, answer.get("error"), errors.read_text(errors="replace"))
 
 
+def module_path() -> list[str]:
+    """Where a child finds modules: where this process does, less the folder that it happens to be in.
+
+    That one counts only where PYTHONPATH names it. The child is started isolated (-I): of itself it looks neither there
+    nor in PYTHONPATH.
+    """
+    named = {os.path.realpath(entry) for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry}
+    found = [entry for entry in sys.path if entry and (os.path.realpath(entry) in named or not _is_current(entry))]
+    return found if str(_ROOT) in found else [*found, str(_ROOT)]
+
+
+def _is_current(folder: str) -> bool:
+    try:
+        return os.path.samefile(folder, os.curdir)
+    except OSError:  # one of the two is no more
+        return False
+
+
 def _environment(request: BuildRequest, folder: Path) -> dict[str, str]:
     """The child's environment: RTX's parser opens libtensorrt_rtx.so by that name, and its wheel has only .so.1."""
     environment = dict(os.environ)
-    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(_ROOT), environment.get("PYTHONPATH")]))
     if libraries := library_folder(gpu_named(request.gpu).flavour):
         (folder / "libtensorrt_rtx.so").symlink_to(libraries / "libtensorrt_rtx.so.1")
-        paths = [scratch for scratch in (str(folder), environment.get("LD_LIBRARY_PATH")) if scratch]
-        environment["LD_LIBRARY_PATH"] = os.pathsep.join(paths)
+        paths = environment.get("LD_LIBRARY_PATH", "").split(os.pathsep)  # an empty one is the current folder
+        environment["LD_LIBRARY_PATH"] = os.pathsep.join([str(folder), *filter(None, paths)])
     return environment
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
 from exporter.builder.child import BuildRequest
 from exporter.builder.parent import build_engine
+from exporter.bundle.contents import carry
 from exporter.graphs.stage_graph import tools
 from exporter.spec import ExportSpec
 from runtime.bundle import FileInfo, Manifest, Profile, file_info, verify_file
@@ -54,9 +54,9 @@ def kept_engine(spec: ExportSpec, stage: str, key: str, previous: Manifest | Non
         return None
     if verify_file(spec.bundle_dir, name, info) is not None:
         return None
-    for file in (name, log_name(stage)):
+    for file in (name, log_name(stage), Path(name).with_suffix(".jitcache").name):
         if (spec.bundle_dir / file).is_file():
-            os.link(spec.bundle_dir / file, staging / file)
+            carry(spec.bundle_dir / file, staging / file)
     return Engine(name, info, next(old.activation_bytes for old in previous.stages if old.engine == name))
 
 
@@ -71,7 +71,7 @@ def build_stage(
 ) -> Engine:
     """Build ``<stage>.engine`` from ``<stage>.onnx`` in ``staging``, whose nodes ``plugins`` must become plugins."""
     # Beside the bundle, so that it outlives the staging folder when the build fails.
-    log = spec.bundle_dir.with_name(f".{spec.bundle_dir.name}.{log_name(stage)}")
+    log = staging.with_name(f".{spec.bundle_dir.name}.{log_name(stage)}")
     log.unlink(missing_ok=True)
     request = BuildRequest(
         onnx=str(staging / f"{stage}.onnx"),

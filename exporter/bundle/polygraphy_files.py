@@ -62,7 +62,8 @@ def setup_lines(flavour: str) -> list[str]:
         # RTX's parser opens libtensorrt_rtx.so by that name when it meets a plugin, and its wheel has only .so.1.
         work,
         f"ln -sf \"$(python -c '{folder}')/libtensorrt_rtx.so.1\" $WORK/libtensorrt_rtx.so",
-        "export LD_LIBRARY_PATH=$WORK:$LD_LIBRARY_PATH POLYGRAPHY_USE_TENSORRT_RTX=1",
+        # A path that ends with a colon would have libraries looked for in the current folder.
+        "export LD_LIBRARY_PATH=$WORK${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH} POLYGRAPHY_USE_TENSORRT_RTX=1",
     ]
 
 

@@ -1,76 +1,85 @@
-"""A bundle is replaced whole or not at all: what is new is made beside it and takes its place by renames."""
+"""A bundle is replaced whole or not at all: what is new is made beside it, and the two change places at once."""
 
 from __future__ import annotations
 
-import fcntl
+import ctypes
+import errno
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from plugins.errors import UserError
+from exporter.bundle_lock import Turn
+from runtime.atomic import sync
+from runtime.bundle import LOCK_NAME
+
+_AT_FDCWD, _EXCHANGE = -100, 2  # of Linux's renameat2(2)
+_NO_EXCHANGE = (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP)  # of old kernels and of network file systems
 
 
 @contextmanager
-def staging_folder(folder: Path) -> Iterator[Path]:
+def staging_folder(turn: Turn) -> Iterator[Path]:
     """A folder that takes the bundle's place when the block ends well, and vanishes when it does not.
 
-    Exports into one --out take turns here. What a killed export left behind is put right by the next one.
+    What a killed export left behind is put right first.
     """
+    staging, retired = (beside(turn.folder, suffix) for suffix in ("partial", "previous"))
+    _restore(turn, staging, retired)
+    staging.mkdir()
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"{folder.parent} cannot be a folder for bundles.",
-            expected="a folder, there or new",
-            got=error.strerror,
-            remedy="choose another --out",
-        ) from error
-    staging, retired, scratch = (_beside(folder, suffix) for suffix in ("partial", "previous", "scratch"))
-    with _turn(folder):
-        _restore(folder, staging, retired)
-        shutil.rmtree(scratch, ignore_errors=True)
-        staging.mkdir()
-        try:
-            yield staging
-            if folder.exists():
-                folder.rename(retired)
-            staging.rename(folder)
-        finally:
-            _restore(folder, staging, retired)
+        yield staging
+        for file in staging.iterdir():
+            sync(file)
+        _take_place(turn, staging, retired)
+    finally:
+        _restore(turn, staging, retired)
 
 
 @contextmanager
 def scratch_folder(folder: Path) -> Iterator[Path]:
     """A folder beside the bundle, on its file system, for files that will be moved into it; gone afterwards."""
-    scratch = _beside(folder, "scratch")
-    with _turn(folder):
+    scratch = beside(Path(os.path.realpath(folder)), "scratch")
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir()
+    try:
+        yield scratch
+    finally:
         shutil.rmtree(scratch, ignore_errors=True)
-        scratch.mkdir()
-        try:
-            yield scratch
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _beside(folder: Path, suffix: str) -> Path:
+def beside(folder: Path, suffix: str) -> Path:
+    """A hidden name beside a bundle's folder, of that bundle alone."""
     return folder.with_name(f".{folder.name}.{suffix}")
 
 
-@contextmanager
-def _turn(folder: Path) -> Iterator[None]:
-    lock = os.open(folder.parent, os.O_RDONLY)
+def _take_place(turn: Turn, new: Path, retired: Path) -> None:
+    """Let a folder take the bundle's place, which is never empty meanwhile; the old one goes to the new one's name."""
+    turn.take(new)
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(lock)
+        _exchange(new, turn.folder)
+    except OSError as error:
+        if error.errno not in _NO_EXCHANGE:
+            raise
+        turn.folder.rename(retired)
+        new.rename(turn.folder)
+    sync(turn.folder.parent)
 
 
-def _restore(folder: Path, staging: Path, retired: Path) -> None:
+def _exchange(first: Path, second: Path) -> None:
+    """Let two folders change names at once. Raises OSError."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if not hasattr(libc, "renameat2"):
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+    if libc.renameat2(_AT_FDCWD, os.fsencode(first), _AT_FDCWD, os.fsencode(second), _EXCHANGE):
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), os.fspath(first), None, os.fspath(second))
+
+
+def _restore(turn: Turn, staging: Path, retired: Path) -> None:
     """Bring back a bundle whose replacement never came, and remove what else an export left."""
-    if retired.exists() and not folder.exists():
-        retired.rename(folder)
+    shutil.rmtree(staging, ignore_errors=True)
+    if retired.exists() and {path.name for path in turn.folder.iterdir()} <= {LOCK_NAME}:
+        _take_place(turn, retired, staging)
     shutil.rmtree(staging, ignore_errors=True)
     shutil.rmtree(retired, ignore_errors=True)

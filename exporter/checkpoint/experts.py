@@ -10,6 +10,7 @@ from exporter.checkpoint.files import weight_files
 from exporter.checkpoint.hub import look_for, resolve
 from exporter.models import ModelSpec
 from plugins.errors import UserError
+from runtime.input_files import user_path
 
 # Subfolders of a release: Wan's own, then diffusers' (whose transformer_2 is the low-noise expert).
 _FOLDERS = (("high_noise_model", "low_noise_model"), ("transformer", "transformer_2"))
@@ -53,7 +54,7 @@ def check_checkpoint(checkpoint: str, model: ModelSpec, note: Callable[[str], No
 
 def _parts(checkpoint: str, model: ModelSpec) -> list[str]:
     """The paths or ids of a ``--checkpoint`` value. Raises UserError if they are too many or too few."""
-    whole = Path(checkpoint).expanduser().exists()  # a path may hold a comma
+    whole = user_path(checkpoint).exists()  # a path may hold a comma
     parts = [checkpoint] if whole else [part.strip() for part in checkpoint.split(",")]
     count = len(model.experts)
     if len(parts) not in (1, count):

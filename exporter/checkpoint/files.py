@@ -11,7 +11,8 @@ from exporter.checkpoint.safetensors_file import INDEX_SUFFIX, SafetensorsFile, 
 from exporter.checkpoint.source import TensorSource
 from exporter.checkpoint.torch_file import TorchFile
 from plugins.errors import UserError
-from runtime.safetensors_header import MAX_HEADER_BYTES, open_regular
+from runtime.input_files import open_input
+from runtime.safetensors_header import MAX_HEADER_BYTES
 
 TORCH_SUFFIXES = (".pth", ".pt")
 SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{1,9})-of-(?P<count>\d{1,9})\.safetensors")
@@ -73,7 +74,7 @@ def open_source(path: Path) -> TensorSource:
 
 
 def _head(file: Path) -> bytes:
-    descriptor = open_regular(file)
+    descriptor = open_input(file, "a checkpoint")
     try:
         return os.read(descriptor, 9)
     finally:

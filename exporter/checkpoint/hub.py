@@ -10,6 +10,8 @@ from typing import Any
 from exporter.checkpoint.files import SHARD
 from exporter.checkpoint.foreign import foreign_error
 from plugins.errors import UserError
+from plugins.temporary import temporary
+from runtime.input_files import user_path
 
 _WANTED = ["*.safetensors", "*.pth", "*.json"]
 # A Wan or diffusers repository also carries the text encoder (11 GB) and the VAE, which the exporter does not read.
@@ -31,7 +33,7 @@ def parse_hub_id(text: str) -> tuple[str, str | None] | None:
 
 def is_local(checkpoint: str) -> bool:
     """Whether this is a path on this machine; if not, it has the form of a Hugging Face id. Raises UserError."""
-    if Path(checkpoint).expanduser().exists():
+    if user_path(checkpoint).exists():
         return True
     if parse_hub_id(checkpoint) is None:
         raise UserError(
@@ -46,18 +48,18 @@ def is_local(checkpoint: str) -> bool:
 def resolve(checkpoint: str) -> Path:
     """The local file or folder that a path or a Hugging Face id means. Raises UserError."""
     parsed = None if is_local(checkpoint) else parse_hub_id(checkpoint)
-    return Path(checkpoint).expanduser() if parsed is None else _download(*parsed)
+    return user_path(checkpoint) if parsed is None else _download(*parsed)
 
 
 def resolve_file(text: str, name: str) -> Path:
     """The local file that a path, a folder holding ``name``, or a Hugging Face id means. Raises UserError."""
-    path = Path(text).expanduser()
+    path = user_path(text)
     if path.is_dir():
         path = path / name
     if path.is_file():
         return path
     parsed = parse_hub_id(text)
-    if parsed is None or Path(text).expanduser().exists():
+    if parsed is None or user_path(text).exists():
         raise UserError(f"There is no {name} at {text}.", expected=f"{name}, a folder holding it, or org/repo")
     repo, file = parsed
     return _download(repo, file or name)
@@ -77,7 +79,9 @@ def look_for(text: str, note: Callable[[str], None], file: str | None = None) ->
     files = _files_of(repo)
     if isinstance(files, Exception):
         note(f"{text}: Hugging Face cannot be reached ({_words(files)}); looked for in its cache later on")
-    elif (wanted := named or file) is not None:
+        return False
+    _check_cache(repo)
+    if (wanted := named or file) is not None:
         _require_file(repo, wanted, files)
     else:
         _refuse_two_variants(repo, files)
@@ -107,6 +111,8 @@ def _download(repo: str, file: str | None) -> Path:
     except UserError:
         raise
     except Exception as error:  # the client raises its own, requests', httpx's and OS errors
+        if unreached is None:
+            _check_cache()
         raise _unavailable(repo, file, unreached or error) from error
 
 
@@ -119,6 +125,25 @@ def _client(repo: str) -> Any:
             remedy='pip install "turbotrt[export]", or pass a local path',
         ) from error
     return huggingface_hub
+
+
+def _check_cache(repo: str | None = None) -> None:
+    """Raises UserError where the client's cache cannot be written, unless it holds this repository already."""
+    from huggingface_hub import constants
+
+    folder = Path(constants.HF_HUB_CACHE)
+    if repo is not None and (folder / f"models--{repo.replace('/', '--')}").is_dir():
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with temporary(folder):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"Hugging Face's cache {folder} cannot be written.",
+            got=error.strerror,
+            remedy="set HF_HUB_CACHE (or HF_HOME) to a folder that can be written",
+        ) from error
 
 
 def _files_of(repo: str) -> list[str] | Exception:

@@ -141,7 +141,7 @@ def open_checkpoint(path: Path, model: ModelSpec, *, allow_missing_proj_l: bool 
             f"{path} has no proj_l: it was not trained with sparse-linear attention.",
             expected=f"blocks.N.{PROJ_L_SOURCE}.weight and .bias",
             got="none of them",
-            remedy="pass a TurboDiffusion checkpoint, or ask for --attention sage or --attention sla, which then run "
+            remedy="pass a TurboDiffusion checkpoint, or ask for --attention original, sage or sla, which then run "
             "without the linear branch",
         )
     return Checkpoint(source, model)

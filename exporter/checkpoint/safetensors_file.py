@@ -16,7 +16,8 @@ import torch
 from exporter.checkpoint.source import TensorMeta
 from plugins.errors import UserError
 from plugins.torch_dtypes import torch_dtype
-from runtime.safetensors_header import open_regular, read_exactly, read_header, unique_names
+from runtime.input_files import open_input, read_input
+from runtime.safetensors_header import EXPECTED, read_exactly, read_header, unique_names
 
 INDEX_SUFFIX = ".safetensors.index.json"
 MAX_INDEX_BYTES = 16 << 20  # a thousand tensors' names take some hundred kilobytes
@@ -53,7 +54,7 @@ class SafetensorsFile:
     def _read(self, name: str, start: int, size: int) -> torch.Tensor:
         """A tensor's bytes from a place in the file, in its dtype and one dim. Raises UserError."""
         buffer = torch.empty(size, dtype=torch.uint8)
-        descriptor = open_regular(self.path)
+        descriptor = open_input(self.path, EXPECTED)
         try:
             read_exactly(descriptor, self.path, buffer.numpy().data, start)
         finally:
@@ -121,12 +122,8 @@ class ShardedSafetensors:
 
 def _weight_map(index: Path) -> dict[str, str]:
     """Tensor → shard's file name, as the index states it. Raises UserError."""
-    with os.fdopen(open_regular(index), "rb") as file:
-        data = file.read(MAX_INDEX_BYTES + 1)
     try:
-        if len(data) > MAX_INDEX_BYTES:
-            raise ValueError(f"more than {MAX_INDEX_BYTES:,} bytes")
-        content = json.loads(data.decode("utf-8"), object_pairs_hook=unique_names)
+        content = json.loads(read_input(index, MAX_INDEX_BYTES, "an index of shards"), object_pairs_hook=unique_names)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{index} cannot be read.", expected="a JSON index of shards", got=str(error)) from error
     found = content.get("weight_map") if isinstance(content, dict) else None

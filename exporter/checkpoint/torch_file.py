@@ -17,7 +17,7 @@ import torch
 from exporter.checkpoint.source import TensorMeta
 from plugins.errors import UserError
 from plugins.torch_dtypes import dtype_name
-from runtime.safetensors_header import open_regular
+from runtime.input_files import open_input
 
 _IGNORED_SUFFIX = "._extra_state"  # bookkeeping of training modules: no weights
 MAX_ENTRIES = 100_000  # of an archive; a model of a thousand tensors has as many
@@ -30,7 +30,7 @@ _GLOBALS = re.compile(r"collections OrderedDict|torch(\.[\w.]+)? \w+")
 
 def _read(path: Path) -> object:
     """The unpickled content; tensor data stays on disk. Raises UserError."""
-    with os.fdopen(open_regular(path), "rb") as file:
+    with os.fdopen(open_input(path, "a checkpoint"), "rb") as file:
         return _loaded(path, file)
 
 

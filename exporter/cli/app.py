@@ -9,7 +9,7 @@ import typer
 
 from exporter.cli.bench import bench_app
 from exporter.cli.bench_media import bench_media
-from exporter.cli.command import EPILOG, Command
+from exporter.cli.command import EPILOG, Command, typed
 from exporter.cli.compare import compare
 from exporter.cli.export import export
 from exporter.cli.generate import generate
@@ -17,6 +17,7 @@ from exporter.cli.kernels import BENCHMARKS, COMMANDS
 from exporter.cli.plan import plan
 from exporter.cli.show import inspect, list_
 from exporter.cli.weights import merge, pack
+from exporter.terminal import any_encoding, say
 from runtime.versions import own_version
 
 app = typer.Typer(
@@ -34,7 +35,7 @@ export_app = typer.Typer(
 
 def _version(asked: bool) -> None:
     if asked:
-        typer.echo(f"turbotrt {own_version()}")
+        say(f"turbotrt {own_version()}")
         raise typer.Exit
 
 
@@ -60,18 +61,20 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "compare": compare,
 }
 for _name, _function in _COMMANDS.items():
-    app.command(_name, cls=Command)(_function)
+    app.command(_name, cls=Command)(typed(_function))
 for _name, _function in {**BENCHMARKS, "media": bench_media}.items():
-    bench_app.command(_name, cls=Command)(_function)
+    bench_app.command(_name, cls=Command)(typed(_function))
 app.add_typer(bench_app, name="bench")
-export_app.command(cls=Command, epilog=EPILOG)(export)
+export_app.command(cls=Command, epilog=EPILOG)(typed(export))
 
 
 def main() -> None:
     """The ``turbotrt`` script."""
+    any_encoding()
     app(prog_name="turbotrt")
 
 
 def export_main() -> None:
     """The ``export`` script: ``turbotrt export`` under the name that bash's builtin shadows."""
+    any_encoding()
     export_app(prog_name="export")

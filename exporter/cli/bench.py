@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from exporter.cli.command import Group, console
+from exporter.cli.command import Group, typed
 from exporter.cli.options import (
     BackendOption,
     FramesOption,
@@ -17,15 +17,18 @@ from exporter.cli.options import (
     SizeOption,
     StepsOption,
     VramOption,
+    parse_frames,
     parse_size,
 )
 from exporter.progress import RichProgress
+from exporter.terminal import console, say
 from plugins.errors import UserError
 
 bench_app = typer.Typer(cls=Group)
 
 
 @bench_app.callback(invoke_without_command=True)
+@typed
 def bench(
     context: typer.Context,
     bundle: Annotated[Path | None, typer.Option("--bundle", metavar="DIR", help="The bundle to run.")] = None,
@@ -46,7 +49,7 @@ def bench(
         return
     if bundle is None:
         raise UserError("bench needs a bundle.", remedy="give --bundle DIR")
-    pixels = parse_size(size)
+    pixels, frames = parse_size(size), parse_frames(frames)
     from runtime.bench import bench as measure
     from runtime.pipeline import Pipeline
 
@@ -54,7 +57,7 @@ def bench(
     with Pipeline.load(bundle, verify=not no_verify, report=RichProgress(), **loading) as pipe:
         found = measure(pipe, size=pixels, frames=frames, steps=steps, repeats=repeats)
     if as_json:
-        typer.echo(json.dumps(found, indent=2))
+        say(json.dumps(found, indent=2))
     else:
         _show(found)
 

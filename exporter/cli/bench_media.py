@@ -8,9 +8,9 @@ from typing import Annotated
 
 import typer
 
-from exporter.cli.command import console
 from exporter.cli.options import JsonOption, ModelOption
 from exporter.progress import RichProgress
+from exporter.terminal import console, say
 from plugins.errors import UserError
 
 
@@ -30,8 +30,7 @@ def bench_media(
 
     from exporter.bench import media as bench
     from exporter.models import model_named
-    from runtime.atomic import told, write_atomic
-    from runtime.media.files.video_file import check_folder
+    from runtime.atomic import check_place, told, write_atomic
 
     spec = model_named(model)
     cuda = torch.cuda.is_available()
@@ -43,7 +42,7 @@ def bench_media(
             remedy="run it there, or --model wan-tiny here",
         )
     if out is not None:
-        check_folder(out)
+        check_place(out)
     pixels = dict.fromkeys([(832, 480), spec.size] if spec.name != "wan-tiny" else [spec.size])
     sizes = [spec.latent_shape(size) for size in pixels]
     found = bench.bench_media(spec, sizes, torch.device("cuda" if cuda else "cpu"), repeats, RichProgress())
@@ -51,7 +50,7 @@ def bench_media(
         with told(out):
             write_atomic(out, json.dumps(found, indent=2).encode())
     if as_json:
-        typer.echo(json.dumps(found, indent=2))
+        say(json.dumps(found, indent=2))
         return
     from rich.table import Table
 

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-import errno
 import re
 import signal
 import threading
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import wraps
+from pathlib import Path
 from typing import Any
 
 import typer
-from rich.console import Console
 from typer.core import TyperCommand, TyperGroup
 
-from plugins.errors import UserError
+from exporter.terminal import say
+from plugins.errors import Notice, UserError
+from runtime.input_files import user_path
+from runtime.system_errors import system_error
 
 EXPORT_EXTRA = frozenset(
     (
@@ -31,7 +35,6 @@ EXPORT_EXTRA = frozenset(
         "ml_dtypes",
     )
 )
-_DISK = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EROFS))
 EPILOG = "All sizes are in GB = 10⁹ bytes. A mistake of the caller ends with one message and status 2."
 
 
@@ -56,7 +59,7 @@ def _reported() -> Iterator[None]:
     except (Exception, KeyboardInterrupt) as error:
         if not pressed and not isinstance(error, KeyboardInterrupt):
             raise
-        typer.echo("interrupted; nothing half-written was kept", err=True)
+        say("interrupted; nothing half-written was kept", error=True)
         raise typer.Exit(130) from error
     finally:
         if main:
@@ -65,26 +68,42 @@ def _reported() -> Iterator[None]:
 
 @contextmanager
 def _errors() -> Iterator[None]:
-    """The caller's mistakes, and a disk that takes no more, as one message."""
+    """The caller's mistakes, and what the system refuses, as one message."""
     try:
-        yield
-    except UserError as error:
-        typer.echo(str(error), err=True)
-        raise typer.Exit(2) from error
-    except OSError as error:
-        if error.errno not in _DISK:
+        with warnings.catch_warnings():
+            warnings.simplefilter("always", Notice)
+            shown = warnings.showwarning
+            warnings.showwarning = lambda message, kind, *rest: (
+                say(str(message), error=True) if issubclass(kind, Notice) else shown(message, kind, *rest)
+            )
+            yield
+    except Exception as error:
+        told = _message(error)
+        if told is None:
             raise
-        where = f"{error.filename} cannot be written." if error.filename else "A file cannot be written."
-        typer.echo(
-            str(UserError(where, got=error.strerror, remedy="free some space or choose another folder")), err=True
-        )
+        say(str(told), error=True)
         raise typer.Exit(2) from error
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] not in EXPORT_EXTRA:
-            raise
+
+
+def _message(error: Exception) -> UserError | None:
+    """The message for what ended a command; None where it is a mistake of ours."""
+    if isinstance(error, UserError):
+        return error
+    if isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0] in EXPORT_EXTRA:
         remedy = "pip install 'turbotrt[export]'"
-        typer.echo(str(UserError(f"This command needs {error.name}, which is not installed.", remedy=remedy)), err=True)
-        raise typer.Exit(2) from error
+        return UserError(f"This command needs {error.name}, which is not installed.", remedy=remedy)
+    return system_error(error)
+
+
+def typed(function: Callable[..., None]) -> Callable[..., None]:
+    """The command with every path that was typed as the user means it."""
+
+    @wraps(function)
+    def command(*args: Any, **given: Any) -> None:
+        paths = {name: user_path(value) for name, value in given.items() if isinstance(value, Path)}
+        function(*args, **(given | paths))
+
+    return command
 
 
 class Command(TyperCommand):
@@ -105,9 +124,3 @@ class Group(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         with _reported():
             return super().invoke(ctx)
-
-
-def console() -> Console:
-    """For tables on standard output: names come from files, so no markup; wide enough where there is no terminal."""
-    made = Console(markup=False, emoji=False, highlight=False)
-    return made if made.is_terminal else Console(markup=False, emoji=False, highlight=False, width=160)

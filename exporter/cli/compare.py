@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from exporter.cli.command import console
 from exporter.cli.options import (
     CHECKPOINT_HELP,
     BundleOption,
@@ -16,10 +15,12 @@ from exporter.cli.options import (
     OdeOption,
     SizeOption,
     StepsOption,
+    parse_frames,
     parse_size,
 )
 from exporter.progress import RichProgress
 from exporter.spec import parse_topk
+from exporter.terminal import console, say
 
 if TYPE_CHECKING:
     from exporter.compare.spec import Runner
@@ -119,7 +120,7 @@ def compare(
         _runners(against),
         steps=steps,
         size=parse_size(size),
-        frames=frames,
+        frames=parse_frames(frames),
         seed=seed,
         ode=ode,
         embeds=embeds,
@@ -132,11 +133,11 @@ def compare(
     )
     found = run_comparison(spec, RichProgress())
     if as_json:
-        typer.echo(summary(found).decode())
+        say(summary(found).decode())
     else:
         show(console(), found)
-        typer.echo(f"{out / REPORT}; the block with the worst result, on the bundle's GPU against these results:")
-        typer.echo("\n".join(f"  {line}" for line in recorded_lines(bundle, out)))
+        say(f"{out / REPORT}; the block with the worst result, on the bundle's GPU against these results:")
+        say("\n".join(f"  {line}" for line in recorded_lines(bundle, out)))
     if not found.passed:
         raise typer.Exit(1)
 

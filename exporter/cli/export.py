@@ -23,6 +23,7 @@ from exporter.cli.options import (
 )
 from exporter.progress import RichProgress
 from exporter.spec import ExportSpec, export_spec
+from exporter.terminal import say
 from runtime.bundle import load_manifest
 from runtime.checks import pack_command, rebuild_command
 
@@ -60,6 +61,14 @@ def export(
     tokenizer: TokenizerOption = None,
     vae: VaeOption = None,
     text_linear: TextLinearOption = "bf16",
+    max_size: Annotated[
+        str | None,
+        typer.Option(
+            metavar="WxH[xFRAMES]",
+            help="The largest video that the engines run. Larger engines take more memory at every size. "
+            "[dim]\\[default: the model's][/]",
+        ),
+    ] = None,
 ) -> None:
     """Build the bundle of one [bold]model[/] for one [bold]GPU[/]: engines, ONNX, launch plans and packed weights.
 
@@ -74,6 +83,8 @@ def export(
       turbotrt export --model wan2.1-1.3b-480p --gpu rtx3090 --checkpoint ./turbowan.pth
 
       turbotrt export --model wan2.2-i2v-a14b-720p --gpu h100 --onnx-only
+
+      turbotrt export --model wan2.1-1.3b-480p --gpu rtx5090 --max-size 1280x720
     """
     spec = export_spec(
         model=model,
@@ -90,11 +101,12 @@ def export(
         tokenizer=tokenizer,
         vae=vae,
         text_linear=text_linear,
+        max_size=max_size,
     )
     from exporter.export import export_bundle
 
     folder = export_bundle(spec, RichProgress())
-    typer.echo("\n".join(_closing_lines(spec, folder)))
+    say("\n".join(_closing_lines(spec, folder)))
 
 
 def _closing_lines(spec: ExportSpec, folder: Path) -> list[str]:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from exporter.cli.command import console
 from exporter.cli.options import (
     BackendOption,
     BundleOption,
@@ -19,15 +18,20 @@ from exporter.cli.options import (
     SizeOption,
     StepsOption,
     VramOption,
+    parse_frames,
     parse_size,
 )
+from exporter.cli.videos import Video, names, read_prompts, sampled
 from exporter.progress import RichProgress
+from exporter.spec import parse_topk
+from exporter.terminal import console, printable, say
 from plugins.errors import UserError
 
 if TYPE_CHECKING:
     from runtime.media.generate import VideoMaker
     from runtime.numerics import Array
 
+_MAX_PROMPTS = 64 << 20  # bytes
 _FIXED, _ADAPTIVE = "fixed", "adaptive"
 
 
@@ -37,13 +41,17 @@ def generate(
         Path,
         typer.Option(
             metavar="FILE",
-            help="NAME.mp4; a name without a suffix for a folder of png frames; "
-            "NAME.safetensors for latents, fp32 \\[16, T, H, W]. A batch adds numbers to the name.",
+            help="NAME.mp4; a name without a suffix for a folder of png frames; NAME.png or NAME.jpg for a video of "
+            "one frame; NAME.safetensors for latents, fp32 \\[16, T, H, W]. A batch adds numbers to the name.",
         ),
     ],
     prompt: Annotated[str | None, typer.Option(metavar="TEXT", help="What the video shows.")] = None,
     prompts: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="A text file of prompts, one a line: one video for each.")
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="A text file in UTF-8, a prompt a line: one video for each. A line may end in its own --seed N.",
+        ),
     ] = None,
     embeds: Annotated[
         Path | None,
@@ -72,12 +80,38 @@ def generate(
         ),
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the noise: the same seed, the same noise on every backend.")] = 0,
+    samples: Annotated[
+        int, typer.Option(metavar="N", help="Videos of each prompt: with the seed, the next one, and so on.")
+    ] = 1,
+    noise: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="In place of a seed, another program's noise: a safetensors file whose noise is fp32 "
+            "\\[draws, 16, T, H, W]: the start, then one draw for each step that adds noise (with --ode none).",
+        ),
+    ] = None,
     steps: StepsOption = None,
     size: SizeOption = None,
     frames: FramesOption = None,
     ode: OdeOption = False,
     sigma_max: Annotated[
         float | None, typer.Option(metavar="NUMBER", help="Where time starts. [dim]\\[default: the model's][/]")
+    ] = None,
+    boundary: Annotated[
+        float | None,
+        typer.Option(
+            metavar="TIME",
+            help="Of two experts: steps that begin below this time are the second's. [dim]\\[default: the model's][/]",
+        ),
+    ] = None,
+    topk: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SHARE",
+            help="Share of kept key blocks. Engines hold theirs, so that another one needs --backend torch or an "
+            "export. [dim]\\[default: the bundle's][/]",
+        ),
     ] = None,
     vram: VramOption = None,
     backend: BackendOption = "auto",
@@ -95,7 +129,7 @@ def generate(
 
       turbotrt generate --bundle engines/wan2.2-i2v-a14b-720p-rtx5090 --prompt "It waves" --image cat.jpg --out cat.mp4
 
-      turbotrt generate --bundle engines/wan2.1-1.3b-480p-rtx5090 --prompts prompts.txt --out videos.mp4 --seed 7
+      turbotrt generate --bundle engines/wan2.1-1.3b-480p-rtx5090 --prompts prompts.txt --out videos.mp4 --samples 4
     """
     if negative is not None:
         raise UserError(
@@ -104,32 +138,39 @@ def generate(
         )
     given = _exactly_one({"--prompt": prompt, "--prompts": prompts, "--embeds": embeds})
     _check_image_options(image, condition, image_size, crop=crop)
-    pixels = parse_size(size)
+    pixels, frames = parse_size(size), parse_frames(frames)
+    share = None if topk is None else parse_topk(topk)
     from runtime.inputs import text_bits
+    from runtime.media.files.kinds import LATENTS
     from runtime.media.generate import Asked, VideoMaker
 
     started = time.perf_counter()
-    maker = VideoMaker(bundle, RichProgress(), backend, vram, not no_verify)
-    texts: list[str] = [prompt] if prompt is not None else _lines(prompts) if prompts is not None else [""]
-    outs = _names(out, len(texts))
+    maker = VideoMaker(bundle, RichProgress(), backend, vram, not no_verify, boundary, share)
+    videos = sampled([Video(prompt, seed)] if prompts is None else read_prompts(prompts, seed), samples)
+    texts = [video.prompt for video in videos if video.prompt is not None]
+    outs, seeds = names(out, len(videos)), [video.seed for video in videos]
     maker.check_source(image, condition=condition is not None)
-    maker.check_outputs(outs, image=image is not None)
+    maker.check_outputs(outs, frames, image=image is not None)
     if image is not None:
         pixels = maker.size_for(image, pixels, adaptive=image_size == _ADAPTIVE)
     maker.check_size(pixels, frames)
-    maker.check_run(steps, sigma_max, seed)
-    video = out.suffix != ".safetensors"
-    maker.state_plan(Asked(() if embeds is not None else texts, image is not None, video, pixels, frames, steps))
-    text = [_tensor(embeds, "text_embeds")] if embeds is not None else maker.embeddings(texts)
+    maker.check_run(steps, sigma_max, seeds)
+    start = _noise(noise, videos)
+    if start is not None:
+        maker.check_noise(start, pixels, frames, steps, ode=ode)
+    video = out.suffix != LATENTS
+    maker.state_plan(Asked(texts, image is not None, video, pixels, frames, steps))
+    text = maker.embeddings(texts) if embeds is None else [_tensor(embeds, "text_embeds")] * len(videos)
     if embeds is not None:
         text_bits(text[0], maker.manifest.model)  # refused before gigabytes of weights are read
     latent = _tensor(condition, "condition") if condition is not None else None
     if image is not None:
         latent = maker.condition(image, pixels or maker.manifest.model.size, frames, crop=crop)
-    asked: dict[str, Any] = {"size": pixels, "frames": frames, "steps": steps, "seed": seed, "condition": latent}
-    made = maker.latents(text, ode=ode, sigma_max=sigma_max, debug=debug, **asked)
-    facts = {"seed": str(seed), "steps": str(steps or maker.manifest.sampler.steps), "ode": str(ode).lower()}
-    _finish(maker, made, outs, facts)
+    asked: dict[str, Any] = {"size": pixels, "frames": frames, "steps": steps, "condition": latent, "noise": start}
+    made = maker.latents(text, seeds, ode=ode, sigma_max=sigma_max, debug=debug, **asked)
+    facts = {"steps": str(steps or maker.manifest.sampler.steps), "ode": str(ode).lower()}
+    facts |= {} if noise is None else {"noise": printable(noise.name)}
+    _finish(maker, made, outs, [{"seed": str(one), **facts} for one in seeds])
     if given != "--embeds" or video:
         _show(maker, time.perf_counter() - started)
 
@@ -156,51 +197,39 @@ def _exactly_one(options: dict[str, object]) -> str:
     return given[0]
 
 
-def _reason(error: OSError | UnicodeDecodeError) -> str:
-    return (error.strerror if isinstance(error, OSError) else None) or str(error)
-
-
-def _lines(path: Path) -> list[str]:
-    """The prompts of a file; empty lines are none."""
-    try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"{path} cannot be read as prompts.", expected="a text file in UTF-8", got=_reason(error)
-        ) from error
-    found = [line for line in lines if line]
-    if not found:
-        raise UserError(f"{path} holds no prompts.", expected="one a line")
-    return found
-
-
-def _names(out: Path, count: int) -> list[Path]:
-    """The outputs of a batch: numbers before the suffix, from 1, where there are several."""
-    if count == 1:
-        return [out]
-    digits = len(str(count))
-    return [out.with_name(f"{out.stem}-{number:0{digits}d}{out.suffix}") for number in range(1, count + 1)]
-
-
 def _tensor(path: Path, name: str) -> Any:
     from runtime.tensor_files import read_tensor
 
     return read_tensor(path, name)
 
 
-def _finish(maker: VideoMaker, made: list[Array], outs: list[Path], facts: dict[str, str]) -> None:
-    """Write latents, or decode them into videos."""
+def _noise(path: Path | None, videos: Sequence[Video]) -> Any:
+    """Another program's draws, for the one video that they are of. Raises UserError."""
+    if path is None:
+        return None
+    if len(videos) > 1:
+        raise UserError(
+            "--noise is the noise of one video.", expected="one prompt and one sample", got=f"{len(videos)} videos"
+        )
+    return _tensor(path, "noise")
+
+
+def _finish(maker: VideoMaker, made: list[Array], outs: list[Path], facts: list[dict[str, str]]) -> None:
+    """Write latents, or decode them into videos; ``facts`` are each one's."""
+    from runtime.media.files.kinds import LATENTS
     from runtime.tensor_files import write_tensors
 
-    if outs[0].suffix == ".safetensors":
-        for latents, out in zip(made, outs, strict=True):
-            write_tensors(out, {"latents": latents}, {"model": maker.manifest.model.name, **facts})
-            typer.echo(f"{out}: latents {list(latents.shape)}")
+    model = maker.manifest.model
+    seeds = [f", seed {own['seed']}" if len(outs) > 1 else "" for own in facts]
+    if outs[0].suffix == LATENTS:
+        for latents, out, own, seed in zip(made, outs, facts, seeds, strict=True):
+            write_tensors(out, {"latents": latents}, {"model": model.name, **own})
+            say(f"{out}: latents {list(latents.shape)}{seed}")
         return
     maker.write(made, outs)
-    for latents, out in zip(made, outs, strict=True):
+    for latents, out, seed in zip(made, outs, seeds, strict=True):
         t, h, w = latents.shape[1:]
-        typer.echo(f"{out}: {8 * w}x{8 * h}, {4 * t - 3} frames at {maker.manifest.model.fps} per second")
+        say(f"{out}: {8 * w}x{8 * h}, {4 * t - 3} frames at {model.fps} per second{seed}")
 
 
 def _show(maker: VideoMaker, total: float) -> None:

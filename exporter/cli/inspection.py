@@ -14,8 +14,9 @@ from rich.table import Table
 from exporter.cli.catalogue import gigabytes, open_table
 from plugins.plan import Plan, decode
 from plugins.sms import cubin_sm
-from runtime.bundle import MANIFEST_NAME, Manifest, StageEntry, load_manifest, verify_file
+from runtime.bundle import LOCK_NAME, MANIFEST_NAME, Manifest, StageEntry, load_manifest, verify_file
 from runtime.checks import pack_command, rebuild_command
+from runtime.input_files import read_input
 from runtime.media.text.embeds_cache import FOLDER
 from runtime.report import Report
 
@@ -66,11 +67,11 @@ def inspect_bundle(folder: Path, progress: Report) -> Inspection:
         if states[file] != "ok":
             continue
         try:
-            plans[file] = decode((folder / file).read_bytes())
+            plans[file] = decode(read_input(folder / file, manifest.files[file].bytes, "a launch plan"))
         except ValueError as error:
             problems.append(f"{file}: {error}")
     problems += _wrong_gpu(manifest, plans)
-    listed = {MANIFEST_NAME, *manifest.files}
+    listed = {MANIFEST_NAME, LOCK_NAME, *manifest.files}
     unlisted = sorted(path.name for path in folder.iterdir() if path.name not in listed)
     return Inspection(folder, manifest, states, plans, unlisted, problems)
 
@@ -143,6 +144,7 @@ def _table(title: str, *headings: str, wraps: str) -> Table:
 def _show_facts(console: Console, manifest: Manifest, folder: Path) -> None:
     model, sampler, gpu = manifest.model, manifest.sampler, manifest.gpu
     boundary = "" if sampler.boundary is None else f", boundary {sampler.boundary}"
+    share = "" if sampler.dense else f"top-k {sampler.topk_milli / 1000:g}, "
     weights = ", ".join(f"{expert}: {file}" for expert, file in sorted(manifest.weights.items())) or "none yet"
     proj_l = {None: "", True: " (with proj_l)", False: " (without proj_l: no linear branch)"}[manifest.has_proj_l]
     parts = [*(f"{part}: {file}" for part, file in sorted(manifest.media_weights.items())), manifest.tokenizer or ""]
@@ -153,7 +155,7 @@ def _show_facts(console: Console, manifest: Manifest, folder: Path) -> None:
         "model": f"{model.name}: {model.layers} blocks, D {model.dim}, {model.heads} heads, F {model.ffn_dim}, "
         f"{model.size[0]}x{model.size[1]}x{model.frames} at {model.fps} fps, up to {model.max_tokens:,} tokens",
         "sampler": f"{sampler.steps} steps, sigma_max {sampler.sigma_max:g}{boundary}, attention {sampler.attention}, "
-        f"top-k {sampler.topk_milli / 1000:g}, linear {sampler.linear}",
+        f"{share}linear {sampler.linear}",
         "gpu": f"{gpu.name}, sm_{gpu.sm}, {gpu.flavour}",
         "weights": weights + proj_l,
         "media": media,

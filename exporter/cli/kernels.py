@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from exporter.cli.command import console
 from exporter.cli.options import AttentionOption, GpuOption, JsonOption, ModelOption, TopkOption
 from exporter.progress import RichProgress
 from exporter.spec import ExportSpec, export_spec
+from exporter.terminal import console, say
+from runtime.atomic import check_place
 
 if TYPE_CHECKING:
     from exporter.networks.dit.options import BlockOptions
@@ -41,7 +42,7 @@ def _reporting(
         spec, options = _spec(model, gpu, attention, topk)
         found = measure(spec, options)
         if as_json:
-            typer.echo(json.dumps(found, indent=2))
+            say(json.dumps(found, indent=2))
         else:
             show(spec, found)
 
@@ -90,7 +91,7 @@ def estimate(
 
     found = estimator.estimate(spec.model, spec.gpu, options, steps)
     if as_json:
-        typer.echo(json.dumps(found, indent=2))
+        say(json.dumps(found, indent=2))
     else:
         estimator.show_estimate(found, console())
 
@@ -130,15 +131,13 @@ def bench_step(spec: ExportSpec, options: BlockOptions) -> Any:
 
 def _show_bench_step(_spec: ExportSpec, found: Any) -> None:
     times = ", ".join(f"{ms:.1f}" for ms in found["all_ms"])
-    typer.echo(f"{found['model']}, L = {found['tokens']:,}: {found['source']}")
-    typer.echo(f"a step's blocks: {found['step_ms']:.1f} ms (median of {times})")
-    typer.echo(
-        f"peak device memory {found['peak_bytes'] / 2**30:.2f} GiB, weights {found['weights_bytes'] / 2**30:.2f}"
-    )
+    say(f"{found['model']}, L = {found['tokens']:,}: {found['source']}")
+    say(f"a step's blocks: {found['step_ms']:.1f} ms (median of {times})")
+    say(f"peak device memory {found['peak_bytes'] / 2**30:.2f} GiB, weights {found['weights_bytes'] / 2**30:.2f}")
     from exporter.bench.kernels import proxy_lines
 
     for line in proxy_lines(found):
-        typer.echo(line)
+        say(line)
 
 
 def tune(
@@ -163,11 +162,12 @@ def tune(
     from exporter.bench import tune as tuner
     from plugins import configs
 
-    tuned = tuner.tune(spec.model, spec.gpu, options, RichProgress())
     path = out or configs.FILE
+    check_place(path)
+    tuned = tuner.tune(spec.model, spec.gpu, options, RichProgress())
     tuner.show_tuned(tuned, console())
     tuner.write(path, tuner.updated(configs.table(), tuned, spec.gpu.cubin_sm))
-    typer.echo(f"{path}: {sum(one.better for one in tuned)} of {len(tuned)} sizes changed.")
+    say(f"{path}: {sum(one.better for one in tuned)} of {len(tuned)} sizes changed.")
 
 
 #: What this file adds to the command line, and to its ``bench`` group.

@@ -8,7 +8,9 @@ from typing import Annotated
 
 import typer
 
+from exporter.networks.dit.options import ATTENTIONS
 from exporter.spec import DEFAULT_TOPK
+from exporter.terminal import say
 from plugins.errors import UserError
 
 ModelOption = Annotated[
@@ -21,8 +23,9 @@ LinearOption = Annotated[
 AttentionOption = Annotated[
     str,
     typer.Option(
-        metavar="sagesla|sla|sage",
-        help="Self-attention. sagesla: sparse-linear, INT8 scores; sla: the same, exact; sage: dense INT8.",
+        metavar="|".join(ATTENTIONS),
+        help="Self-attention. sagesla: sparse-linear, INT8 scores; sla: the same, exact; sage: dense INT8; original: "
+        "dense, exact in bf16.",
     ),
 ]
 TopkOption = Annotated[
@@ -91,10 +94,19 @@ BackendOption = Annotated[
 SizeOption = Annotated[
     str | None, typer.Option("--size", metavar="WxH", help="Pixels. [dim]\\[default: the model's][/]")
 ]
-FramesOption = Annotated[int | None, typer.Option("--frames", help="4n+1. [dim]\\[default: the model's][/]")]
+FramesOption = Annotated[int | None, typer.Option("--frames", help="Rounded to 4n+1. [dim]\\[default: the model's][/]")]
 StepsOption = Annotated[int | None, typer.Option("--steps", help="1 to 4. [dim]\\[default: the model's][/]")]
 OdeOption = Annotated[bool, typer.Option("--ode", help="Deterministic updates: no fresh noise at each step.")]
 NoVerifyOption = Annotated[bool, typer.Option("--no-verify", help="Do not compare the files with their sha256.")]
+
+
+def parse_frames(frames: int | None) -> int | None:
+    """The nearest number of frames that can be made, 4n+1, with a line where it is another; None stays None."""
+    if frames is None or frames < 1 or frames % 4 == 1:
+        return frames
+    nearest = (frames + 1) // 4 * 4 + 1
+    say(f"--frames {frames} becomes {nearest}: a video has 4n+1 frames.", error=True)
+    return nearest
 
 
 def parse_size(text: str | None) -> tuple[int, int] | None:

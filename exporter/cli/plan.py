@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 from typing import Any
 
-import typer
-
 from exporter.cli.options import (
     BackendOption,
     BundleOption,
@@ -15,8 +13,10 @@ from exporter.cli.options import (
     SizeOption,
     StepsOption,
     VramOption,
+    parse_frames,
     parse_size,
 )
+from exporter.terminal import say
 
 
 def plan(
@@ -43,16 +43,16 @@ def plan(
     manifest, kind = load_manifest(bundle), backend_kind(backend)
     budget = None if vram is None else parse_bytes(vram)
     parts = bundle_parts(manifest)
-    asked: dict[str, Any] = {"vram": budget, "size": parse_size(size), "frames": frames, "steps": steps}
+    asked: dict[str, Any] = {"vram": budget, "size": parse_size(size), "frames": parse_frames(frames), "steps": steps}
     made = plan_parts(manifest, kind, parts, **asked)
     if as_json:
         listed = [{"part": part.name, "peak_bytes": part.peak, "how": part.how} for part in made.parts]
-        typer.echo(json.dumps({**made.dit.plain(), "parts": listed, "source": kind.source}, indent=2))
+        say(json.dumps({**made.dit.plain(), "parts": listed, "source": kind.source}, indent=2))
         return
     for line in made.lines():
-        typer.echo(line)
-    typer.echo(f"The DiT: {made.dit.lines()[0]}")
+        say(line)
+    say(f"The DiT: {made.dit.lines()[0]}")
     for line in made.dit.lines()[1:]:
-        typer.echo(line)
-    typer.echo(f"  smallest budget that works: {gigabytes(made.dit.smallest)}; the CUDA context comes on top")
-    typer.echo(f"  by {kind.source}")
+        say(line)
+    say(f"  smallest budget that works: {gigabytes(made.dit.smallest)}; the CUDA context comes on top")
+    say(f"  by {kind.source}")

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from exporter.cli.command import console
 from exporter.cli.options import (
     JsonOption,
 )
 from exporter.progress import RichProgress
+from exporter.terminal import console, say
 
 if TYPE_CHECKING:
     pass
@@ -23,7 +23,7 @@ def list_(as_json: JsonOption = False) -> None:
     from exporter.cli import catalogue
 
     if as_json:
-        typer.echo(json.dumps(catalogue.catalogue(), indent=2))
+        say(json.dumps(catalogue.catalogue(), indent=2))
     else:
         catalogue.show_catalogue(console())
 
@@ -40,7 +40,7 @@ def inspect(
 
     found = inspect_bundle(bundle, RichProgress())
     if as_json:
-        typer.echo(json.dumps(found.plain(), indent=2))
+        say(json.dumps(found.plain(), indent=2))
     else:
         show_inspection(console(), found)
     if found.problems:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -12,13 +12,13 @@ from exporter.cli.options import (
     ModelOption,
 )
 from exporter.models import model_named
+from exporter.networks.dit.options import ATTENTIONS
 from exporter.progress import RichProgress
 from exporter.spec import parse_linear
+from exporter.terminal import say
 from plugins.errors import UserError
+from runtime.atomic import check_place, told
 from runtime.byte_sizes import gigabytes
-
-if TYPE_CHECKING:
-    from exporter.packing.dit import PackedWeights
 
 
 def pack(
@@ -37,8 +37,8 @@ def pack(
     attention: Annotated[
         str | None,
         typer.Option(
-            metavar="sagesla|sla|sage",
-            help="sla or sage accept a checkpoint without proj_l. [dim]\\[default: the bundle's, else sagesla][/]",
+            metavar="|".join(ATTENTIONS),
+            help="All but sagesla accept a checkpoint without proj_l. [dim]\\[default: the bundle's, else sagesla][/]",
         ),
     ] = None,
 ) -> None:
@@ -47,30 +47,19 @@ def pack(
     Example: turbotrt pack --checkpoint ./turbowan.pth --model wan2.1-1.3b-480p --out weights.safetensors
     """
     spec, mode = model_named(model), None if linear is None else parse_linear(linear)
-    if attention not in (None, "sagesla", "sla", "sage"):
-        raise UserError(f"--attention {attention!r} is not known.", expected="sagesla, sla, sage", got=attention)
+    if attention not in (None, *ATTENTIONS):
+        raise UserError(f"--attention {attention!r} is not known.", expected=", ".join(ATTENTIONS), got=attention)
     if out.suffix != ".safetensors":
         raise UserError(
             "--out is not a name for packed weights.", expected="a name ending in .safetensors", got=str(out)
         )
-    from exporter.packing.dit import add_to_bundle, bundle_of, pack_checkpoint
+    from exporter.packing.dit import pack_into
 
-    manifest = bundle_of(out, spec, mode)
-    chosen = attention or (manifest.sampler.attention if manifest else "sagesla")
-    packed: PackedWeights = pack_checkpoint(
-        checkpoint,
-        spec,
-        out,
-        linear=mode or (manifest.sampler.linear if manifest else "int8"),
-        allow_missing_proj_l=chosen in ("sla", "sage"),
-        progress=RichProgress(),
-        bundle=manifest,
-    )
-    if manifest is not None:
-        add_to_bundle(out.parent, manifest, packed, RichProgress())
-        typer.echo(f"{out.parent / 'manifest.json'}: lists the weights.")
+    packed, bundle = pack_into(checkpoint, spec, out, linear=mode, attention=attention, progress=RichProgress())
+    if bundle is not None:
+        say(f"{out.parent / 'manifest.json'}: lists the weights.")
     for path in packed.files.values():
-        typer.echo(f"{path}: {gigabytes(path.stat().st_size)}")
+        say(f"{path}: {gigabytes(path.stat().st_size)}")
 
 
 def merge(
@@ -108,9 +97,11 @@ def merge(
     from exporter.checkpoint.hub import resolve
     from exporter.packing.merge import merge as merge_checkpoints
 
-    out.parent.mkdir(parents=True, exist_ok=True)
+    with told(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+    check_place(out)
     report = RichProgress()
     with report.stage(f"merge {out.name}") as update:
         paths = resolve(base), resolve(sla), resolve(rcm)
         merge_checkpoints(*paths, out, weight=weight, progress=update, note=report.note)
-    typer.echo(f"{out}: {gigabytes(out.stat().st_size)}")
+    say(f"{out}: {gigabytes(out.stat().st_size)}")

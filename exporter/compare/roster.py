@@ -19,7 +19,7 @@ from exporter.compare.scene import Scene, scene
 from exporter.compare.spec import RUNNERS, CompareSpec
 from exporter.compare.thresholds import STAGE_BOUNDS, StageBound
 from exporter.models import ModelSpec, model_named
-from exporter.networks.dit.options import BlockOptions
+from exporter.networks.dit.options import BARE, DENSE, BlockOptions
 from plugins.errors import UserError
 from plugins.torch_op import device_sm
 from runtime.bundle import Manifest, load_manifest
@@ -113,7 +113,7 @@ def open_roster(spec: CompareSpec) -> Roster:
 def _readers(spec: CompareSpec, model: ModelSpec, manifest: Manifest) -> dict[str, Checkpoint]:
     if spec.checkpoint is None:
         return {}
-    bare = manifest.sampler.attention in ("sage", "sla")
+    bare = manifest.sampler.attention in BARE
     paths = expert_paths(spec.checkpoint, model)
     return {expert: open_checkpoint(path, model, allow_missing_proj_l=bare) for expert, path in paths.items()}
 
@@ -132,7 +132,7 @@ def _enlist(
         if reason is not None:
             roster.left_out[name] = reason
         elif name == "fp32":
-            attention = PlainAttention(None if options.attention == "sage" else options.topk_milli)
+            attention = PlainAttention(None if options.attention in DENSE else options.topk_milli)
             roster.machines[name] = PlainMachine(name, readers, attention, device)
         elif name == "quantized":
             roster.machines[name] = StageMachine(name, roster.deployed, options, by_reference, device)
@@ -187,7 +187,7 @@ def _follow(roster: Roster) -> None:
     """Let the fp32 model keep the key blocks that the first runner after it keeps."""
     plain = roster.machines.get("fp32")
     leaders = [machine for name, machine in roster.op_machines().items() if name != "fp32"]
-    if not isinstance(plain, PlainMachine) or not leaders or roster.manifest.sampler.attention == "sage":
+    if not isinstance(plain, PlainMachine) or not leaders or roster.manifest.sampler.dense:
         raise UserError(
             "--same-blocks has nothing to do.",
             expected="fp32, another runner whose ops can be seen, and sparse attention",

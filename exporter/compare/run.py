@@ -136,7 +136,7 @@ def facts(spec: CompareSpec, roster: Roster) -> dict[str, str]:
     sampler = manifest.sampler
     count, height, width = scene.shape
     at = ", ".join(f"{step.t:.3f}" for step in scene.steps)
-    topk = "" if sampler.attention == "sage" else f", top-k {sampler.topk_milli / 1000:g}"
+    topk = "" if sampler.dense else f", top-k {sampler.topk_milli / 1000:g}"
     found = {
         "model": model.name,
         "bundle": f"{spec.bundle.name} for {manifest.gpu.name} (sm_{manifest.gpu.sm}, {manifest.gpu.flavour})",

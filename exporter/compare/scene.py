@@ -14,7 +14,7 @@ from plugins.errors import UserError
 from runtime.bundle import Manifest
 from runtime.inputs import TEXT_DIM, condition_tokens, latent_shape, text_bits
 from runtime.numerics import rope_tables, time_features, to_latents
-from runtime.sampler import Noise, Step, plan_steps
+from runtime.sampler import Noise, Step, draws_of, plan_steps
 from runtime.tensor_files import read_tensor
 
 _PROMPT = 64  # rows of a made-up text embedding
@@ -60,7 +60,7 @@ def scene(manifest: Manifest, spec: CompareSpec) -> Scene:
     steps = plan_steps(manifest, spec.steps, ode=spec.ode)
     if not 0 <= spec.block_step < len(steps):
         raise UserError("There is no such step.", expected=f"--at-step 1 to {len(steps)}", got=str(spec.block_step + 1))
-    count = 1 + sum(step.update.c != 0 for step in steps)
+    count = draws_of(steps)
     with Noise(spec.seed, shape, count) as noise:
         drawn = tuple(torch.from_numpy(noise.draw()) for _ in range(count))
     random = np.random.Generator(np.random.Philox(spec.seed + (_MADE_UP << 64)))

@@ -32,7 +32,7 @@ _TIMED_RUNS = 3
 
 def check_sweep(roster: Roster, spec: CompareSpec) -> None:
     """Raise UserError where there is nothing to sweep."""
-    if spec.sweep and roster.manifest.sampler.attention == "sage":
+    if spec.sweep and roster.manifest.sampler.dense:
         raise UserError("Dense attention keeps every key block: --top-k has nothing to sweep.", remedy="drop --top-k")
     if spec.sweep and _swept(roster) is None:
         raise UserError(

@@ -37,14 +37,18 @@ STAGE_BOUNDS: Mapping[tuple[Against, Attention, LinearMode], StageBound] = Mappi
         ("fp32", "sagesla", "int8"): StageBound(8e-2, 1.5e-1, 3e-1, 20.0, 20.0),
         ("fp32", "sla", "int8"): StageBound(8e-2, 1.5e-1, 3e-1, 20.0, 20.0),
         ("fp32", "sage", "int8"): StageBound(8e-2, 1.5e-1, 3e-1, 20.0, 20.0),
+        ("fp32", "original", "int8"): StageBound(8e-2, 1.5e-1, 3e-1, 20.0, 20.0),
         ("fp32", "sagesla", "bf16"): StageBound(5e-2, 1e-1, 2e-1, 23.0, 23.0),
         ("fp32", "sla", "bf16"): StageBound(3e-2, 5e-2, 1e-1, 30.0, 30.0),
         ("fp32", "sage", "bf16"): StageBound(5e-2, 1e-1, 2e-1, 23.0, 23.0),
+        ("fp32", "original", "bf16"): StageBound(3e-2, 5e-2, 1e-1, 30.0, 30.0),
         ("same", "sagesla", "int8"): StageBound(5e-2, 8e-2, 2e-1, 23.0, 23.0),
         ("same", "sla", "int8"): StageBound(2e-2, 5e-2, 1e-1, 28.0, 28.0),
         ("same", "sage", "int8"): StageBound(5e-2, 8e-2, 2e-1, 23.0, 23.0),
+        ("same", "original", "int8"): StageBound(2e-2, 5e-2, 1e-1, 28.0, 28.0),
         ("same", "sagesla", "bf16"): StageBound(5e-2, 8e-2, 2e-1, 23.0, 23.0),
         ("same", "sla", "bf16"): StageBound(1e-2, 3e-2, 5e-2, 33.0, 33.0),
         ("same", "sage", "bf16"): StageBound(5e-2, 8e-2, 2e-1, 23.0, 23.0),
+        ("same", "original", "bf16"): StageBound(1e-2, 3e-2, 5e-2, 33.0, 33.0),
     }
 )

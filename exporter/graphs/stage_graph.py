@@ -18,6 +18,7 @@ from plugins.onnx_schema import DOMAIN, PLAN_ATTRIBUTE
 from plugins.tensorrt_plugin import PLUGIN_VERSION
 from runtime.bundle import Manifest, TensorInfo, verify_file
 from runtime.checks import PLUGIN_TOOL
+from runtime.input_files import read_input
 from runtime.report import Report
 from runtime.versions import installed_versions
 
@@ -85,7 +86,7 @@ def _kept(spec: ExportSpec, stage: str, previous: Manifest | None, key: str) -> 
     info = previous.files.get(name) if previous else None
     if info is None or info.inputs != key or verify_file(spec.bundle_dir, name, info) is not None:
         return None
-    return (spec.bundle_dir / name).read_bytes()
+    return read_input(spec.bundle_dir / name, info.bytes, "a graph")
 
 
 def read_graph(stage: StageSpec, data: bytes, key: str) -> StageGraph:

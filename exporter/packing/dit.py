@@ -10,9 +10,12 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from exporter.bundle_lock import bundle_turn
 from exporter.models import ModelSpec
+from exporter.networks.dit.options import BARE
 from exporter.networks.weight_spec import LinearMode
 from plugins.errors import UserError
+from runtime.atomic import check_place
 from runtime.bundle import (
     MANIFEST_NAME,
     FileInfo,
@@ -61,6 +64,34 @@ def bundle_of(out: Path, model: ModelSpec, linear: LinearMode | None) -> Manifes
     return manifest
 
 
+def pack_into(
+    checkpoint: str,
+    model: ModelSpec,
+    out: Path,
+    *,
+    linear: LinearMode | None,
+    attention: str | None,
+    progress: Report,
+) -> tuple[PackedWeights, Manifest | None]:
+    """Pack a checkpoint's experts; in a bundle, whose own choices are the defaults, they are listed in its manifest.
+
+    The folder is this process's alone meanwhile. Raises UserError.
+    """
+    with bundle_turn(out.parent, progress.note):
+        bundle = bundle_of(out, model, linear)
+        chosen = attention or (bundle.sampler.attention if bundle else "sagesla")
+        packed = pack_checkpoint(
+            checkpoint,
+            model,
+            out,
+            linear=linear or (bundle.sampler.linear if bundle else "int8"),
+            allow_missing_proj_l=chosen in BARE,
+            progress=progress,
+            bundle=bundle,
+        )
+        return packed, None if bundle is None else add_to_bundle(out.parent, bundle, packed, progress)
+
+
 def pack_checkpoint(
     checkpoint: str,
     model: ModelSpec,
@@ -77,9 +108,10 @@ def pack_checkpoint(
     """
     from exporter.packing.packer import pack
 
-    readers = open_experts(checkpoint, model, linear=linear, allow_missing_proj_l=allow_missing_proj_l)
-    out.parent.mkdir(parents=True, exist_ok=True)
     files = weight_paths(out, model)
+    for file in files.values():
+        check_place(file)
+    readers = open_experts(checkpoint, model, linear=linear, allow_missing_proj_l=allow_missing_proj_l)
     entries: dict[str, FileInfo] = {}
     for expert, reader in readers.items():
         file = files[expert]

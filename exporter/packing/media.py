@@ -22,7 +22,7 @@ from exporter.packing.dit import files_key, is_current
 from exporter.packing.formats import component_format
 from exporter.spec import ExportSpec
 from plugins.errors import UserError
-from runtime.atomic import atomic_path
+from runtime.atomic import atomic_path, told
 from runtime.bundle import FileInfo, Manifest, MediaComponent, file_info, write_manifest
 from runtime.report import Report
 
@@ -73,7 +73,8 @@ def pack_media(spec: ExportSpec, manifest: Manifest, report: Report) -> Manifest
             pack_component(source, form, spec.bundle_dir / name, update)
         files[name] = file_info(spec.bundle_dir / name, inputs=key)
     if tokenizer is not None:
-        with atomic_path(spec.bundle_dir / TOKENIZER_NAME) as temporary:
+        path = spec.bundle_dir / TOKENIZER_NAME
+        with told(path), atomic_path(path) as temporary:
             shutil.copyfile(tokenizer, temporary)
         files[TOKENIZER_NAME] = file_info(spec.bundle_dir / TOKENIZER_NAME)
     listed = TOKENIZER_NAME if TOKENIZER_NAME in files else None
@@ -124,12 +125,13 @@ def kept_media(spec: ExportSpec, previous: Manifest | None, report: Report) -> K
         name = listed.get(component, weights_name(component))
         if not (spec.bundle_dir / name).is_file():
             continue
+        kept = "kept" if component in listed else "listed"  # a file that no manifest lists stays where it is
         if component not in spec.components:
-            report.note(f"{name}: not kept, --components leaves out {component}")
+            report.note(f"{name}: not {kept}, --components leaves out {component}")
         elif previous is not None and component in listed and _same_linears(component, spec, previous):
             weights[component], files[name] = name, previous.files[name]
         elif (why := _unusable(spec.bundle_dir / name, _format(spec, component))) is not None:
-            report.note(f"{name}: not kept, {why}")
+            report.note(f"{name}: not {kept}, {why}")
         else:
             report.note(f"{name}: no manifest lists it; kept for what its header says, and hashed anew")
             weights[component], files[name] = name, file_info(spec.bundle_dir / name)

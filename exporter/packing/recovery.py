@@ -55,7 +55,7 @@ def kept_weights(spec: ExportSpec, name: str, previous: Manifest | None, report:
         else:
             found = _header_of(file)
             if (why := _unusable(found, spec)) is not None:
-                report.note(f"{file.name}: not kept, {why}")
+                report.note(f"{file.name}: not {'kept' if expert in listed else 'listed'}, {why}")
                 continue
             report.note(f"{file.name}: no manifest lists it; kept for what its header says, and hashed anew")
             files[file.name], has = file_info(file), found.metadata.get("has_proj_l") == "true" if found else None

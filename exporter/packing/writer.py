@@ -14,6 +14,7 @@ import torch
 from exporter.checkpoint.source import TensorMeta
 from plugins.dtypes import DTYPES
 from plugins.errors import UserError
+from plugins.temporary import sweep
 from plugins.torch_dtypes import torch_dtype
 from runtime.atomic import AtomicWriter, atomic_file, told
 from runtime.byte_sizes import gigabytes
@@ -80,6 +81,7 @@ class SafetensorsWriter(AtomicWriter):
         need = len(self._head) + self._total
         with told(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
+            sweep(self.path.parent)  # what a killed process left may take most of the disk
             free = shutil.disk_usage(self.path.parent).free
         if free < need:
             raise UserError(

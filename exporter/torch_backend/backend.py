@@ -33,4 +33,5 @@ TORCH = BackendKind(
     overhead=lambda manifest: overhead_bytes(manifest, _device_here()),
     source="the peak of torch's allocations on the device here, followed through the stage on meta tensors; on a GPU "
     "with the plans' workspace",
+    any_topk=True,
 )

@@ -8,12 +8,16 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from plugins.errors import UserError
 from runtime.atomic import write_atomic
 from runtime.backends.protocol import BackendError, DeviceTensor
 from runtime.bundle import OUTPUT_SUFFIX, StageEntry
 from runtime.dims import Sizes, shape_of
+from runtime.input_files import read_input
 
 _LOG_LINES = 15
+_MAX_ENGINE = 1 << 38  # bytes; a one-file engine holds all weights
+_MAX_CACHE = 1 << 30  # bytes of compiled kernels; those of an engine take some megabytes
 
 
 def make_logger(trt: Any) -> Any:
@@ -44,7 +48,7 @@ class Engine:
 
     def __init__(self, trt: Any, runtime: Any, log: Any, path: Path, stage: StageEntry, cache: Path | None) -> None:
         self._stage, self._log, self._path = stage, log, path
-        self._engine = runtime.deserialize_cuda_engine(path.read_bytes())
+        self._engine = runtime.deserialize_cuda_engine(read_input(path, _MAX_ENGINE, "an engine"))
         if self._engine is None:
             raise log.error(f"{path.name} could not be loaded.")
         self._check_tensors()
@@ -119,8 +123,8 @@ class RuntimeCache:
     def attach(self, config: Any) -> None:
         """Give the configuration a cache, with the file's content where that is of use."""
         self._cache = config.create_runtime_cache()
-        with suppress(OSError):
-            data = self._path.read_bytes()
+        with suppress(UserError):  # there is none, or none that can be read
+            data = read_input(self._path, _MAX_CACHE, "a cache of kernels")
             self.used = bool(self._cache.deserialize(data))
             self._saved = data if self.used else b""
         config.set_runtime_cache(self._cache)

@@ -17,7 +17,8 @@ class BackendKind:
 
     ``check`` says why it cannot run this one here, before files are hashed or loaded, or None; ``files`` are those it
     reads of a component besides weights; ``activations`` gives what stages need without loading anything, ``source``
-    says where that comes from; ``overhead`` is the runner's ``overhead_bytes``, likewise.
+    says where that comes from; ``overhead`` is the runner's ``overhead_bytes``, likewise. ``any_topk``: whether a run
+    may choose the share of key blocks that sparse attention keeps, which engines hold.
     """
 
     name: str
@@ -27,3 +28,4 @@ class BackendKind:
     activations: Callable[[Manifest], Activations]
     overhead: Callable[[Manifest], int]
     source: str
+    any_topk: bool = False

@@ -17,27 +17,31 @@ import numpy as np
 import numpy.typing as npt
 
 from plugins.errors import UserError
+from runtime.atomic import check_place
 from runtime.backends.kind import BackendKind
 from runtime.backends.protocol import Runner
 from runtime.backends.registry import backend_kind
 from runtime.bundle import Manifest, MediaComponent, load_manifest
 from runtime.byte_sizes import parse_bytes
 from runtime.checks import check_files
+from runtime.choices import chosen
 from runtime.inputs import LATENT_CHANNELS, latent_shape
-from runtime.media.files.image import adaptive_size, conditioning_chunks, first_frame, open_image
-from runtime.media.files.video_file import check_folder, sink_for
+from runtime.media.files.image import adaptive_size, conditioning_chunks, first_frame
+from runtime.media.files.kinds import LATENTS, check_frames, sink_for
+from runtime.media.files.picture import open_image
+from runtime.media.files.video_file import PngFolder
 from runtime.media.files.writer import BackgroundWriter
 from runtime.media.part_times import Part, StepParts
 from runtime.media.parts import DECODE, DIT, ENCODE, TEXT, plan_parts
 from runtime.media.text.embeds_cache import FOLDER, EmbedsCache
 from runtime.media.text.encoder import Embeds, TextEncoder
-from runtime.media.text.prompt import PromptTokenizer
+from runtime.media.text.prompt import MAX_TOKENS, PromptTokenizer
 from runtime.media.vae.decoder import Frames, Vae
 from runtime.media.vae.plan import FACTOR
 from runtime.numerics import Array
 from runtime.pipeline import RESERVE, Pipeline
 from runtime.report import Report, Update
-from runtime.sampler import Step, check_seed, plan_steps
+from runtime.sampler import Step, check_seed, given_noise, plan_steps
 from runtime.weights.file import WeightsFile
 
 
@@ -62,14 +66,19 @@ class VideoMaker:
     backend: str | BackendKind = "auto"
     vram: str | int | None = None
     verify: bool = True
+    boundary: float | None = None
+    topk_milli: int | None = None
     parts: list[Part] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.manifest: Manifest = load_manifest(self.folder)
         self._kind = backend_kind(self.backend)
+        self._choices: dict[str, Any] = {"boundary": self.boundary, "topk_milli": self.topk_milli}
+        found = load_manifest(self.folder)
+        self.manifest: Manifest = chosen(found, self.folder, any_topk=self._kind.any_topk, **self._choices)
         self._budget = None if self.vram is None else parse_bytes(self.vram)
         self._cache = EmbedsCache(self.folder / FOLDER, self.manifest)
         self._tokenizer: PromptTokenizer | None = None
+        self._claimed: dict[Path, PngFolder] = {}  # from before the work, so that no other process takes them meanwhile
 
     def check_source(self, image: Path | None, *, condition: bool) -> None:
         """Raise UserError before anything is loaded, where the model and what it is given do not fit, or the image."""
@@ -84,14 +93,18 @@ class VideoMaker:
         if image is not None:
             open_image(image)
 
-    def check_outputs(self, outs: Sequence[Path], *, image: bool) -> None:
+    def check_outputs(self, outs: Sequence[Path], frames: int | None = None, *, image: bool) -> None:
         """Raise UserError before anything is loaded, where an output's name or the bundle's parts will not do."""
-        videos = [out for out in outs if out.suffix != ".safetensors"]
+        videos = [out for out in outs if out.suffix != LATENTS]
         for out in outs:
-            if out in videos:
-                sink_for(out, (16, 16), self.manifest.model.fps).check()
-            else:
-                check_folder(out)
+            if out not in videos:
+                check_place(out)
+                continue
+            sink = sink_for(out, (16, 16), self.manifest.model.fps)
+            sink.check()
+            check_frames(out, self.manifest.model.frames if frames is None else frames)
+            if isinstance(sink, PngFolder):
+                self._claimed[out] = sink
         if not videos and not image:
             return
         if "vae" not in self.manifest.media_weights:
@@ -107,16 +120,29 @@ class VideoMaker:
         """Raise UserError before anything is loaded, where the engines cannot run a video of this size."""
         latent_shape(self.manifest, size, frames)
 
-    def check_run(self, steps: int | None, sigma_max: float | None, seed: int) -> None:
+    def check_run(self, steps: int | None, sigma_max: float | None, seeds: Sequence[int]) -> None:
         """Raise UserError before anything is loaded, where no run has such numbers."""
         plan_steps(self.manifest, steps, sigma_max)
-        check_seed(seed)
+        for seed in seeds:
+            check_seed(seed)
+
+    def check_noise(
+        self,
+        noise: npt.NDArray[Any],
+        size: tuple[int, int] | None,
+        frames: int | None,
+        steps: int | None,
+        *,
+        ode: bool,
+    ) -> None:
+        """Raise UserError before anything is loaded, where another program's noise is not of this run."""
+        given_noise(noise, plan_steps(self.manifest, steps, ode=ode), latent_shape(self.manifest, size, frames))
 
     def state_plan(self, asked: Asked) -> None:
         """Say what each part will need of device memory, before anything is loaded. Raises UserError if one cannot."""
         started = time.perf_counter()
         self._require(self._kind.check(self.folder, self.manifest))
-        lengths = [len(self._tokens(prompt)) for prompt in asked.prompts if self._cache.get(prompt) is None]
+        lengths = self._lengths(asked.prompts)
         parts = ([TEXT] if lengths else []) + ([ENCODE] if asked.image else []) + [DIT]
         parts += [DECODE] if asked.video else []
         if parts == [DIT]:
@@ -129,6 +155,17 @@ class VideoMaker:
         for line in plan_parts(self.manifest, self._kind, parts, lengths=lengths, **wanted).lines():
             self.report.note(line)
         self.parts.append(Part("plan", time.perf_counter() - started))
+
+    def _lengths(self, prompts: Sequence[str]) -> list[int]:
+        """Tokens of each prompt that is to be encoded; says what of a prompt is not read."""
+        lengths = []
+        for prompt in dict.fromkeys(prompts):
+            known = self._cache.get(prompt)
+            if known is None:
+                lengths.append(len(self._tokens(prompt)))
+            if (known is None or len(known) == MAX_TOKENS) and (note := self._reader().cut(prompt)) is not None:
+                self.report.note(note)
+        return lengths
 
     def embeddings(self, prompts: Sequence[str]) -> list[Embeds]:
         """bf16 bits [n, 4096] of each prompt: from the bundle's cache, or from the text encoder."""
@@ -149,6 +186,9 @@ class VideoMaker:
         return [found for prompt in prompts if (found := known[prompt]) is not None]
 
     def _tokens(self, prompt: str) -> list[int]:
+        return self._reader()(prompt)
+
+    def _reader(self) -> PromptTokenizer:
         if self.manifest.tokenizer is None or "text" not in self.manifest.media_weights:
             raise UserError(
                 "The bundle cannot read prompts: it has no text encoder's weights or no tokenizer.",
@@ -156,7 +196,7 @@ class VideoMaker:
             )
         if self._tokenizer is None:
             self._tokenizer = PromptTokenizer(self.folder / self.manifest.tokenizer)
-        return self._tokenizer(prompt)
+        return self._tokenizer
 
     def size_for(self, image: Path, size: tuple[int, int] | None, *, adaptive: bool) -> tuple[int, int]:
         """(width, height) of the video of an image: the size asked for, or of its area at the image's aspect."""
@@ -180,24 +220,25 @@ class VideoMaker:
     def latents(
         self,
         embeds: Sequence[npt.NDArray[np.generic]],
+        seeds: Sequence[int],
         *,
         size: tuple[int, int] | None,
         frames: int | None,
         steps: int | None,
         **options: Any,
     ) -> list[Array]:
-        """Clean latents of each prompt's embeddings; ``options`` go to the pipeline."""
+        """Clean latents of each video's embeddings and seed; ``options`` go to the pipeline."""
         started = time.perf_counter()
         made = []
         loading: dict[str, Any] = {"vram": self.vram, "backend": self._kind, "verify": self.verify}
-        loading |= {"size": size, "frames": frames, "steps": steps, "report": self.report}
+        loading |= {"size": size, "frames": frames, "steps": steps, "report": self.report, **self._choices}
         with Pipeline.load(self.folder, **loading) as pipe:
             device = pipe.runner.device
             seconds = time.perf_counter() - started
             self.parts.append(Part("load", seconds, pipe.placement.weights, device.take_peak()))
             rows = StepParts(pipe, self.parts)
             total = steps or self.manifest.sampler.steps
-            for number, text in enumerate(embeds, 1):
+            for number, (text, seed) in enumerate(zip(embeds, seeds, strict=True), 1):
                 title = "generate" if len(embeds) == 1 else f"generate {number} of {len(embeds)}"
                 rows.begin("" if len(embeds) == 1 else f"video {number}, ")
                 with self.report.stage(title) as update:
@@ -207,7 +248,7 @@ class VideoMaker:
                         update(step.index + 1, total)
 
                     asked: dict[str, Any] = {"size": size, "frames": frames, "steps": steps, "on_step": on_step}
-                    made.append(pipe(text, **asked, **options))
+                    made.append(pipe(text, seed=seed, **asked, **options))
         return made
 
     def write(self, latents: Sequence[Array], outs: Sequence[Path]) -> None:
@@ -235,7 +276,7 @@ class VideoMaker:
 
     def _write_one(self, vae: Vae, latents: Array, out: Path) -> float:
         size = FACTOR * latents.shape[3], FACTOR * latents.shape[2]
-        sink = sink_for(out, size, self.manifest.model.fps)
+        sink = self._claimed.pop(out, None) or sink_for(out, size, self.manifest.model.fps)
         total = 1 + 4 * (latents.shape[1] - 1)
         with self.report.stage(f"decode {out.name}") as update, BackgroundWriter(sink) as writer:
             done = 0

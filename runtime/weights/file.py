@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,10 @@ import numpy.typing as npt
 from plugins.dtypes import DTYPES
 from plugins.errors import UserError
 from runtime.backends.protocol import Bytes
+from runtime.input_files import open_input
 from runtime.layout import Layout
 from runtime.numerics import from_bf16_bits
-from runtime.safetensors_header import Stored, header_of, open_regular, read_exactly
+from runtime.safetensors_header import EXPECTED, Stored, header_of, read_exactly
 
 _INTEGERS = ("int8", "uint8", "int32")
 
@@ -25,17 +27,13 @@ class WeightsFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._file = open_regular(path)
+        self._file = open_input(path, EXPECTED)
+        self.close = weakref.finalize(self, os.close, self._file)  # once, and with the last reference too
         try:
             self.tensors: Mapping[str, Stored] = header_of(self._file, path).tensors
         except BaseException:
             self.close()
             raise
-
-    def close(self) -> None:
-        if self._file >= 0:
-            os.close(self._file)
-            self._file = -1
 
     def read(self, name: str) -> npt.NDArray[Any]:
         """One tensor; dtypes that numpy lacks come as their bits. Raises UserError if there is none."""

@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from plugins.errors import UserError
-from runtime.backends.protocol import Device, DeviceTensor, tensors
+from plugins.interrupts import Ending
+from runtime.backends.protocol import Device, DeviceTensor, Memory, tensors
 from runtime.bundle import Manifest
 from runtime.layout import Layout, weight_layout
 from runtime.report import Report
 from runtime.weights.file import WeightsFile
 from runtime.weights.memory_plan import MemoryPlan
-from runtime.weights.streaming import Unit, WeightStream, schedule, slots_of
+from runtime.weights.streaming import Slot, Unit, WeightStream, schedule, slots_of
 from runtime.weights.upload import Staging
 
 STAGES = ("embed", "block", "head")
@@ -24,26 +25,30 @@ def layouts(manifest: Manifest) -> dict[str, Layout]:
 
 
 class Storage:
-    """All weight memory of a pipeline. Raises UserError where a file does not hold what the engines take."""
+    """All weight memory of a pipeline. Raises UserError where a file does not hold what the engines take.
+
+    ``close`` frees all memory and closes the files, once; copies that an interruption left under way end first.
+    """
 
     def __init__(self, folder: Path, manifest: Manifest, plan: MemoryPlan, device: Device) -> None:
         self.plan = plan
-        self._device = device
         self._layouts = layouts(manifest)
         self._files: dict[str, WeightsFile] = {}
-        self._memories = {}
+        memories: dict[Slot, Memory] = {}
+        self._staging = Staging(device, self._files, self._layouts, plan.layers)
+        self.stream = WeightStream(device, self._staging, memories)
+        held = device, self.stream, self._staging, memories, self._files
+        self.close = Ending(self, _close, *held, atexit=False)  # a process's end frees all by itself
         try:
             for expert in plan.experts:
                 self._files[expert] = WeightsFile(folder / manifest.weights[expert])
                 self._check(expert)
             for slot, stage in slots_of(plan).items():
-                self._memories[slot] = device.allocate(self._layouts[stage].nbytes)
+                memories[slot] = device.allocate(self._layouts[stage].nbytes)
             device.finish()  # torch's allocator may hand out what the compute queue still reads, and copies do not wait
         except BaseException:
-            self._free()
+            self.close()
             raise
-        self._staging = Staging(device, self._files, self._layouts, plan.layers)
-        self.stream = WeightStream(device, self._staging, self._memories)
 
     def _check(self, expert: str) -> None:
         prefixes = [("embed", ""), *(("block", f"blocks.{n}.") for n in range(self.plan.layers)), ("head", "")]
@@ -88,14 +93,18 @@ class Storage:
         found = (name for file in self._files.values() for name in file.tensors if not file.is_finite(name))
         return next(found, None)
 
-    def close(self) -> None:
-        """Free all memory and close the files; copies that an interruption left under way end first."""
-        self.stream.stop()
-        self._staging.close()
-        self._free()
 
-    def _free(self) -> None:
-        for memory in self._memories.values():
+def _close(
+    device: Device,
+    stream: WeightStream,
+    staging: Staging,
+    memories: dict[Slot, Memory],
+    files: dict[str, WeightsFile],
+) -> None:
+    with device.current():
+        stream.stop()
+        staging.close()
+        for memory in memories.values():
             memory.free()
-        for file in self._files.values():
+        for file in files.values():
             file.close()

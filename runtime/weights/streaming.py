@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from plugins.interrupts import uninterrupted
 from runtime.backends.protocol import Device, Event, Memory
 from runtime.weights.memory_plan import RING, MemoryPlan
 from runtime.weights.upload import Piece, Staging
@@ -77,7 +78,8 @@ class WeightStream:
     """Slots in device memory and what they hold. One run at a time: start, acquire and release each use, finish."""
 
     def __init__(self, device: Device, staging: Staging, slots: Mapping[Slot, Memory]) -> None:
-        self._device, self._staging, self._memory = device, staging, dict(slots)
+        """``slots`` may be filled later."""
+        self._device, self._staging, self._memory = device, staging, slots
         self.held: dict[Slot, Unit] = {}
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
@@ -92,8 +94,10 @@ class WeightStream:
         self._waiting_for = {copy.for_use for copy in run.copies}
         self._error: BaseException | None = None
         self._stopping = False
-        self._thread = threading.Thread(target=self._feed, name="turbotrt-weights", daemon=True)
-        self._thread.start()
+        with uninterrupted():  # a thread whose start was interrupted is there or not, and nothing tells
+            thread = threading.Thread(target=self._feed, name="turbotrt-weights", daemon=True)
+            thread.start()
+            self._thread = thread
 
     def acquire(self, use: int) -> Memory:
         """The slot of a use; what is enqueued on compute from now on finds its weights in place."""

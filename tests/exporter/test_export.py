@@ -266,7 +266,8 @@ def test_weights_that_the_engines_cannot_run_are_not_kept(copy: Path) -> None:
 
     (folder / "weights.safetensors").write_bytes(b"not weights")
     _, report = run(copy, linear="bf16", onnx_only=True)
-    assert "weights.safetensors: not kept, it is not a whole safetensors file" in report.notes
+    assert "weights.safetensors: not listed, it is not a whole safetensors file" in report.notes
+    assert (folder / "weights.safetensors").read_bytes() == b"not weights", "a file that no export wrote is gone"
 
 
 def test_equal_bytes_in_another_folder(exported: Exported, tmp_path: Path) -> None:

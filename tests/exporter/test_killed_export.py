@@ -14,9 +14,10 @@ from pathlib import Path
 import pytest
 
 from exporter.bundle.swap import staging_folder
+from exporter.bundle_lock import bundle_turn
 from exporter.cli.app import app
 from plugins.errors import UserError
-from runtime.bundle import load_manifest, sha256_of, verify_files
+from runtime.bundle import LOCK_NAME, load_manifest, sha256_of, verify_files
 from tests.support.exported import Exported
 from tests.support.paths import ROOT
 
@@ -32,7 +33,8 @@ def start(out: Path) -> subprocess.Popen[bytes]:
 
 
 def contents(folder: Path) -> dict[str, str]:
-    return {path.name: sha256_of(path) for path in folder.iterdir()}
+    """All files but the lock, which is there while a process holds it."""
+    return {path.name: sha256_of(path) for path in folder.iterdir() if path.name != LOCK_NAME}
 
 
 @pytest.fixture
@@ -68,7 +70,7 @@ def test_a_bundle_that_was_moved_aside_comes_back(out: Path) -> None:
     (out / NAME).rename(out / f".{NAME}.previous")
     (out / f".{NAME}.partial").mkdir()
     (out / f".{NAME}.partial" / "half.engine").write_bytes(b"half")
-    with suppress(UserError), staging_folder(out / NAME) as staging:
+    with suppress(UserError), bundle_turn(out / NAME, print) as turn, staging_folder(turn) as staging:
         assert contents(out / NAME) == before
         assert list(staging.iterdir()) == []
         raise UserError("The next one fails.")

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("tensorrt_rtx")
+for _module in ("tensorrt_rtx", "tokenizers", "ftfy", "PIL"):
+    pytest.importorskip(_module)
 
 from tests.fuzz.target import Failure, Fuzzer, Target
 from tests.fuzz.targets import TARGETS

@@ -83,7 +83,7 @@ def test_other_versions_are_told(bundle: Path, how: Change, words: list[str]) ->
 
 
 def test_the_rebuild_command_is_one_that_the_command_line_takes(exported: Exported) -> None:
-    for attention in ("sagesla", "sage"):
+    for attention in ("sagesla", "sage", "original"):
         manifest = load_manifest(exported.folder)
         sampler = msgspec.structs.replace(manifest.sampler, attention=attention, topk_milli=125)
         words = shlex.split(rebuild_command(msgspec.structs.replace(manifest, sampler=sampler)))
@@ -91,7 +91,7 @@ def test_the_rebuild_command_is_one_that_the_command_line_takes(exported: Export
         context = command.commands[words[1]].make_context("export", words[2:])
         assert context.params["model"] == "wan-tiny"
         assert context.params["attention"] == attention
-        assert context.params["topk"] == (None if attention == "sage" else "0.125")
+        assert context.params["topk"] == ("0.125" if attention == "sagesla" else None)
 
 
 def test_the_rebuild_command_has_every_option_that_made_the_bundle(exported: Exported) -> None:

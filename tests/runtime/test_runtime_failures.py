@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import os
 import shutil
 import threading
 from dataclasses import replace
@@ -14,10 +16,12 @@ import torch
 
 from exporter.models import MODELS
 from exporter.torch_backend.backend import TORCH
+from plugins.errors import UserError
 from runtime import Pipeline
 from runtime.sampler import NonFiniteError
 from runtime.weights.file import WeightsFile
 from tests.support.lazy_device import LazyDevice, TellingRunner, telling_kind
+from tests.support.pressed import lines_of, pressed_at
 from tests.support.random_bundle import make_random_bundle
 
 MODEL = replace(MODELS["wan-tiny"], name="tiny-4", layers=4)
@@ -222,3 +226,43 @@ def test_twenty_runs_leave_as_much_memory_as_one(whole: Path) -> None:
             pipe(TEXT, seed=seed, **OPTIONS)
         assert device.live == live
         assert device.peak == peak
+
+
+def test_ctrl_c_anywhere_gives_everything_back(whole: Path) -> None:
+    """Before some of the lines that a load, a streamed call and a close run: every thirteenth, and the last ones."""
+    with Pipeline.load(whole, backend=telling_kind(LazyDevice("copies first")), **OPTIONS) as pipe:
+        smallest = pipe.placement.smallest
+    devices: list[LazyDevice] = []
+
+    def work() -> None:
+        devices.append(LazyDevice("compute first"))
+        with Pipeline.load(whole, backend=telling_kind(devices[-1]), vram=smallest, verify=False, **OPTIONS) as pipe:
+            pipe(TEXT, **OPTIONS)
+
+    gc.freeze()
+    total = lines_of(work)
+    for line in (*range(1, total, total // 60), *range(total - 40, total - 5, 3)):
+        pressed_at(line, work)
+        assert not [thread for thread in threading.enumerate() if thread.name.startswith("turbotrt-weights")], line
+        assert devices[-1].live == {"device": 0, "pinned": 0}, line
+    gc.unfreeze()
+
+
+def test_a_pipeline_that_is_dropped_closes_itself(whole: Path) -> None:
+    device, before = LazyDevice("copies first"), set(os.listdir("/proc/self/fd"))
+    pipe = Pipeline.load(whole, backend=telling_kind(device), **OPTIONS)
+    pipe(TEXT, **OPTIONS)
+    assert device.live["device"] > 0
+    del pipe
+    gc.collect()
+    assert device.live == {"device": 0, "pinned": 0}
+    assert device.closed
+    assert set(os.listdir("/proc/self/fd")) <= before
+
+
+def test_a_closed_pipeline_has_no_placement(whole: Path) -> None:
+    with Pipeline.load(whole, backend=telling_kind(LazyDevice("copies first")), **OPTIONS) as pipe:
+        pass
+    for ask in (lambda: pipe.placement, pipe.plan, lambda: pipe(TEXT)):
+        with pytest.raises(UserError, match="This pipeline is closed"):
+            ask()

@@ -105,6 +105,8 @@ def make_bundle_of(spec: ExportSpec) -> Path:
     sampler = msgspec.structs.replace(
         made.sampler, attention=spec.attention, topk_milli=spec.topk_milli, linear=spec.linear
     )
-    manifest = msgspec.structs.replace(made, stages=(*stages, *media), sampler=sampler, text_linear=spec.text_linear)
+    model = msgspec.structs.replace(made.model, max_size=spec.model.max_size)
+    changed = {"stages": (*stages, *media), "model": model, "sampler": sampler, "text_linear": spec.text_linear}
+    manifest = msgspec.structs.replace(made, **changed)
     write_manifest(spec.bundle_dir, manifest)
     return spec.bundle_dir

@@ -98,7 +98,7 @@ def committed() -> Bounds:
 
 def write() -> None:
     """Print the rows and rewrite the committed table."""
-    from exporter.cli.command import console
+    from exporter.terminal import console
 
     rows = all_rows()
     for sm in SMS:

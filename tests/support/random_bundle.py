@@ -144,6 +144,7 @@ def facts(
             fps=FPS,
             max_tokens=model.max_tokens,
             experts=model.experts,
+            max_size=model.max_size,
         ),
         "sampler": SamplerFacts(
             steps=model.steps,

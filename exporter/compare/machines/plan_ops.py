@@ -12,7 +12,8 @@ from plugins.compile import plan_bytes
 from plugins.errors import UserError
 from plugins.plan import Plan, decode
 from plugins.torch_op import run_plan
-from runtime.checks import plan_problem
+from runtime.checks import MAX_PLAN_BYTES, plan_problem
+from runtime.input_files import read_input
 
 
 class PlanOps:
@@ -44,7 +45,7 @@ def _read(path: Path) -> tuple[Plan, bytes]:
         raise UserError(
             f"{path} is not a launch plan that this turbotrt runs.", got=problem, remedy="export the bundle again"
         )
-    data = path.read_bytes()
+    data = read_input(path, MAX_PLAN_BYTES, "a launch plan")
     return decode(data), data
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from exporter.networks.dit.options import BlockOptions
+from exporter.networks.dit.options import DENSE, BlockOptions
 from plugins.torch_op import call
 
 Weights = Mapping[str, Tensor]
@@ -48,9 +48,9 @@ def embed(
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, weights: Weights, options: BlockOptions, suffix: str = "") -> Any:
     """Self-attention; with suffix "Quantize" its output is INT8 with scales."""
-    if options.attention == "sage":
-        return call(f"SageAttention{suffix}", q, k, v, precision="int8")
-    precision = "int8" if options.attention == "sagesla" else "bf16"
+    precision = "int8" if options.attention in ("sagesla", "sage") else "bf16"
+    if options.attention in DENSE:
+        return call(f"SageAttention{suffix}", q, k, v, precision=precision)
     proj = (weights["self_attn.proj_l.weight"], weights["self_attn.proj_l.bias"])
     return call(f"SageSLA{suffix}", q, k, v, *proj, topk_milli=options.topk_milli, precision=precision)
 

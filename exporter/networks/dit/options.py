@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import get_args
 
 from exporter.networks.weight_spec import LinearMode
+from runtime.bundle import DENSE, Attention
 
-Attention = Literal["sagesla", "sla", "sage"]
+__all__ = ["ATTENTIONS", "BARE", "DENSE", "Attention", "BlockOptions"]
+
 ATTENTIONS: tuple[str, ...] = get_args(Attention)
+#: Those that a checkpoint without proj_l will do for: its linear branch is then zero, or not there.
+BARE: frozenset[Attention] = DENSE | {"sla"}
 
 
 @dataclass(frozen=True)

@@ -1,40 +1,19 @@
-"""An image → the first frame of a video: its size, and pixels in [−1, 1], as the authors prepare it."""
+"""An image → the first frame of a video: its size, and pixels in [−1, 1], resized as the authors do."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from math import sqrt
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from plugins.errors import UserError
 from runtime.numerics import Array
 
 if TYPE_CHECKING:
     from PIL import Image
 
 _STEP = 16  # pixels: the VAE's 8 times the DiT's patch of 2
-
-
-def open_image(path: Path) -> Image.Image:
-    """The image in RGB, upright by its EXIF orientation. Raises UserError."""
-    try:
-        from PIL import Image, ImageOps, UnidentifiedImageError
-    except ImportError as error:
-        raise UserError(
-            "Images need Pillow, which is not installed.", remedy="pip install 'turbotrt[video]'"
-        ) from error
-    try:
-        with Image.open(path) as image:
-            return ImageOps.exif_transpose(image).convert("RGB")
-    except FileNotFoundError as error:
-        raise UserError(f"There is no image at {path}.") from error
-    except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
-        raise UserError(
-            f"{path} cannot be read as an image.", got=str(error), expected="a JPEG, PNG or WebP"
-        ) from error
 
 
 def adaptive_size(image_size: tuple[int, int], target: tuple[int, int]) -> tuple[int, int]:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import shlex
-import tempfile
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from fractions import Fraction
@@ -15,7 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from plugins.errors import UserError
-from runtime.atomic import AtomicWriter, atomic_folder, atomic_path, told
+from runtime.atomic import AtomicWriter, atomic_folder, atomic_path, check_place, told
+from runtime.media.files.claim import FolderClaim
+from runtime.media.files.pillow import pillow_image
 
 Frames = npt.NDArray[np.uint8]
 _QUALITY = "18"  # x264's constant rate factor: visually lossless
@@ -44,7 +45,7 @@ class Mp4(AtomicWriter):
         self._size, self._fps = size, fps
 
     def check(self) -> None:
-        check_folder(self.path)
+        check_place(self.path)
         try:
             import av
         except ImportError as error:
@@ -82,21 +83,21 @@ class Mp4(AtomicWriter):
 
 
 class PngFolder(AtomicWriter):
-    """00000.png, 00001.png, … in a new folder. Raises UserError if it exists and holds anything."""
+    """00000.png, 00001.png, … in a new folder, claimed from ``check`` on. Raises UserError if it holds anything.
+
+    A link to a folder is that folder.
+    """
 
     def __init__(self, path: Path) -> None:
-        super().__init__(path)
+        super().__init__(Path(os.path.realpath(path)))
         self._count = 0
+        self._claim: FolderClaim | None = None
 
     def check(self) -> None:
-        check_folder(self.path)
-        if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
-            raise UserError(f"{self.path} exists already.", expected="a new or empty folder for the frames")
-        try:
-            from PIL import Image
-        except ImportError as error:
-            raise UserError("png frames need Pillow.", remedy="pip install 'turbotrt[video]'") from error
-        self._image: Any = Image
+        if self._claim is None or self._claim.release.done:
+            self._claim = FolderClaim(self.path)
+        check_place(self.path, directory=True)
+        self._image = pillow_image()
 
     def __enter__(self) -> PngFolder:
         self.check()
@@ -105,44 +106,15 @@ class PngFolder(AtomicWriter):
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        with atomic_folder(self.path) as self._temporary:
-            yield
+        try:
+            with atomic_folder(self.path) as self._temporary:
+                yield
+        finally:
+            if self._claim is not None:
+                self._claim.release()
 
     def write(self, frames: Frames) -> None:
         for frame in frames:
             with told(self.path):
                 self._image.fromarray(frame).save(self._temporary / f"{self._count:05d}.png")
             self._count += 1
-
-
-def check_folder(path: Path) -> None:
-    """Raise UserError where no file can be made beside this one."""
-    folder = path.parent
-    if not folder.is_dir():
-        raise UserError(
-            f"{path} cannot be written.",
-            expected="a folder that exists",
-            got=f"no folder {folder}",
-            remedy=f"mkdir -p {shlex.quote(str(folder))}",
-        )
-    try:
-        # Permissions alone do not tell: root, read-only and special file systems.
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise UserError(
-            f"{path} cannot be written.", expected="a folder that takes files", got=error.strerror
-        ) from error
-
-
-def sink_for(path: Path, size: tuple[int, int], fps: int) -> FrameSink:
-    """The sink that a name asks for: .mp4, or no suffix for a folder of png frames. Raises UserError."""
-    if path.suffix.lower() == ".mp4":
-        return Mp4(path, size, fps)
-    if not path.suffix:
-        return PngFolder(path)
-    raise UserError(
-        f"--out {path} names no kind of output.",
-        expected="NAME.mp4, NAME.safetensors for latents, or a name without a suffix for png frames",
-        got=path.suffix,
-    )

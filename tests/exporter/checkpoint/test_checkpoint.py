@@ -94,7 +94,7 @@ def test_the_model_that_fits_is_named(tmp_path: Path) -> None:
 
 def test_missing_proj_l_must_be_asked_for(tmp_path: Path) -> None:
     path = ck.save_pth(tmp_path / "a.pth", ck.without_proj_l(STATE))
-    refused(path, "has no proj_l", "--attention sage")
+    refused(path, "has no proj_l", "--attention original, sage or sla")
     reader = open_checkpoint(path, TINY, allow_missing_proj_l=True)
     name = "blocks.1.self_attn.attn_op.local_attn.proj_l.weight"
     assert not reader.has_proj_l

@@ -129,6 +129,7 @@ class _Hub(types.ModuleType):
         self.hf_hub_download = self.snapshot_download = answer
         self.HfApi = type("HfApi", (), {"model_info": info})
         self.errors = types.SimpleNamespace(RepositoryNotFoundError=NoRepository)
+        self.constants = types.SimpleNamespace(HF_HUB_CACHE=str(folder))
 
 
 def test_hub_snapshot_and_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -234,3 +235,19 @@ def test_local_paths_never_ask_the_hub(tmp_path: Path, monkeypatch: pytest.Monke
     with pytest.raises(UserError, match="no checkpoint"):
         resolve("/no/such/file.pth")
     assert not hub.asked
+
+
+def test_a_hub_cache_that_cannot_be_written_is_told_by_its_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before the work, and after a download that failed for it; what is cached already may be read."""
+    hub = _Hub(Path("/proc/cache"), ["a.pth"])
+    monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
+    with pytest.raises(UserError, match=r"(?s)cache /proc/cache cannot be written.*HF_HUB_CACHE \(or HF_HOME\)"):
+        look_for("org/repo", print)
+    assert resolve("org/repo") == Path("/proc/cache")
+
+    def refuse(*_: object, **__: object) -> str:
+        raise PermissionError(13, "Permission denied", "/proc/cache/x")
+
+    hub.snapshot_download = refuse
+    with pytest.raises(UserError, match=r"cache /proc/cache cannot be written"):
+        resolve("org/repo")

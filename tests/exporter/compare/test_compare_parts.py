@@ -25,6 +25,7 @@ from exporter.compare.thresholds import STAGE_BOUNDS
 from exporter.models import MODELS, ModelSpec
 from exporter.networks.dit.options import (
     ATTENTIONS,
+    DENSE,
     BlockOptions,
 )
 from exporter.packing.quantize import block_dequantize
@@ -144,7 +145,12 @@ def test_the_plain_model_is_the_tests_own(checkpoint: tuple[Tensors, Path]) -> N
     torch.testing.assert_close(tokens, after, rtol=1e-5, atol=1e-5)
 
 
-MODES = [BlockOptions("sagesla", TOPK, "int8"), BlockOptions("sla", TOPK, "bf16"), BlockOptions("sage", 100, "int8")]
+MODES = [
+    BlockOptions("sagesla", TOPK, "int8"),
+    BlockOptions("sla", TOPK, "bf16"),
+    BlockOptions("sage", 100, "int8"),
+    BlockOptions("original", 100, "bf16"),
+]
 
 
 @pytest.mark.parametrize("options", MODES, ids=lambda o: f"{o.attention}-{o.linear}")
@@ -152,7 +158,7 @@ def test_unrounded_stages_are_the_plain_model(options: BlockOptions, checkpoint:
     """Stages and ops without rounding against the model written a second time: what they approximate is right."""
     readers = {"model": open_checkpoint(checkpoint[1], TINY)}
     weights = FloatWeights(readers, TINY, options.linear)
-    plain = PlainMachine("fp32", readers, PlainAttention(None if options.attention == "sage" else TOPK), CPU)
+    plain = PlainMachine("fp32", readers, PlainAttention(None if options.attention in DENSE else TOPK), CPU)
     exact = UnroundedMachine("unrounded", weights, options, CPU)
     want = forward(plain, TINY.layers, SCENE, 0, SCENE.start)[1]
     assert distance(forward(exact, TINY.layers, SCENE, 0, SCENE.start)[1], want).relative_l2 < 1e-5

@@ -223,7 +223,7 @@ def test_mistakes_are_one_message_and_status_2(
 def test_images_are_looked_at_before_anything_is_loaded(image_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "junk.png").write_bytes(b"junk")
     for options, word in (
-        (["--image", tmp_path / "nowhere.png"], "There is no image at"),
+        (["--image", tmp_path / "nowhere.png"], "nowhere.png cannot be read."),
         (["--image", tmp_path / "junk.png"], "cannot be read as an image"),
         ([], "give --image FILE"),
     ):

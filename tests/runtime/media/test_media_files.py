@@ -12,8 +12,8 @@ av = pytest.importorskip("av")
 Image = pytest.importorskip("PIL.Image")
 
 from plugins.errors import UserError
-from runtime.media.files.image import adaptive_size, conditioning_chunks, first_frame, open_image
-from runtime.media.files.video_file import sink_for
+from runtime.media.files.image import adaptive_size, conditioning_chunks, first_frame
+from runtime.media.files.kinds import sink_for
 from runtime.media.files.writer import BackgroundWriter
 
 
@@ -124,11 +124,3 @@ def test_conditioning_video() -> None:
     assert [chunk.shape for chunk in chunks] == [(3, 1, 16, 32), (3, 4, 16, 32), (3, 4, 16, 32)]
     assert chunks[0].min() == 1
     assert not chunks[2].any()
-
-
-def test_images_that_are_none(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no image"):
-        open_image(tmp_path / "none.png")
-    (tmp_path / "text.png").write_text("not an image")
-    with pytest.raises(UserError, match="cannot be read as an image"):
-        open_image(tmp_path / "text.png")
