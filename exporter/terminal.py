@@ -45,8 +45,9 @@ def _escaped(character: str) -> str:
 def say(text: str, *, error: bool = False) -> None:
     """Print a line to standard output, or to standard error."""
     stream = sys.stderr if error else sys.stdout
-    stream.write(printable(text) + "\n")
-    stream.flush()
+    if stream is not None:  # a process may have been started without
+        stream.write(printable(text) + "\n")
+        stream.flush()
 
 
 class SafeConsole(Console):

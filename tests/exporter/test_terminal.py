@@ -115,5 +115,14 @@ def test_characters_of_ours_have_others_in_their_place(monkeypatch: pytest.Monke
     assert out.buffer.getvalue() == b'10^9 bytes, 3 x 5 <= 16 -> "a - b..." \\u732b\n'
 
 
+def test_a_process_without_streams_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdout", None)
+    monkeypatch.setattr(sys, "stderr", None)
+    any_encoding()
+    say("a")
+    say("a", error=True)
+    console().print("a")
+
+
 def test_a_console_in_a_pipe_is_wide() -> None:
     assert console().width == 160
