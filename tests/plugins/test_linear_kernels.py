@@ -29,10 +29,11 @@ from plugins.block_int8_gemm.reference import (
 )
 from plugins.block_int8_gemm.reference import reference as gemm_reference
 from plugins.block_int8_quantize.reference import reference as quantize
-from plugins.expr import symbol
+from plugins.expr import evaluate, symbol
 from plugins.layer_norm_quantize.reference import reference as layer_norm_quantize
 from plugins.rms_norm_rope.reference import qk_reference
 from plugins.rms_norm_rope.reference import reference as rms_norm
+from plugins.sms import GEFORCE_SMS
 from tests.support.interpret import Case
 from tests.support.interpret_linear import cases
 from tests.support.interpreter_process import Interpreter
@@ -124,13 +125,28 @@ def test_kernels_in_the_interpreter(case: Case, interpreter: Interpreter) -> Non
 
 
 @pytest.mark.parametrize("sm", MMA_SMS)
-def test_configs_of_the_mma_kernel(sm: int) -> None:
+def test_configs_of_rtx_parts(sm: int) -> None:
     offered = list(candidates(sm))
     assert CONFIGS[sm] in offered
     assert {legal(config, sm) for config in offered} == {None}
-    assert {legal(config, 90) is None for config in offered} == {False}
-    for wrong in ({"num_warps": 8}, {"num_stages": 3}, {"early": 8}, {"tile_m": 256}):
+    for other in (90, 80 if sm == 120 else 120):
+        assert {legal(config, other) is None for config in offered} <= {other == 120}
+    warps = 12 - CONFIGS[sm].num_warps
+    for wrong in ({"num_warps": warps}, {"num_stages": 3}, {"early": 8}, {"tile_m": 256}, {"tile_n": 64}):
         assert legal(replace(CONFIGS[sm], **wrong), sm) is not None
+
+
+@pytest.mark.parametrize(("n", "k", "tiles"), [(384, 256, 256), (64, 144, 256), (392, 256, 128), (384, 128, 128)])
+def test_sizes_choose_the_kernel_of_sm_120(n: int, k: int, tiles: int) -> None:
+    """The weights' tensor map has 64 rows a step, and x is asked for two K blocks ahead."""
+    plan = launch_plan({"M": symbol("M"), "N": n, "K": k}, {}, 120)
+    (launch,) = plan.launches
+    assert launch.kernel.__name__ == ("block_int8_gemm_bulk" if tiles == 256 else "block_int8_gemm_mma")
+    programs = evaluate(launch.grid[0], {"M": 1000})
+    assert programs == min(8 * -(-n // tiles), GEFORCE_SMS if tiles == 256 else 1 << 30)
+    assert [[evaluate(dim, {"M": 1000}) for dim in buffer.shape] for buffer in plan.buffers] == (
+        [[programs, 256]] if tiles == 256 else []
+    )
 
 
 @pytest.mark.parametrize(("epilogue", "exact"), [("bias", False), ("residual", False), ("gelu", True)])
