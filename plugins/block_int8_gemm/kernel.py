@@ -100,11 +100,6 @@ def _legal_bulk(config: GemmConfig, sm: int) -> str | None:
     return None
 
 
-def _fits(config: GemmConfig, n: int, k: int) -> bool:
-    """Whether the config's kernel takes these sizes."""
-    return config.tile_n == BLOCK or (n % bulk_kernel.UNIT_N == 0 and k > BLOCK)
-
-
 def candidates(sm: int) -> Iterator[GemmConfig]:
     """The configs worth measuring on an SM. On sm_90 that is hopper.py's kernel: at the 14B shapes 128 rows gave 915 to
     988 TOPS on the H200, 256 rows 1,041 to 1,136. On sm_120 it is bulk_kernel.py's, 1.15 to 1.26 times mma_kernel.py's
@@ -184,15 +179,23 @@ def block_int8_gemm(
         tl.store(y_ptr + offsets, y.to(tl.bfloat16), mask=inside)
 
 
-def _plan(dims: Mapping[str, Dim], sm: int, epilogue: str) -> LaunchPlan:
-    m, n, k = dims["M"], dims["N"], dims["K"]
+def _config(sm: int, n: int, k: int, epilogue: str) -> GemmConfig:
+    """The table's config, or that of a kernel which takes these sizes. Raises ValueError where it is not legal."""
     config = config_for("block_int8_gemm", sm, {"N": n, "K": k, "epilogue": epilogue}, CONFIGS[sm])
     if (reason := legal(config, sm)) is not None:
         raise ValueError(f"BlockInt8Gemm on sm_{sm}: {reason}")
+    if config.tile_n == bulk_kernel.TILE_N and (n % bulk_kernel.UNIT_N != 0 or k <= BLOCK):
+        config = _MMA
+    if config.early is not None and k <= BLOCK:  # of a single K block Triton 3.7 loses the copies' alignment
+        config = replace(config, early=None)
+    return config
+
+
+def _plan(dims: Mapping[str, Dim], sm: int, epilogue: str) -> LaunchPlan:
+    m, n, k = dims["M"], dims["N"], dims["K"]
     if k % 16 != 0:
         raise ValueError(f"BlockInt8Gemm: K must be a multiple of 16 (rows aligned for bulk copies), got {k}")
-    if not _fits(config, n, k):
-        config = _MMA
+    config = _config(sm, n, k, epilogue)
     args: dict[str, str | Dim] = {
         "x_ptr": "x",
         "x_scale_ptr": "x_scale",
@@ -206,13 +209,13 @@ def _plan(dims: Mapping[str, Dim], sm: int, epilogue: str) -> LaunchPlan:
     args |= {"gate_ptr": "gate", "residual_ptr": "residual"} if epilogue == "residual" else {}
     constants: dict[str, Any] = {"N": n, "K": k, "EPILOGUE": epilogue, "GROUP_M": config.group_m}
     constants |= {name: None for name in ("gate_ptr", "residual_ptr", "y_scale_ptr") if name not in args}
-    tiles = ceil_div(m, config.tile_m) * ceil_div(n, BLOCK)
+    tiles = ceil_div(m, config.tile_m) * ceil_div(n, config.tile_n)
     if config.tile_m == 256:
         constants["STAGES"] = config.num_stages
         programs = minimum(tiles, HOPPER_SMS)
         return LaunchPlan((), (Launch(block_int8_gemm_hopper, (programs, 1, 1), args, constants, config.num_warps),))
     if config.tile_n == bulk_kernel.TILE_N:
-        return _bulk_plan(args, constants, ceil_div(m, BLOCK) * ceil_div(n, bulk_kernel.TILE_N))
+        return _bulk_plan(args, constants, tiles)
     kernel: Any = block_int8_gemm
     if config.early is not None:
         kernel = mma_kernel.block_int8_gemm_mma

@@ -29,8 +29,11 @@ from plugins.block_int8_gemm.reference import (
 )
 from plugins.block_int8_gemm.reference import reference as gemm_reference
 from plugins.block_int8_quantize.reference import reference as quantize
+from plugins.compile import plan_bytes
 from plugins.expr import evaluate, symbol
 from plugins.layer_norm_quantize.reference import reference as layer_norm_quantize
+from plugins.plan import decode
+from plugins.registry import OPS
 from plugins.rms_norm_rope.reference import qk_reference
 from plugins.rms_norm_rope.reference import reference as rms_norm
 from plugins.sms import GEFORCE_SMS
@@ -136,17 +139,23 @@ def test_configs_of_rtx_parts(sm: int) -> None:
         assert legal(replace(CONFIGS[sm], **wrong), sm) is not None
 
 
-@pytest.mark.parametrize(("n", "k", "tiles"), [(384, 256, 256), (64, 144, 256), (392, 256, 128), (384, 128, 128)])
-def test_sizes_choose_the_kernel_of_sm_120(n: int, k: int, tiles: int) -> None:
+@pytest.mark.parametrize(
+    ("n", "k", "kernel", "programs"),
+    [
+        (384, 256, "block_int8_gemm_bulk", 16),
+        (8960, 144, "block_int8_gemm_bulk", GEFORCE_SMS),
+        (392, 256, "block_int8_gemm_mma", 32),
+        (384, 128, "block_int8_gemm", 24),
+    ],
+)
+def test_sizes_choose_the_kernel_of_sm_120(n: int, k: int, kernel: str, programs: int) -> None:
     """The weights' tensor map has 64 rows a step, and x is asked for two K blocks ahead."""
     plan = launch_plan({"M": symbol("M"), "N": n, "K": k}, {}, 120)
     (launch,) = plan.launches
-    assert launch.kernel.__name__ == ("block_int8_gemm_bulk" if tiles == 256 else "block_int8_gemm_mma")
-    programs = evaluate(launch.grid[0], {"M": 1000})
-    assert programs == min(8 * -(-n // tiles), GEFORCE_SMS if tiles == 256 else 1 << 30)
-    assert [[evaluate(dim, {"M": 1000}) for dim in buffer.shape] for buffer in plan.buffers] == (
-        [[programs, 256]] if tiles == 256 else []
-    )
+    assert launch.kernel.__name__ == kernel
+    assert evaluate(launch.grid[0], {"M": 1000}) == programs
+    maps = [[evaluate(dim, {"M": 1000}) for dim in buffer.shape] for buffer in plan.buffers]
+    assert maps == ([[programs, 256]] if kernel.endswith("bulk") else [])
 
 
 @pytest.mark.parametrize(("epilogue", "exact"), [("bias", False), ("residual", False), ("gelu", True)])
@@ -154,6 +163,13 @@ def test_what_is_quantized_again_is_summed_exactly(epilogue: str, exact: bool) -
     plan = {"bias": launch_plan, "residual": residual_launch_plan, "gelu": gelu_launch_plan}[epilogue]
     (launch,) = plan({"M": symbol("M"), "N": 256, "K": 384}, {}, 120).launches
     assert launch.constants["EXACT"] is exact
+
+
+@pytest.mark.parametrize("width", [16, 64, 128, 144])
+def test_any_width_compiles(width: int) -> None:
+    """Of a single K block, too, which the kernels of mma.sync do not take."""
+    plan = decode(plan_bytes(OPS["BlockInt8Gemm"], {"N": 64, "K": width}, {}, 120))
+    assert [kernel.name for kernel in plan.kernels] == ["block_int8_gemm" + ("_bulk" if width > 128 else "")]
 
 
 def test_sums_with_an_offset_are_the_sums() -> None:

@@ -7,7 +7,9 @@ after a change of kernels or configs and read the difference before committing i
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
+from functools import cache
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, get_args
@@ -25,7 +27,8 @@ WORKERS = 2
 Bounds = dict[str, dict[str, int]]
 
 
-def distinct_calls() -> list[OpCall]:
+@cache
+def distinct_calls() -> tuple[OpCall, ...]:
     """The op calls of all real models' blocks, under all options, that give different plans."""
     found: dict[tuple[Any, ...], OpCall] = {}
     for model in MODELS.values():
@@ -36,10 +39,10 @@ def distinct_calls() -> list[OpCall]:
                 for call in block_calls(model, BlockOptions(attention, linear=linear)):
                     static = tuple((name, size) for name, size in call.dims.items() if name not in call.op.dynamic)
                     found.setdefault((call.op.name, static, call.attributes), call)
-    return list(found.values())
+    return tuple(found.values())
 
 
-def _rows(part: tuple[list[OpCall], int]) -> list[dict[str, Any]]:
+def _rows(part: tuple[Sequence[OpCall], int]) -> list[dict[str, Any]]:
     return kernel_rows(*part)
 
 
