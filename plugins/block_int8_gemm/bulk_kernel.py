@@ -10,8 +10,7 @@ would, so that warps drift apart and one's products hide another's scaling, load
   waits for it, one slice of products after it arrived itself, and asks for x two K blocks ahead, for weights one.
 
 A warp loads its next fragments of x behind the products of its last slice. The grid is persistent, and the next
-tile's first copies are under way in the epilogue. Sums and their scaling are mma_kernel.py's, but for int8 outputs:
-there each int32 sum is converted, which is exact, too.
+tile's first copies are under way in the epilogue. Sums and their scaling are mma_kernel.py's.
 
 Everything is written for one thread, since Triton would put a barrier around every use of shared memory: a tensor here
 has one element a thread, and arrays are tuples of them. bulk_epilogue.py has what follows the products.
@@ -147,6 +146,72 @@ def _set_up(base, maps, x, weight, warp, M, N: gl.constexpr, K: gl.constexpr):
 
 
 @gluon.jit
+def _k_block(
+    base,
+    maps,
+    warp,
+    thread,
+    x,
+    acc,
+    scale,
+    start,
+    x_address,
+    w_left,
+    w_right,
+    k,
+    step,
+    row,
+    column,
+    next_row,
+    next_column,
+    last,
+    K_BLOCKS: gl.constexpr,
+    EXACT: gl.constexpr,
+):
+    """The accumulators advanced by a K block, and the next one's fragments of x."""
+    slot = step & 1
+    ptx.wait(base + REST + FULL_W + slot * 8, (step >> 1) & 1)
+    new = ()
+    for i in gl.static_range(SLICES):
+        w0 = ptx.load_matrices(w_left + slot * W_SLOT + i * 2048)
+        w1 = ptx.load_matrices(w_right + slot * W_SLOT + i * 2048)
+        w = (w0[0], w0[1], w0[2], w0[3], w1[0], w1[1], w1[2], w1[3])
+        if i == 0:
+            ptx.arrive(base + REST + EMPTY, thread)
+        if i == 1:
+            _ask(base, maps, warp, k, step, row, column, next_row, next_column, last, K_BLOCKS)
+        if i == SLICES - 1:  # the last one of all waits for what it has
+            following = gl.where((k + 1 < K_BLOCKS) | (last == 0), step + 1, step)
+            ptx.wait(base + REST + (following & 1) * 8, (following >> 1) & 1)
+        sums = _all(start, 16)
+        x_next = ()
+        for ks in gl.static_range(4):
+            sums = _products(x, w, sums, ks)
+            if i == SLICES - 1:
+                x_next += _fragments(_in_slot(x_address, 1 - slot), ks, ks + 1)
+        if i == SLICES - 1:
+            x = x_next
+        for j in gl.static_range(16):
+            new += (_scaled(acc[i * 16 + j], sums[j], scale, EXACT),)
+    return new, x_next
+
+
+@gluon.jit
+def _addresses(base, warp, lane):
+    """Where a thread's fragments lie in the first slots: of x for each 32 of K, of a slice of weights two halves of K.
+
+    Rows of 128 bytes, whose 16-byte pieces are swizzled as tensor copies do it.
+    """
+    x = ()
+    for ks in gl.static_range(4):
+        x += (base + (warp // 4 * 64 + lane % 16) * 128 + (((2 * ks + lane // 16) ^ (lane % 8)) * 16),)
+    w_rows = (warp % 4 // 2 * 128 + warp % 2 * 8 + lane % 8) * 128
+    left = base + W_SLOTS + w_rows + ((lane // 8) ^ (lane % 8)) * 16
+    right = base + W_SLOTS + w_rows + ((lane // 8 + 4) ^ (lane % 8)) * 16
+    return x, left, right
+
+
+@gluon.jit
 def block_int8_gemm_bulk(
     x_ptr,
     x_scale_ptr,
@@ -177,7 +242,6 @@ def block_int8_gemm_bulk(
     base = ptx.shared_base()
     warp = ptx.warp_number()
     thread = gl.arange(0, 256, LAYOUT)
-    lane = thread % 32
     maps = maps_ptr.to(gl.int64) + gl.program_id(0) * 256
     _set_up(base, maps, x_ptr.to(gl.int64), weight_ptr.to(gl.int64), warp, M, N, K)
 
@@ -190,12 +254,7 @@ def block_int8_gemm_bulk(
     _ask_for_weights(base, maps, 0, column, 0, mine)
     _ask_for_x(base, maps, 1, row, 1, mine)
 
-    x_address = ()
-    for ks in gl.static_range(4):
-        x_address += (base + (warp // 4 * 64 + lane % 16) * 128 + (((2 * ks + lane // 16) ^ (lane % 8)) * 16),)
-    w_rows = (warp % 4 // 2 * 128 + warp % 2 * 8 + lane % 8) * 128
-    w_left = base + W_SLOTS + w_rows + ((lane // 8) ^ (lane % 8)) * 16
-    w_right = base + W_SLOTS + w_rows + ((lane // 8 + 4) ^ (lane % 8)) * 16
+    x_address, w_left, w_right = _addresses(base, warp, thread % 32)
     # The residuals that are read at a tile's end need the next tile's fragments' registers, GELU does not.
     KEPT: gl.constexpr = EPILOGUE != "residual"
     if KEPT:
@@ -219,31 +278,28 @@ def block_int8_gemm_bulk(
             scale = gl.load(x_scale + k) * gl.load(w_scale + k)
             if not EXACT:
                 scale *= 2.0**96
-            slot = step & 1
-            ptx.wait(base + REST + FULL_W + slot * 8, (step >> 1) & 1)
-            new = ()
-            for i in gl.static_range(SLICES):
-                w0 = ptx.load_matrices(w_left + slot * W_SLOT + i * 2048)
-                w1 = ptx.load_matrices(w_right + slot * W_SLOT + i * 2048)
-                w = (w0[0], w0[1], w0[2], w0[3], w1[0], w1[1], w1[2], w1[3])
-                if i == 0:
-                    ptx.arrive(base + REST + EMPTY, thread)
-                if i == 1:
-                    _ask(base, maps, warp, k, step, row, column, next_row, next_column, last, K_BLOCKS)
-                if i == SLICES - 1:  # the last one of all waits for what it has
-                    following = gl.where((k + 1 < K_BLOCKS) | (last == 0), step + 1, step)
-                    ptx.wait(base + REST + (following & 1) * 8, (following >> 1) & 1)
-                sums = _all(start, 16)
-                x_next = ()
-                for ks in gl.static_range(4):
-                    sums = _products(x, w, sums, ks)
-                    if i == SLICES - 1:
-                        x_next += _fragments(_in_slot(x_address, 1 - slot), ks, ks + 1)
-                if i == SLICES - 1:
-                    x = x_next
-                for j in gl.static_range(16):
-                    new += (_scaled(acc[i * 16 + j], sums[j], scale, EXACT),)
-            acc = new
+            acc, x = _k_block(
+                base,
+                maps,
+                warp,
+                thread,
+                x,
+                acc,
+                scale,
+                start,
+                x_address,
+                w_left,
+                w_right,
+                k,
+                step,
+                row,
+                column,
+                next_row,
+                next_column,
+                last,
+                K_BLOCKS,
+                EXACT,
+            )
             step += 1
             if not EXACT:
                 scales += scale

@@ -102,7 +102,7 @@ def _legal_bulk(config: GemmConfig, sm: int) -> str | None:
 
 def candidates(sm: int) -> Iterator[GemmConfig]:
     """The configs worth measuring on an SM. On sm_90 that is hopper.py's kernel: at the 14B shapes 128 rows gave 915 to
-    988 TOPS on the H200, 256 rows 1,041 to 1,136. On sm_120 it is bulk_kernel.py's, 1.15 to 1.26 times mma_kernel.py's
+    988 TOPS on the H200, 256 rows 1,041 to 1,136. On sm_120 it is bulk_kernel.py's, 1.09 to 1.23 times mma_kernel.py's
     there; on the other parts of mma_kernel.py that one, 1.8 times the Triton kernel.
     """
     if sm == 120:
