@@ -21,7 +21,7 @@ from plugins.plan_builder import Buffer, Launch, LaunchPlan
 from plugins.temporary import scratch
 from plugins.triton_cache import writable_cache
 
-NEWEST_PTX = 89  # of the SMs whose PTX a Hopper SM runs: sm_120's configs are compiled for it
+NEWEST_PTX = 89  # of the RTX parts whose PTX a Hopper SM runs: sm_120's configs are compiled for it
 
 
 def build_plan(
@@ -111,15 +111,15 @@ def compile_kernel(launch: Launch, dtypes: Mapping[str, str], sm: int, host: int
     options = {"num_warps": launch.num_warps, "num_stages": launch.num_stages}
     writable_cache()
     options |= {"maxnreg": launch.max_registers} if launch.max_registers else {}
-    target = GPUTarget("cuda", sm if host is None else min(sm, NEWEST_PTX), 32)
+    target = _target(launch, sm, host)
     with triton.knobs.compilation.scope():
         # Without this the cubin holds the folder the sources lie in, and two checkouts give two engines.
         triton.knobs.compilation.disable_line_info = True
-        compiled = triton.compile(source, target=target, options=options)
+        compiled = triton.compile(source, target=GPUTarget("cuda", target, 32), options=options)
     meta = compiled.metadata
     if meta.profile_scratch_size or getattr(meta, "num_ctas", 1) != 1:
         raise NotImplementedError(f"{meta.name}: profile scratch and clusters are not part of a launch plan")
-    cubin = compiled.asm["cubin"] if host is None else assembled(compiled.asm["ptx"], host)
+    cubin = compiled.asm["cubin"] if host in (None, target) else assembled(compiled.asm["ptx"], host)
     registers, spills = resource_usage(cubin)
     return KernelImage(
         meta.name,
@@ -131,6 +131,16 @@ def compile_kernel(launch: Launch, dtypes: Mapping[str, str], sm: int, host: int
         registers,
         spills,
     )
+
+
+def _target(launch: Launch, sm: int, host: int | None) -> int:
+    """The SM that Triton compiles for: on a host, one whose PTX it runs. Raises ValueError where there is none."""
+    if host is None:
+        return sm
+    target = min(sm, max(NEWEST_PTX, launch.oldest_sm))
+    if target > host:
+        raise ValueError(f"{launch.kernel.__name__} needs sm_{launch.oldest_sm}; the host is sm_{host}")
+    return target
 
 
 def _signature(

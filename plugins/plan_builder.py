@@ -26,7 +26,8 @@ class Launch:
 
     ``args`` gives every non-constexpr parameter by name: a str names an input, output or buffer (a pointer), an int or
     expression is an i32. ``constants`` gives every constexpr parameter. ``max_registers`` a thread let more programs
-    share an SM; 0 is the compiler's choice.
+    share an SM; 0 is the compiler's choice. ``oldest_sm`` is the first that has the kernel's instructions, where that
+    matters to a host which runs it from PTX (plugins/compile.py).
     """
 
     kernel: Any
@@ -36,6 +37,7 @@ class Launch:
     num_warps: int = 4
     num_stages: int = 2
     max_registers: int = 0
+    oldest_sm: int = 80
 
 
 @dataclass(frozen=True)

@@ -86,6 +86,7 @@ SHARED_LIMIT: Mapping[int, int] = MappingProxyType({sm.number: sm.shared - RESER
 
 _CUBINS_OF = {121: 120}  # a later minor version of the same major one
 
+GEFORCE_SMS = 192  # of the largest die of sm_120; a persistent grid's programs beyond a part's own SMs end at once
 HOPPER_SMS = 132  # of H100 SXM and H200: the grid of persistent kernels, which run right in any number of programs
 
 

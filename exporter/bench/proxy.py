@@ -1,7 +1,8 @@
 """RTX parts by proxy: a Hopper GPU runs the kernels of sm_80, 86, 89 and 120 from the PTX that Triton wrote for them.
 
 It is the same program down to ptxas: the mma.sync instructions, their layouts and their FP16 sums. sm_120's configs are
-compiled as sm_89's PTX. A kernel that shared memory limits on the part has no more programs an SM on the proxy.
+compiled as sm_89's PTX, but for kernels that ask for bulk tensor copies themselves: those run as sm_90's, with theirs.
+A kernel that shared memory limits on the part has no more programs an SM on the proxy.
 """
 
 from __future__ import annotations
@@ -83,7 +84,7 @@ LIMITS: Mapping[str, ProxyLimits] = MappingProxyType(
 
 _FP16_SUMS = "FP16 sums at twice the rate of FP32 sums (GeForce)"
 _FP8 = "FP8 mma.sync: for sm_90 ptxas makes conversions and two FP16 products of each"
-_TENSOR_COPIES = "sm_120's bulk tensor copies and mbarriers: its kernels run as sm_89's PTX"
+_TENSOR_COPIES = "sm_120's bulk tensor copies and mbarriers in all kernels but the GEMM's: those run as sm_89's PTX"
 _ALWAYS = (
     "clocks, power limit, caches and memory of the part: shares of a limit carry over, milliseconds do not",
     "the tensor cores' own speed: mma.sync reaches 64 % of Hopper's peak, and an FFMA beside it costs about a cycle",

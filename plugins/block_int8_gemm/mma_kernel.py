@@ -1,4 +1,4 @@
-"""W8A8 block-128 GEMM for parts with mma.sync and cp.async (sm_80, 86, 89, 120) in Gluon.
+"""W8A8 block-128 GEMM for parts with mma.sync and cp.async (sm_80, 86, 89; sm_120 where bulk_kernel.py ends) in Gluon.
 
 A program of four warps makes one 128×128 tile of y, each warp 64×64 of it. A K block of x goes through shared memory
 into registers (64 a thread) and is multiplied by eight slices of 16 weight rows, so that int32 sums take 16 registers,

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from exporter.bench.proxy import HOPPER, RTX
-from plugins.compile import build_plan
+from plugins.compile import build_plan, inspected
 from plugins.registry import OPS
 from plugins.sage_attention.kernel import CONFIGS
 from tests.support import op_checks as check
@@ -63,3 +63,12 @@ def test_the_ptx_of_rtx_parts_assembles_for_hopper(sm: int) -> None:
     """Without a GPU: what the tests above would run is made."""
     plan = build_plan(OPS["SageAttentionQuantize"], {"D": 256, "E": 256}, {"precision": "int8"}, sm, HOPPER)
     assert len(plan.kernels) == 4
+
+
+@pytest.mark.parametrize("name", ["BlockInt8Gemm", "BlockInt8GemmGelu", "BlockInt8GemmResidual"])
+def test_the_gemm_of_sm_120_has_its_tensor_copies_on_hopper(name: str) -> None:
+    (kernel,) = build_plan(OPS[name], {"N": 384, "K": 256}, {}, 120, HOPPER).kernels
+    assert kernel.name == "block_int8_gemm_bulk"
+    assert "UTMALDG" in inspected(kernel.cubin, "nvdisasm", "-c")
+    with pytest.raises(ValueError, match="needs sm_90; the host is sm_89"):
+        build_plan(OPS[name], {"N": 384, "K": 256}, {}, 120, 89)

@@ -30,12 +30,13 @@ from plugins.block_int8_gemm.reference import (
 from plugins.block_int8_gemm.reference import reference as gemm_reference
 from plugins.block_int8_quantize.reference import reference as quantize
 from plugins.compile import plan_bytes
-from plugins.expr import symbol
+from plugins.expr import evaluate, symbol
 from plugins.layer_norm_quantize.reference import reference as layer_norm_quantize
 from plugins.plan import decode
 from plugins.registry import OPS
 from plugins.rms_norm_rope.reference import qk_reference
 from plugins.rms_norm_rope.reference import reference as rms_norm
+from plugins.sms import GEFORCE_SMS
 from tests.support.interpret import Case
 from tests.support.interpret_linear import cases
 from tests.support.interpreter_process import Interpreter
@@ -127,13 +128,34 @@ def test_kernels_in_the_interpreter(case: Case, interpreter: Interpreter) -> Non
 
 
 @pytest.mark.parametrize("sm", MMA_SMS)
-def test_configs_of_the_mma_kernel(sm: int) -> None:
+def test_configs_of_rtx_parts(sm: int) -> None:
     offered = list(candidates(sm))
     assert CONFIGS[sm] in offered
     assert {legal(config, sm) for config in offered} == {None}
-    assert {legal(config, 90) is None for config in offered} == {False}
-    for wrong in ({"num_warps": 8}, {"num_stages": 3}, {"early": 8}, {"tile_m": 256}):
+    for other in (90, 80 if sm == 120 else 120):
+        assert {legal(config, other) is None for config in offered} <= {other == 120}
+    warps = 12 - CONFIGS[sm].num_warps
+    for wrong in ({"num_warps": warps}, {"num_stages": 3}, {"early": 8}, {"tile_m": 256}, {"tile_n": 64}):
         assert legal(replace(CONFIGS[sm], **wrong), sm) is not None
+
+
+@pytest.mark.parametrize(
+    ("n", "k", "kernel", "programs"),
+    [
+        (384, 256, "block_int8_gemm_bulk", 16),
+        (8960, 144, "block_int8_gemm_bulk", GEFORCE_SMS),
+        (392, 256, "block_int8_gemm_mma", 32),
+        (384, 128, "block_int8_gemm", 24),
+    ],
+)
+def test_sizes_choose_the_kernel_of_sm_120(n: int, k: int, kernel: str, programs: int) -> None:
+    """The weights' tensor map has 64 rows a step, and x is asked for two K blocks ahead."""
+    plan = launch_plan({"M": symbol("M"), "N": n, "K": k}, {}, 120)
+    (launch,) = plan.launches
+    assert launch.kernel.__name__ == kernel
+    assert evaluate(launch.grid[0], {"M": 1000}) == programs
+    maps = [[evaluate(dim, {"M": 1000}) for dim in buffer.shape] for buffer in plan.buffers]
+    assert maps == ([[programs, 256]] if kernel.endswith("bulk") else [])
 
 
 @pytest.mark.parametrize(("epilogue", "exact"), [("bias", False), ("residual", False), ("gelu", True)])
@@ -145,9 +167,9 @@ def test_what_is_quantized_again_is_summed_exactly(epilogue: str, exact: bool) -
 
 @pytest.mark.parametrize("width", [16, 64, 128, 144])
 def test_any_width_compiles(width: int) -> None:
-    """Of a single K block, too, which the kernel of mma.sync does not take."""
+    """Of a single K block, too, which the kernels of mma.sync do not take."""
     plan = decode(plan_bytes(OPS["BlockInt8Gemm"], {"N": 64, "K": width}, {}, 120))
-    assert [kernel.name for kernel in plan.kernels] == ["block_int8_gemm" + ("_mma" if width > 128 else "")]
+    assert [kernel.name for kernel in plan.kernels] == ["block_int8_gemm" + ("_bulk" if width > 128 else "")]
 
 
 def test_sums_with_an_offset_are_the_sums() -> None:
