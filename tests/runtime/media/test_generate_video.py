@@ -250,6 +250,7 @@ def test_an_interruption_leaves_no_half_video(
     monkeypatch.setattr(Vae, "decode", interrupted)
     result = run(folder, tmp_path / out, "--prompt", "A cat on a surfboard")
     assert result.exit_code == 130, result.output
-    assert all(name.endswith(".partial") for name in begun)
+    # Frames' own folder is there too, empty: it was claimed before the work.
+    assert all(name.endswith(".partial") or name == "frames" == out for name in begun)
     assert begun or out == "cat.mp4"  # H.264 looks ahead: its file begins with the first packet
     assert list(tmp_path.iterdir()) == []
