@@ -20,7 +20,8 @@ from tests.support.media_bundle import write_tokenizer
 
 _KINDS = {"PNG": ("RGB", "RGBA", "P", "LA", "I;16", "1"), "TIFF": ("RGB", "I;16", "F", "CMYK"), "JPEG": ("RGB", "CMYK")}
 _OTHERS = {"WEBP": ("RGB", "RGBA"), "GIF": ("P",), "BMP": ("RGB", "L"), "AVIF": ("RGB",)}
-_LINES = ("a cat", " --seed 7", "--seed -1", "\n", "\r", "\r\n", "\ufeff", "\u2028", "\x00", "猫", *TEXTS[:-3])
+_SEEDS = (" --seed 7", "--seed -1", " --seed " + "9" * 5000, " " * 100_000)
+_LINES = ("a cat", *_SEEDS, "\n", "\r", "\r\n", "\ufeff", "\u2028", "\x00", "猫", *TEXTS[:-3])
 
 
 def _pictures(made: Path) -> Case:

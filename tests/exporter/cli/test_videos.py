@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -43,7 +44,15 @@ def test_a_line_may_have_its_own_seed(tmp_path: Path) -> None:
     ]
 
 
-@pytest.mark.parametrize("seed", ["-1", "x", "1.5", "٣", ""])
+def test_a_line_of_spaces_takes_no_time(tmp_path: Path) -> None:
+    started = time.process_time()
+    (video,) = read(tmp_path / "prompts.txt", b"a" + b" " * 10**6 + b"cat --seedling 7")
+    assert (len(video.prompt or ""), video.seed) == (10**6 + 17, 0)
+    assert read(tmp_path / "prompts.txt", b"a cat" + b" " * 10**6 + b"--seed 7") == [Video("a cat", 7)]
+    assert time.process_time() - started < 1
+
+
+@pytest.mark.parametrize("seed", ["-1", "x", "1.5", "٣", "", "9" * 5000])
 def test_seeds_that_are_none(tmp_path: Path, seed: str) -> None:
     if not seed:  # what is no option is text
         assert read(tmp_path / "prompts.txt", b"a dog --seed") == [Video("a dog --seed", 0)]
