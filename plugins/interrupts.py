@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 import weakref
@@ -35,18 +36,19 @@ class Ending:
     """What must be done once at the end of an object's use: when called, else with the object's last reference.
 
     Ctrl-C does not break it. Where it comes just before, the last reference does it: ``function`` and its arguments
-    know nothing of the owner. ``atexit``: at the end of the process too.
+    know nothing of the owner. ``atexit``: at the end of the process too. A forked child inherits it and does nothing:
+    files, locks and devices are its parent's.
     """
 
     def __init__(self, owner: object, function: Callable[..., object], *args: object, atexit: bool = True) -> None:
-        self._function, self._args = function, args
+        self._function, self._args, self._process = function, args, os.getpid()
         self.done = False
         self._last = weakref.finalize(owner, self)
         self._last.atexit = atexit
 
     def __call__(self) -> None:
         with uninterrupted():
-            if not self.done:
+            if not self.done and os.getpid() == self._process:
                 try:
                     self._function(*self._args)
                 finally:

@@ -64,7 +64,7 @@ class _Temporary:
     def __init__(self, folder: Path, *, directory: bool) -> None:
         self.path = folder / f".turbotrt-{_host()}-{os.getpid()}-{secrets.token_hex(6)}.partial"
         held: list[int] = []
-        self.remove = Ending(self, _remove, self.path, held, os.getpid())
+        self.remove = Ending(self, _remove, self.path, held)
         while not held:
             held += _made(self.path, directory=directory)
 
@@ -84,9 +84,8 @@ def _made(path: Path, *, directory: bool) -> list[int]:
     return []
 
 
-def _remove(path: Path, held: list[int], owner: int) -> None:
-    if os.getpid() == owner:  # a forked child inherits the finalizer, and not the file
-        _delete(path)
+def _remove(path: Path, held: list[int]) -> None:
+    _delete(path)
     while held:
         os.close(held.pop())
 

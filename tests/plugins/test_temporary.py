@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import time
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 
@@ -80,3 +81,17 @@ def test_ctrl_c_waits_for_the_end_of_what_must_be_whole() -> None:
     with pytest.raises(KeyboardInterrupt):
         clean_up()
     assert done == ["all of it"]
+
+
+def test_a_forked_child_ends_nothing_of_its_parents(tmp_path: Path) -> None:
+    """It inherits what is to be done at the end, and its own end is no end of that."""
+    with temporary(tmp_path) as path:
+        if (child := os.fork()) == 0:
+            try:
+                gc.collect()
+                weakref.finalize._exitfunc()  # type: ignore[attr-defined]  # what the end of a process runs
+            finally:
+                os._exit(0)
+        os.waitpid(child, 0)
+        assert path.exists()
+    assert list(tmp_path.iterdir()) == []
