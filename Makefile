@@ -28,7 +28,7 @@ export: $(READY)
 	$(VENV)/bin/turbotrt export --model '$(MODEL)' --gpu '$(GPU)' $(ARGS)
 
 test: $(READY)
-	$(VENV)/bin/python -m pytest --numprocesses auto --dist loadfile $(ARGS)
+	$(VENV)/bin/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder $(ARGS)
 
 fuzz: $(READY)
 	$(VENV)/bin/python -W ignore -m tests.fuzz $(ARGS)

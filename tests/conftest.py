@@ -26,6 +26,15 @@ from tests.support.interpreter_process import Interpreter
 from tests.support.paths import ROOT
 from tests.support.shared import Shared
 
+#: Files that take minutes, the longest first: they begin first, so that at the end no process works on one alone.
+LONGEST = ("test_sass.py", "test_attention_kernels.py", "test_components.py", "test_export.py", "test_compare.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the longest files first; those of one name stay together, and all others in their order."""
+    places = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.name, len(LONGEST)))
+
 
 @pytest.fixture(scope="session")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Shared:
