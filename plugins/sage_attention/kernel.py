@@ -20,7 +20,7 @@ class AttentionConfig:
 
     ``sums`` is the dtype in which tensor cores add a step's P·V; steps are added in fp32 either way. GeForce parts add
     in "fp16" at twice the rate.
-    ``blocks`` is the number of key blocks a step takes, 1 or 2; ``kv_warps`` are kv_pass's warps.
+    ``blocks`` is the number of key blocks a step takes, 1 or 2.
     ``bf16_stages``, where given, replaces num_stages for a bf16 output, whose epilogue costs the loop registers.
     """
 
@@ -28,7 +28,6 @@ class AttentionConfig:
     num_warps: int
     num_stages: int
     blocks: int = 1
-    kv_warps: int = 8
     bf16_stages: int | None = None
     sums: str = "fp32"
 
@@ -52,14 +51,13 @@ NARROW = (3.75, 8.0)
 
 #: (precision, SM) → config. Two blocks a step where 255 registers hold them.
 CONFIGS: Mapping[tuple[str, int], AttentionConfig] = {
-    **{("bf16", sm): AttentionConfig("bf16", 8, 2) for sm in (80, 86, 89, 100)},
-    ("bf16", 90): AttentionConfig("bf16", 8, 2, kv_warps=4),
+    **{("bf16", sm): AttentionConfig("bf16", 8, 2) for sm in (80, 86, 89, 90, 100)},
     ("bf16", 120): AttentionConfig("bf16", 8, 2, bf16_stages=1),
     ("int8", 80): AttentionConfig("fp16", 8, 3),
     ("int8", 86): AttentionConfig("fp16", 8, 3, sums="fp16"),
     ("int8", 89): AttentionConfig("fp8", 8, 3, sums="fp16"),
     ("int8", 120): AttentionConfig("fp8", 8, 3, bf16_stages=2, sums="fp16"),
-    ("int8", 90): AttentionConfig("fp8", 8, 3, blocks=2, kv_warps=4),
+    ("int8", 90): AttentionConfig("fp8", 8, 3, blocks=2),
     ("int8", 100): AttentionConfig("fp8", 8, 3, blocks=2),
 }
 
@@ -132,7 +130,7 @@ def _plan(dims: Mapping[str, Dim], attributes: Mapping[str, int | str], sm: int,
     launches: list[Launch] = []
     if config.pv != "bf16":
         for more, steps in (
-            statistics_launches(s, d, e, None, config.v_max, config.kv_warps),
+            statistics_launches(s, d, e, None, config.v_max),
             quantize_launches(s, d, e, config.pv, config.v_max),
         ):
             buffers += more

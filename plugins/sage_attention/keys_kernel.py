@@ -39,43 +39,47 @@ def fragment_order(x):
 
 @triton.jit
 def kv_pass(k, v, pool, ksum, vmax, kv, z, S, D: tl.constexpr, E: tl.constexpr, LINEAR: tl.constexpr):
-    """Partial sums over one split of the keys of one head, for half of v's columns. Grid (splits, H, 2).
+    """Partial sums over one split of the keys of one head. Grid (splits, H).
 
     ksum = Σk, vmax = max|v| fp32 [H,splits,128]; with LINEAR also pool = Σ of each block's k [H,nk,128],
     kv = φ(k)ᵀv [H,splits,128,128], z = Σφ(k) [H,splits,128], all fp32.
-    Both halves read k, the second from L2; with all of kv in one program, registers spill.
+    Sums over keys other than a block's stay tiles of 16 rows until the end: 16 rows lie in one thread each, and sums
+    over all cross warps.
     """
-    HALF: tl.constexpr = HEAD // 2
-    split, head, half = tl.program_id(0), tl.program_id(1), tl.program_id(2)
-    c, columns = tl.arange(0, HEAD), tl.arange(0, HALF)
+    split, head = tl.program_id(0), tl.program_id(1)
+    ROWS: tl.constexpr = 16
+    c = tl.arange(0, HEAD)
     nk = tl.cdiv(S, BLOCK_K)
     share = tl.cdiv(nk, tl.num_programs(0))
     k_total = tl.zeros([HEAD], tl.float32)
-    v_amax = tl.zeros([HALF], tl.float32)
-    z_total = tl.zeros([HEAD], tl.float32)
-    kv_total = tl.zeros([HEAD, HALF], tl.float32)
-    v += half * HALF
-    for i in range(split * share, tl.minimum(split * share + share, nk)):
+    v_top = tl.zeros([ROWS, HEAD], tl.bfloat16)
+    z_sums = tl.zeros([ROWS, HEAD], tl.float32)
+    kv_total = tl.zeros([HEAD, HEAD], tl.float32)
+    first, end = split * share, tl.minimum(split * share + share, nk)
+    keys_ahead = load_rows(k, scalar(first), head, S, BLOCK_K, D, 0)
+    values_ahead = load_rows(v, scalar(first), head, S, BLOCK_K, E, E - D)
+    for i in range(first, end):
         block = scalar(i)
-        keys = load_rows(k, block, head, S, BLOCK_K, D, 0).to(tl.float32)
-        values = load_rows(v, block, head, S, BLOCK_K, E, E - D, HALF)
+        keys, values = keys_ahead.to(tl.float32), values_ahead
+        # Rows past the end are not read: the last of these loads is masked out.
+        keys_ahead = load_rows(k, block + 1, head, S, BLOCK_K, D, 0)
         block_sum = tl.sum(keys, 0)
         k_total += block_sum
-        v_amax = tl.maximum(v_amax, tl.max(tl.abs(values.to(tl.float32)), 0))
+        block_top = tl.max(tl.reshape(tl.abs(values.to(tl.float32)), [BLOCK_K // ROWS, ROWS, HEAD]), 0)
+        v_top = tl.maximum(v_top.to(tl.float32), block_top).to(tl.bfloat16)  # exact, in half the registers
+        values_ahead = load_rows(v, block + 1, head, S, BLOCK_K, E, E - D)
         if LINEAR:
-            tl.store(pool + (head * nk + block) * HEAD + c, block_sum, mask=half + c * 0 == 0)
+            tl.store(pool + (head * nk + block) * HEAD + c, block_sum)
             real = block * BLOCK_K + tl.arange(0, BLOCK_K) < S
             phi = tl.where(real[:, None], feature_map(keys), 0.0)
-            z_total += tl.sum(phi, 0)
+            z_sums += tl.sum(tl.reshape(phi, [BLOCK_K // ROWS, ROWS, HEAD]), 0)
             kv_total = tl.dot(tl.trans(phi.to(tl.bfloat16)), values, kv_total)
     part = head * tl.num_programs(0) + split
-    tl.store(vmax + part * HEAD + half * HALF + columns, v_amax)
-    if half == 0:
-        tl.store(ksum + part * HEAD + c, k_total)
+    tl.store(vmax + part * HEAD + c, tl.max(v_top.to(tl.float32), 0))
+    tl.store(ksum + part * HEAD + c, k_total)
     if LINEAR:
-        if half == 0:
-            tl.store(z + part * HEAD + c, z_total)
-        tl.store(kv + part * HEAD * HEAD + c[:, None] * HEAD + half * HALF + columns[None, :], kv_total)
+        tl.store(z + part * HEAD + c, tl.sum(z_sums, 0))
+        tl.store(kv + part * HEAD * HEAD + c[:, None] * HEAD + c[None, :], kv_total)
 
 
 @triton.jit
@@ -159,7 +163,7 @@ def kv_quantize(
 
 
 def statistics_launches(
-    s: Dim, d: int, e: int, linear: Mapping[str, str] | None, v_max: float, num_warps: int
+    s: Dim, d: int, e: int, linear: Mapping[str, str] | None, v_max: float
 ) -> tuple[list[Buffer], list[Launch]]:
     """kv_pass and kv_reduce. ``linear`` names proj_weight's tensor under "weight" if the linear branch is wanted."""
     heads = d // 128
@@ -186,10 +190,10 @@ def statistics_launches(
     first, second = ("pool", "kv", "z"), ("kv", "z", "weight", "kv_proj", "z_total")
     run = Launch(
         kv_pass,
-        (splits, heads, 2),
+        (splits, heads, 1),
         {"k": "k", "v": "v"} | shared | pick(optional, first),
         {"D": d, "E": e} | flags | pick(absent, first),
-        num_warps=num_warps,
+        num_warps=8,
         num_stages=1,
     )
     add = Launch(
