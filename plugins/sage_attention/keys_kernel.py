@@ -2,9 +2,11 @@
 writes.
 
 Layouts, with H heads of 128 columns, S keys, nk = ⌈S/64⌉ blocks: quantized k is int8 [H,nk,64,128]; quantized v is
-fp8 [H,nk,128,64] (transposed: FP8 tensor cores read their second operand along keys; keys in fragment_order) or fp16
-[H,nk,64,128]. Every tile is contiguous and zero after the last key, so that the loop over blocks needs neither masks
-nor strides.
+fp8 [H,nk,128,64] (transposed: FP8 tensor cores read their second operand along keys; keys in fragment_order). Every
+tile is contiguous and zero after the last key, so that the loop over blocks needs neither masks nor strides.
+
+With FRAGMENTS tiles are in the order in which mma_kernel's threads hold operands: k [2,64,64], halves of the channels;
+v fp8 [128,64] in whole_order or fp16 [2,128,32] in half_order; kv_proj [H,column,channel].
 """
 
 from __future__ import annotations
@@ -35,6 +37,18 @@ def fragment_order(x):
     """
     groups = tl.reshape(x, [HEAD, BLOCK_K // 16, 2, 4, 2])
     return tl.reshape(tl.permute(groups, (0, 1, 3, 2, 4)), [HEAD, BLOCK_K])
+
+
+@triton.jit
+def whole_order(x):
+    """Reorder the 64 columns (keys) of x [128,64]: keys (j, q, b) of 8 × 4 × 2 become (q, j, b). mma_kernel's fp8 v."""
+    return tl.reshape(tl.permute(tl.reshape(x, [HEAD, 8, 4, 2]), (0, 2, 1, 3)), [HEAD, BLOCK_K])
+
+
+@triton.jit
+def half_order(x):
+    """x [128,64] as [2·128,32]: keys (h, j, q, b) of 2 × 4 × 4 × 2 become (q, j, b) of half h. mma_kernel's fp16 v."""
+    return tl.reshape(tl.permute(tl.reshape(x, [HEAD, 2, 4, 4, 2]), (1, 0, 3, 2, 4)), [2 * HEAD, 32])
 
 
 @triton.jit
@@ -98,6 +112,7 @@ def kv_reduce(
     V_MAX: tl.constexpr,
     ROWS: tl.constexpr,
     LINEAR: tl.constexpr,
+    FRAGMENTS: tl.constexpr,
 ):
     """Add the splits, ROWS of the 128 channels a program. Grid (128/ROWS, H).
 
@@ -122,7 +137,8 @@ def kv_reduce(
         weight_t = tl.load(weight + c[None, :] * HEAD + c[:, None])
         projected = tl.dot(kv_sum, weight_t, input_precision="tf32x3")  # 22 bits, and then rounded to bf16
         tl.store(z_total + head * HEAD + rows, z_sum)
-        tl.store(kv_proj + (head * HEAD + rows[:, None]) * HEAD + c[None, :], projected.to(tl.bfloat16))
+        offsets = rows[:, None] + c[None, :] * HEAD if FRAGMENTS else rows[:, None] * HEAD + c[None, :]
+        tl.store(kv_proj + head * (HEAD * HEAD) + offsets, projected.to(tl.bfloat16))
 
 
 @triton.jit
@@ -139,6 +155,7 @@ def kv_quantize(
     E: tl.constexpr,
     PV: tl.constexpr,
     V_MAX: tl.constexpr,
+    FRAGMENTS: tl.constexpr,
 ):
     """k − kmean to int8 with a scale per block, v to PV within ±V_MAX with a scale per channel. Grid (nk, H)."""
     block, head = tl.program_id(0), tl.program_id(1)
@@ -151,19 +168,22 @@ def kv_quantize(
     amax = tl.maximum(tl.max(tl.abs(keys)), 1e-8)
     tl.store(kscale + tile, amax / 127.0)
     out = rows[:, None] * HEAD + c[None, :]
-    tl.store(kq + tile.to(tl.int64) * (BLOCK_K * HEAD) + out, round_to_int8(keys * (127.0 / amax)))
+    keys_out = (c // 64 * (BLOCK_K * 64) + c % 64)[None, :] + rows[:, None] * 64 if FRAGMENTS else out
+    tl.store(kq + tile.to(tl.int64) * (BLOCK_K * HEAD) + keys_out, round_to_int8(keys * (127.0 / amax)))
     values = load_rows(v, block, head, S, BLOCK_K, E, E - D).to(tl.float32)
     values = values * (1.0 / tl.load(vscale + head * HEAD + c))[None, :]
     vq += tile.to(tl.int64) * (BLOCK_K * HEAD)
     if PV == "fp8":
         values = tl.minimum(tl.maximum(values, -V_MAX), V_MAX).to(tl.float8e4nv)
-        tl.store(vq + c[:, None] * BLOCK_K + rows[None, :], fragment_order(tl.trans(values)))
+        ordered = whole_order(tl.trans(values)) if FRAGMENTS else fragment_order(tl.trans(values))
+        tl.store(vq + c[:, None] * BLOCK_K + rows[None, :], ordered)
     else:
-        tl.store(vq + out, values.to(tl.float16))
+        line = tl.arange(0, 2 * HEAD)[:, None] * 32 + tl.arange(0, 32)[None, :]
+        tl.store(vq + line, half_order(tl.trans(values.to(tl.float16))))
 
 
 def statistics_launches(
-    s: Dim, d: int, e: int, linear: Mapping[str, str] | None, v_max: float
+    s: Dim, d: int, e: int, linear: Mapping[str, str] | None, v_max: float, fragments: bool
 ) -> tuple[list[Buffer], list[Launch]]:
     """kv_pass and kv_reduce. ``linear`` names proj_weight's tensor under "weight" if the linear branch is wanted."""
     heads = d // 128
@@ -200,13 +220,15 @@ def statistics_launches(
         kv_reduce,
         (8, heads, 1),
         {"kmean": "kmean", "vscale": "vscale", "splits": splits} | shared | pick(optional, second),
-        {"ROWS": 16, "V_MAX": v_max} | flags | pick(absent, second),
+        {"ROWS": 16, "V_MAX": v_max, "FRAGMENTS": fragments} | flags | pick(absent, second),
         num_warps=8,
     )
     return buffers, [run, add]
 
 
-def quantize_launches(s: Dim, d: int, e: int, pv: str, v_max: float) -> tuple[list[Buffer], list[Launch]]:
+def quantize_launches(
+    s: Dim, d: int, e: int, pv: str, v_max: float, fragments: bool
+) -> tuple[list[Buffer], list[Launch]]:
     """kv_quantize and its buffers."""
     heads, nk = d // 128, ceil_div(s, 64)
     buffers = [
@@ -215,5 +237,5 @@ def quantize_launches(s: Dim, d: int, e: int, pv: str, v_max: float) -> tuple[li
         Buffer("vq", pv, (heads, nk, 64, 128)),
     ]
     args = {name: name for name in ("k", "v", "kmean", "vscale", "kq", "kscale", "vq")}
-    constants = {"D": d, "E": e, "PV": pv, "V_MAX": v_max}
+    constants = {"D": d, "E": e, "PV": pv, "V_MAX": v_max, "FRAGMENTS": fragments}
     return buffers, [Launch(kv_quantize, (nk, heads, 1), args | {"S": s}, constants)]

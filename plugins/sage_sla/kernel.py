@@ -128,11 +128,11 @@ def _plan(dims: Mapping[str, Dim], attributes: Mapping[str, int | str], sm: int,
     kept = kept_count(ceil_div(length, 64), topk_milli)
     linear = {"weight": "proj_weight"}
     stages = [
-        statistics_launches(length, d, e, linear, config.v_max),
+        statistics_launches(length, d, e, linear, config.v_max, config.fragments),
         selection_launches(length, d, kept),
     ]
     if config.pv != "bf16":
-        stages.append(quantize_launches(length, d, e, config.pv, config.v_max))
+        stages.append(quantize_launches(length, d, e, config.pv, config.v_max, config.fragments))
     buffers = [buffer for stage, _ in stages for buffer in stage]
     launches = [launch for _, stage in stages for launch in stage]
     if sm == 90 and config.pv == "fp8":
