@@ -11,6 +11,7 @@ import triton.language as tl
 from plugins.sage_attention.primitives_kernel import (
     BLOCK_K,
     BLOCK_Q,
+    FP8_SHIFT,
     HEAD,
     LOG2E,
     SCORE_SCALE,
@@ -87,8 +88,6 @@ def fragments(p, PV: tl.constexpr):
     if PV == "fp8":
         groups = tl.reshape(p.to(tl.float8e4nv), [BLOCK_Q, BLOCK_K // 16, 2, 4, 2])
         result = tl.reshape(tl.permute(groups, (0, 1, 3, 2, 4)), [BLOCK_Q, BLOCK_K])
-    elif PV == "fp16":
-        result = p.to(tl.float16)
     else:
         result = p.to(tl.bfloat16)
     return result
@@ -106,17 +105,13 @@ def value_block(
     D: tl.constexpr,
     E: tl.constexpr,
     PV: tl.constexpr,
-    SUMS: tl.constexpr,
     SHORT: tl.constexpr,
 ):
-    """acc + p·v of one key block, [128,128] in SUMS; without acc, p·v."""
+    """acc + p·v of one key block, fp32 [128,128]; without acc, p·v."""
     # No early returns: Triton refuses them in an inlined function.
-    sums: tl.constexpr = tl.float16 if SUMS == "fp16" else tl.float32
     if PV == "fp8":
         values = tl.trans(load_tile(v, head * nk + block, HEAD, BLOCK_K))
-        result = tl.dot(fragments(p, PV), values, acc, out_dtype=sums)
-    elif PV == "fp16":
-        result = tl.dot(fragments(p, PV), load_tile(v, head * nk + block, BLOCK_K, HEAD), acc, out_dtype=sums)
+        result = tl.dot(fragments(p, PV), values, acc)
     else:
         if SHORT:
             values = load_rows(v, block, head, S, BLOCK_K, E, E - D)
@@ -151,8 +146,6 @@ def attend(
     D: tl.constexpr,
     E: tl.constexpr,
     PV: tl.constexpr,
-    SUMS: tl.constexpr,
-    P_SHIFT: tl.constexpr,
     SHORT: tl.constexpr,
 ):
     """One step of online softmax (FlashAttention-2, algorithm 1) over one or two blocks; ``best`` is in exp2 units."""
@@ -161,7 +154,7 @@ def attend(
     if BLOCKS == 2:
         s2, scale2 = score_block(q, k, k_scale, q_scale, head, second, nk, S, D, PV, SHORT)
         new_best = tl.maximum(new_best, row_maximum(s2, scale2, PV))
-    shift = new_best - P_SHIFT
+    shift = new_best - FP8_SHIFT if PV == "fp8" else new_best
     p = probabilities(s, scale, shift, PV, SHORT)
     alpha = tl.exp2(best - new_best)
     sums = p
@@ -169,16 +162,16 @@ def attend(
         p2 = probabilities(s2, scale2, shift, PV, SHORT)
         sums = p + p2
     total = total * alpha + tl.sum(sums, 1)
-    if PV == "fp8" or SUMS == "fp16":
+    if PV == "fp8":
         # Tensor cores add FP8 products in 22 bits or fewer (sm_89, sm_90): sum steps outside them, in true fp32.
-        product = value_block(p, None, v, head, block, nk, S, D, E, PV, SUMS, SHORT)
+        product = value_block(p, None, v, head, block, nk, S, D, E, PV, SHORT)
         if BLOCKS == 2:
-            product = value_block(p2, product, v, head, second, nk, S, D, E, PV, SUMS, SHORT)
-        acc = tl.fma(acc, tl.broadcast_to(alpha[:, None], acc.shape), product.to(tl.float32))
+            product = value_block(p2, product, v, head, second, nk, S, D, E, PV, SHORT)
+        acc = tl.fma(acc, tl.broadcast_to(alpha[:, None], acc.shape), product)
     else:
-        acc = value_block(p, acc * alpha[:, None], v, head, block, nk, S, D, E, PV, SUMS, SHORT)
+        acc = value_block(p, acc * alpha[:, None], v, head, block, nk, S, D, E, PV, SHORT)
         if BLOCKS == 2:
-            acc = value_block(p2, acc, v, head, second, nk, S, D, E, PV, SUMS, SHORT)
+            acc = value_block(p2, acc, v, head, second, nk, S, D, E, PV, SHORT)
     return acc, total, new_best
 
 
@@ -247,8 +240,6 @@ def flash_attention(
     D: tl.constexpr,
     E: tl.constexpr,
     PV: tl.constexpr,
-    SUMS: tl.constexpr,
-    P_SHIFT: tl.constexpr,
     BLOCKS: tl.constexpr,
     SPARSE: tl.constexpr,
     QUANTIZE: tl.constexpr,
@@ -257,10 +248,9 @@ def flash_attention(
     v stay in L2.
 
     q bf16 [L,D]; o bf16 [L,D], or with QUANTIZE int8 [L,D] and o_scale fp32 [⌈L/128⌉,H]: a tile is one quantization
-    block. PV = "bf16": k, v are the inputs [S,D], [S,E]. Else k int8, v fp8 or fp16, in keys_kernel's layouts,
-    k_scale fp32 [H,nk], v_scale fp32 [H,128]; q is quantized here with one scale a block. SUMS is the dtype in which
-    tensor cores add p·v of a step, P_SHIFT the logarithm of the largest p. SPARSE: only the ``kept``
-    key blocks in lut int32 [H,nq,kept], ascending, and the linear branch is added.
+    block. PV = "bf16": k, v are the inputs [S,D], [S,E]. Else k int8, v fp8, in keys_kernel's layouts, k_scale fp32
+    [H,nk], v_scale fp32 [H,128]; q is quantized here with one scale a block. SPARSE: only the ``kept`` key blocks in
+    lut int32 [H,nq,kept], ascending, and the linear branch is added.
     """
     q_block, head = tl.program_id(0), tl.program_id(1)
     nk = tl.cdiv(S, BLOCK_K)
@@ -302,8 +292,6 @@ def flash_attention(
             D,
             E,
             PV,
-            SUMS,
-            P_SHIFT,
             False,
         )
     # What is left, an odd block and the short last one: a second loop keeps masks out of the first.
@@ -327,8 +315,6 @@ def flash_attention(
             D,
             E,
             PV,
-            SUMS,
-            P_SHIFT,
             True,
         )
     acc = acc * (1.0 / total)[:, None]

@@ -4,23 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 from plugins.errors import UserError
 from plugins.expr import Dim, ceil_div
 from plugins.plan_builder import Buffer, Launch, LaunchPlan
 from plugins.sage_attention.flash_kernel import flash_attention
 from plugins.sage_attention.keys_kernel import quantize_launches, statistics_launches
-from plugins.sage_attention.primitives_kernel import FP8_MAX, FP8_SHIFT
+from plugins.sage_attention.mma_kernel import flash_attention_mma
+from plugins.sage_attention.primitives_kernel import FP8_MAX
 from plugins.sms import SHARED_LIMIT, SMS
 
 
 @dataclass(frozen=True)
 class AttentionConfig:
-    """How flash_attention is compiled. ``pv`` is the dtype of P·V: "bf16" (and bf16 q·kᵀ), "fp16" or "fp8".
+    """How flash_attention is compiled. ``pv`` is the dtype of P·V: "bf16" (and bf16 q·kᵀ) or "fp8".
 
-    ``sums`` is the dtype in which tensor cores add a step's P·V; steps are added in fp32 either way. GeForce parts add
-    in "fp16" at twice the rate.
-    ``blocks`` is the number of key blocks a step takes, 1 or 2; ``kv_warps`` are kv_pass's warps.
+    ``blocks`` is the number of key blocks a step takes, 1 or 2.
     ``bf16_stages``, where given, replaces num_stages for a bf16 output, whose epilogue costs the loop registers.
     """
 
@@ -28,63 +28,92 @@ class AttentionConfig:
     num_warps: int
     num_stages: int
     blocks: int = 1
-    kv_warps: int = 8
     bf16_stages: int | None = None
-    sums: str = "fp32"
+
+    v_max: ClassVar[float] = FP8_MAX.value
+    fragments: ClassVar[bool] = False
+
+    def reason(self, sm: int) -> str | None:
+        """Why it cannot run on an SM, or None."""
+        if self.pv not in ("bf16", "fp8"):
+            return f"pv is bf16 or fp8, not {self.pv}"
+        if self.num_warps not in (4, 8):
+            return f"num_warps is 4 or 8, not {self.num_warps}"
+        if self.blocks not in (1, 2):
+            return f"a step takes 1 or 2 key blocks, not {self.blocks}"
+        return None
+
+    @property
+    def shared(self) -> int:
+        """Bytes of shared memory."""
+        tile, queries = (4, 2) if self.pv == "bf16" else (2, 1)
+        return 64 * 128 * tile * self.blocks * self.num_stages + 128 * 128 * queries
+
+
+@dataclass(frozen=True)
+class MmaConfig:
+    """How flash_attention_mma is compiled. ``pv`` is the dtype of P·V, "fp16" or "fp8", which tensor cores add in FP16
+    within a block of keys: GeForce parts do that at twice the rate. ``v_slots``: tiles of v in shared memory, 1 or 2.
+    """
+
+    pv: str
+    v_slots: int
+
+    fragments: ClassVar[bool] = True
 
     @property
     def v_max(self) -> float:
-        """The largest quantized v; in fp16 it is FP8's too, so that no bf16 v overflows."""
-        return NARROW[0] if (self.pv, self.sums) == ("fp8", "fp16") else FP8_MAX.value
+        """The largest quantized v. e4m3 is precise down to 2^-6: smaller v are off by 2^-12 of their channel's maximum
+        (SageAttention2++'s way)."""
+        return 3.75 if self.pv == "fp8" else 32.0
 
     @property
-    def p_shift(self) -> float:
-        """log2 of the largest probability."""
-        if self.pv != "fp8":
-            return 0.0
-        return NARROW[1] if self.sums == "fp16" else FP8_SHIFT.value
+    def floor(self) -> float:
+        """log2 of a probability at its reference."""
+        return 6.0 if self.pv == "fp8" else 0.0
+
+    @property
+    def slack(self) -> float:
+        """log2 of how much larger than that a probability may be: 64 · v_max · 2^(floor + slack) is below 65,504."""
+        return 2.0 if self.pv == "fp8" else 4.0
+
+    def reason(self, sm: int) -> str | None:
+        """Why it cannot run on an SM, or None."""
+        if self.pv not in ("fp8", "fp16"):
+            return f"pv is fp8 or fp16, not {self.pv}"
+        if self.v_slots not in (1, 2):
+            return f"v has 1 or 2 slots, not {self.v_slots}"
+        return None
+
+    @property
+    def shared(self) -> int:
+        """Bytes of shared memory."""
+        return 128 * 128 + 64 * 128 * (2 + self.v_slots * (1 if self.pv == "fp8" else 2))
 
 
-#: Largest v and log2 of the largest p where 64 FP8 products are added in FP16: 64 · 3.75 · 2^8 = 61,440 is below
-#: 65,504. e4m3 is precise down to 2^-6; smaller v are off by 2^-12 of their channel's maximum (SageAttention2++'s way).
-NARROW = (3.75, 8.0)
-
-
-#: (precision, SM) → config. Two blocks a step where 255 registers hold them.
-CONFIGS: Mapping[tuple[str, int], AttentionConfig] = {
-    **{("bf16", sm): AttentionConfig("bf16", 8, 2) for sm in (80, 86, 89, 100)},
-    ("bf16", 90): AttentionConfig("bf16", 8, 2, kv_warps=4),
+#: (precision, SM) → config. Two blocks a step where 255 registers hold them; two programs an SM where 99 KiB do.
+CONFIGS: Mapping[tuple[str, int], AttentionConfig | MmaConfig] = {
+    **{("bf16", sm): AttentionConfig("bf16", 8, 2) for sm in (80, 86, 89, 90, 100)},
     ("bf16", 120): AttentionConfig("bf16", 8, 2, bf16_stages=1),
-    ("int8", 80): AttentionConfig("fp16", 8, 3),
-    ("int8", 86): AttentionConfig("fp16", 8, 3, sums="fp16"),
-    ("int8", 89): AttentionConfig("fp8", 8, 3, sums="fp16"),
-    ("int8", 120): AttentionConfig("fp8", 8, 3, bf16_stages=2, sums="fp16"),
-    ("int8", 90): AttentionConfig("fp8", 8, 3, blocks=2, kv_warps=4),
+    **{("int8", sm): MmaConfig("fp16", 1) for sm in (80, 86)},
+    ("int8", 89): MmaConfig("fp8", 2),
+    ("int8", 120): MmaConfig("fp8", 2),
+    ("int8", 90): AttentionConfig("fp8", 8, 3, blocks=2),
     ("int8", 100): AttentionConfig("fp8", 8, 3, blocks=2),
 }
 
 
-def legal(config: AttentionConfig, sm: int) -> str | None:
+def legal(config: AttentionConfig | MmaConfig, sm: int) -> str | None:
     """Why a config cannot run on an SM, or None."""
-    if config.pv not in ("bf16", "fp16", "fp8"):
-        return f"pv is bf16, fp16 or fp8, not {config.pv}"
     if config.pv == "fp8" and not SMS[sm].fp8:
         return f"sm_{sm} has no FP8 tensor cores"
-    if config.num_warps not in (4, 8):
-        return f"num_warps is 4 or 8, not {config.num_warps}"
-    if config.blocks not in (1, 2):
-        return f"a step takes 1 or 2 key blocks, not {config.blocks}"
-    if config.sums not in ("fp16", "fp32"):
-        return f"sums are in fp16 or fp32, not {config.sums}"
-    if config.sums == "fp16" and (config.pv == "bf16" or config.blocks != 1):
-        return "fp16 holds the sums of one block of fp8 or fp16 products"
-    tile_bytes = 64 * 128 * {"bf16": 4, "fp16": 3, "fp8": 2}[config.pv] * config.blocks
-    q_bytes = 128 * 128 * (2 if config.pv == "bf16" else 1)
-    need = (config.num_stages * tile_bytes + q_bytes) // 1024
+    if (reason := config.reason(sm)) is not None:
+        return reason
+    need = config.shared // 1024
     return f"needs {need} KiB of shared memory, sm_{sm} has {SHARED_LIMIT[sm]}" if need > SHARED_LIMIT[sm] else None
 
 
-def attention_config(precision: str, sm: int) -> AttentionConfig:
+def attention_config(precision: str, sm: int) -> AttentionConfig | MmaConfig:
     """The config for an attribute value and SM. Raises UserError on an unknown precision."""
     if precision not in ("int8", "bf16"):
         raise UserError("unknown attention precision", expected="int8 or bf16", got=precision)
@@ -102,9 +131,9 @@ def check_widths(d: Dim, e: Dim) -> int:
 
 
 def attention_launch(
-    length: Dim, s: Dim, d: int, e: int, config: AttentionConfig, kept: Dim | None, quantize: bool
+    length: Dim, s: Dim, d: int, e: int, config: AttentionConfig | MmaConfig, kept: Dim | None, quantize: bool
 ) -> Launch:
-    """flash_attention; ``kept`` is the number of kept key blocks, or None for dense attention."""
+    """The attention itself; ``kept`` is the number of kept key blocks, or None for dense attention."""
     quantized = config.pv != "bf16"
     args = {"q": "q", "o": "o", "k": "kq" if quantized else "k", "v": "vq" if quantized else "v", "L": length, "S": s}
     optional = {"k_scale": "kscale", "v_scale": "vscale"} if quantized else {}
@@ -114,10 +143,12 @@ def attention_launch(
         optional["o_scale"] = "o_scale"
     names = ("k_scale", "v_scale", "lut", "kv_proj", "z", "bias", "kept", "o_scale")
     constants: dict[str, object] = {name: None for name in names if name not in optional}
-    constants |= {"D": d, "E": e, "PV": config.pv, "BLOCKS": config.blocks}
-    constants |= {"SUMS": config.sums, "P_SHIFT": config.p_shift}
-    constants |= {"SPARSE": kept is not None, "QUANTIZE": quantize}
+    constants |= {"D": d, "PV": config.pv, "SPARSE": kept is not None, "QUANTIZE": quantize}
     grid = (ceil_div(length, 128), d // 128, 1)
+    if isinstance(config, MmaConfig):
+        constants |= {"FLOOR": config.floor, "SLACK": config.slack, "V_SLOTS": config.v_slots}
+        return Launch(flash_attention_mma, grid, args | optional, constants, num_warps=4, num_stages=1)
+    constants |= {"E": e, "BLOCKS": config.blocks}
     # Loads through lut take two loads in a row: Triton then needs two more stages to hold as many blocks in flight.
     stages = config.num_stages if quantize or config.bf16_stages is None else config.bf16_stages
     stages += 2 if kept is not None and quantized and config.blocks == 1 else 0
@@ -132,8 +163,8 @@ def _plan(dims: Mapping[str, Dim], attributes: Mapping[str, int | str], sm: int,
     launches: list[Launch] = []
     if config.pv != "bf16":
         for more, steps in (
-            statistics_launches(s, d, e, None, config.v_max, config.kv_warps),
-            quantize_launches(s, d, e, config.pv, config.v_max),
+            statistics_launches(s, d, e, None, config.v_max, config.fragments),
+            quantize_launches(s, d, e, config.pv, config.v_max, config.fragments),
         ):
             buffers += more
             launches += steps

@@ -67,11 +67,16 @@ def select_blocks(scores, lut, nk, kept, BLOCKS: tl.constexpr):
     bits = tl.load(scores + row * nk + i, mask=real, other=0.0).to(tl.uint32, bitcast=True)
     keys = tl.where((bits >> 31) == 1, bits ^ 0xFFFFFFFF, bits | 0x80000000)
     keys = tl.where(real, keys, 0)
-    threshold = tl.zeros([1], tl.uint32)
-    for step in tl.static_range(32):
-        candidate = threshold | (1 << (31 - step))
-        enough = tl.sum((keys >= candidate).to(tl.int32)) >= kept
-        threshold = tl.where(enough, candidate, threshold)
+    threshold = tl.full([], 0, tl.uint32)
+    step = tl.full([], 0x80000000, tl.uint32)
+    found = nk
+    # A threshold that leaves exactly ``kept`` keys is as good as the kept-th key itself: most rows stop early.
+    while (step != 0) & (found != kept):
+        candidate = threshold | step
+        count = tl.sum((keys >= candidate).to(tl.int32))
+        found = tl.where(count >= kept, count, found)
+        threshold = tl.where(count >= kept, candidate, threshold)
+        step = step >> 1
     above = keys > threshold
     equal = ((keys == threshold) & real).to(tl.int32)
     spare = kept - tl.sum(above.to(tl.int32))
@@ -123,11 +128,11 @@ def _plan(dims: Mapping[str, Dim], attributes: Mapping[str, int | str], sm: int,
     kept = kept_count(ceil_div(length, 64), topk_milli)
     linear = {"weight": "proj_weight"}
     stages = [
-        statistics_launches(length, d, e, linear, config.v_max, config.kv_warps),
+        statistics_launches(length, d, e, linear, config.v_max, config.fragments),
         selection_launches(length, d, kept),
     ]
     if config.pv != "bf16":
-        stages.append(quantize_launches(length, d, e, config.pv, config.v_max))
+        stages.append(quantize_launches(length, d, e, config.pv, config.v_max, config.fragments))
     buffers = [buffer for stage, _ in stages for buffer in stage]
     launches = [launch for _, stage in stages for launch in stage]
     if sm == 90 and config.pv == "fp8":

@@ -1,6 +1,6 @@
 """SageAttention and SageSLA: references against naive attention, kernels in the interpreter, compilation for every SM.
 
-Not covered without a GPU: sm_90's Gluon kernel (sage_sla_hopper) and the compiled code's values.
+Not covered without a GPU: the Gluon kernels (flash_attention_mma, sage_sla_hopper) and the compiled code's values.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import torch
 from plugins.compile import compile_kernel
 from plugins.expr import symbol
 from plugins.op import Op
+from plugins.sage_attention.kernel import CONFIGS, MmaConfig
 from plugins.sage_attention.op import SAGE_ATTENTION
 from plugins.sage_attention.reference import reference as dense_reference
 from plugins.sage_sla.op import SAGE_SLA_QUANTIZE
@@ -74,6 +75,12 @@ def test_selection_shapes_and_ties() -> None:
 @pytest.mark.parametrize("case", list(cases()), ids=lambda case: case.name)
 def test_kernels_in_the_interpreter(case: Case, interpreter: Interpreter) -> None:
     interpreter.run(case)
+
+
+@pytest.mark.parametrize("config", [c for c in CONFIGS.values() if isinstance(c, MmaConfig)], ids=str)
+def test_fp16_sums_of_a_block_cannot_overflow(config: MmaConfig) -> None:
+    """64 products of the largest v and the largest probability, for any length: blocks are added in fp32."""
+    assert 64 * config.v_max * 2 ** (config.floor + config.slack) < torch.finfo(torch.float16).max
 
 
 @pytest.mark.parametrize("sm", SMS)

@@ -58,6 +58,14 @@ def test_attention(length: int, precision: str) -> None:
     check.attention_quantized("SageAttention", length, precision)
 
 
+@pytest.mark.gpu
+@on_a_part
+def test_attention_sums() -> None:
+    """FP16 sums at their largest, and more keys than 154,000, where others' FP8 attention turns to noise."""
+    check.largest_sums()
+    check.sage_attention(200, 160_001, "int8")
+
+
 @pytest.mark.parametrize("sm", [sm for precision, sm in CONFIGS if precision == "int8" and sm in RTX])
 def test_the_ptx_of_rtx_parts_assembles_for_hopper(sm: int) -> None:
     """Without a GPU: what the tests above would run is made."""

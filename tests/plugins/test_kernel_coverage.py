@@ -12,13 +12,14 @@ from plugins.sms import SMS
 from tests.support import interpret_attention, interpret_linear
 from tests.support.interpreter_process import Interpreter
 
-#: sm_90's own kernels and the GEMM of RTX parts are written in Gluon, which the interpreter does not know:
-#: tests/plugins/test_gpu_ops.py, test_gpu_selection.py and test_gpu_forward.py prove them on a Hopper GPU.
+#: sm_90's own kernels, the GEMM and the INT8 attention of RTX parts are written in Gluon, which the interpreter does
+#: not know: tests/plugins/test_gpu_ops.py, test_gpu_selection.py and test_gpu_forward.py prove them on a Hopper GPU.
 ON_A_GPU_ALONE = {
     "block_int8_gemm_bulk",
     "block_int8_gemm_hopper",
     "block_int8_gemm_mma",
     "clear_counters",
+    "flash_attention_mma",
     "layer_norm_quantize_hopper",
     "sage_sla_hopper",
 }

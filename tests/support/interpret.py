@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
+from triton.experimental.gluon._runtime import GluonJITFunction
 
 from plugins.dtypes import DTYPES
 from plugins.expr import evaluate
@@ -36,7 +37,8 @@ def case(function: Callable[..., None], *arguments: str | int, **options: bool) 
 
 
 def run_plan(plan: LaunchPlan, tensors: dict[str, torch.Tensor], symbols: Mapping[str, int]) -> dict[str, torch.Tensor]:
-    """Run every launch on the CPU. ``tensors`` holds inputs and outputs (written in place); returns the workspace too.
+    """Run every launch on the CPU but those of Gluon kernels, which the interpreter does not know. ``tensors`` holds
+    inputs and outputs (written in place); returns the workspace too.
 
     Workspace starts as garbage (bytes 0x7F: NaN for floats, large for integers), because on a GPU nothing zeroes it.
     """
@@ -46,6 +48,8 @@ def run_plan(plan: LaunchPlan, tensors: dict[str, torch.Tensor], symbols: Mappin
         shape = [evaluate(dim, symbols) for dim in buffer.shape]
         bound[buffer.name] = torch.full([*shape, dtype.itemsize], 0x7F, dtype=torch.uint8).view(dtype).squeeze(-1)
     for launch in plan.launches:
+        if isinstance(launch.kernel, GluonJITFunction):
+            continue
         grid = tuple(evaluate(dim, symbols) for dim in launch.grid)
         args = {
             name: bound[value] if isinstance(value, str) else evaluate(value, symbols)

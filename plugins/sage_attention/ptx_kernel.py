@@ -1,0 +1,184 @@
+"""PTX of one thread, for kernels whose warps go their own ways: Gluon's forms act for the whole program.
+
+Values are scalars, and each thread has its own: arrays of registers are tuples of them. What is not pure keeps the
+order in which it is written. Shared memory is addressed in bytes.
+"""
+
+from __future__ import annotations
+
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+
+
+@gluon.jit
+def thread_number():
+    """The thread's number in its program."""
+    return gl.inline_asm_elementwise("mov.u32 $0, %tid.x; // $1", "=r,r", [0], dtype=gl.int32, is_pure=True, pack=1)
+
+
+@gluon.jit
+def thread_number_here():
+    """thread_number, read where this stands: nothing computed from it is held from before."""
+    return gl.inline_asm_elementwise("mov.u32 $0, %tid.x; // $1", "=r,r", [0], dtype=gl.int32, is_pure=False, pack=1)
+
+
+@gluon.jit
+def program_numbers():
+    """gl.program_id(0), gl.program_id(1), read where this stands: nothing computed from them is held from before."""
+    return gl.inline_asm_elementwise(
+        "mov.u32 $0, %ctaid.x; mov.u32 $1, %ctaid.y; // $2",
+        "=r,=r,r",
+        [0],
+        dtype=(gl.int32, gl.int32),
+        is_pure=False,
+        pack=1,
+    )
+
+
+@gluon.jit
+def shared_base():
+    """Address of the program's shared memory. The name is Triton's."""
+    return gl.inline_asm_elementwise(
+        "mov.u32 $0, global_smem; // $1", "=r,r", [0], dtype=gl.int32, is_pure=True, pack=1
+    )
+
+
+@gluon.jit
+def load_four(address):
+    """Four words of shared memory."""
+    return gl.inline_asm_elementwise(
+        "ld.shared.v4.b32 {$0, $1, $2, $3}, [$4];",
+        "=r,=r,=r,=r,r",
+        [address],
+        dtype=(gl.int32, gl.int32, gl.int32, gl.int32),
+        is_pure=False,
+        pack=1,
+    )
+
+
+@gluon.jit
+def store_four(address, a, b, c, d):
+    """Four words to shared memory."""
+    gl.inline_asm_elementwise(
+        "st.shared.v4.b32 [$1], {$2, $3, $4, $5}; mov.u32 $0, 0;",
+        "=r,r,r,r,r,r",
+        [address, a, b, c, d],
+        dtype=gl.int32,
+        is_pure=False,
+        pack=1,
+    )
+
+
+@gluon.jit
+def fetch_four(pointer, real):
+    """Four words of global memory, zeros where real is 0."""
+    return gl.inline_asm_elementwise(
+        "{ .reg .pred p; setp.ne.s32 p, $5, 0; mov.b32 $0, 0; mov.b32 $1, 0; mov.b32 $2, 0; mov.b32 $3, 0;"
+        " @p ld.global.v4.b32 {$0, $1, $2, $3}, [$4]; }",
+        "=&r,=&r,=&r,=&r,l,r",
+        [pointer, real],
+        dtype=(gl.int32, gl.int32, gl.int32, gl.int32),
+        is_pure=False,
+        pack=1,
+    )
+
+
+@gluon.jit
+def copy_bytes(address, pointer, SIZE: gl.constexpr):
+    """Start the copy of SIZE bytes from global to shared memory by the program's 128 threads."""
+    offset = thread_number_here() * 16
+    address += offset
+    pointer += offset
+    for _ in gl.static_range(SIZE // 8192):
+        gl.inline_asm_elementwise(
+            "cp.async.cg.shared.global [$1], [$2], 16; cp.async.cg.shared.global [$1+2048], [$2+2048], 16;"
+            " cp.async.cg.shared.global [$1+4096], [$2+4096], 16; cp.async.cg.shared.global [$1+6144], [$2+6144], 16;"
+            " mov.u32 $0, 0;",
+            "=r,r,l",
+            [address, pointer],
+            dtype=gl.int32,
+            is_pure=False,
+            pack=1,
+        )
+        address += 8192
+        pointer += 8192
+
+
+@gluon.jit
+def commit():
+    """What was copied since the last one is a group."""
+    gl.inline_asm_elementwise(
+        "cp.async.commit_group; mov.u32 $0, 0; // $1", "=r,r", [0], dtype=gl.int32, is_pure=False, pack=1
+    )
+
+
+@gluon.jit
+def arrived(LEFT: gl.constexpr):
+    """Wait until at most LEFT (0 or 1) groups of copies of this thread are under way, then for all threads."""
+    if LEFT == 0:
+        gl.inline_asm_elementwise(
+            "cp.async.wait_group 0; bar.sync 0; mov.u32 $0, 0; // $1",
+            "=r,r",
+            [0],
+            dtype=gl.int32,
+            is_pure=False,
+            pack=1,
+        )
+    else:
+        gl.inline_asm_elementwise(
+            "cp.async.wait_group 1; bar.sync 0; mov.u32 $0, 0; // $1",
+            "=r,r",
+            [0],
+            dtype=gl.int32,
+            is_pure=False,
+            pack=1,
+        )
+
+
+@gluon.jit
+def meet():
+    """All threads of the program have come here."""
+    gl.inline_asm_elementwise("bar.sync 0; mov.u32 $0, 0; // $1", "=r,r", [0], dtype=gl.int32, is_pure=False, pack=1)
+
+
+@gluon.jit
+def in_order():
+    """No load of shared memory moves over this place: ptxas would load far ahead of use, and spill for it."""
+    gl.inline_asm_elementwise(
+        "bar.warp.sync -1; mov.u32 $0, 0; // $1", "=r,r", [0], dtype=gl.int32, is_pure=False, pack=1
+    )
+
+
+@gluon.jit
+def any_of_warp(flag):
+    """1 in every thread of a warp if flag is not 0 in one of them, else 0."""
+    return gl.inline_asm_elementwise(
+        "{ .reg .pred p; setp.ne.s32 p, $1, 0; vote.sync.any.pred p, p, -1; selp.b32 $0, 1, 0, p; }",
+        "=r,r",
+        [flag],
+        dtype=gl.int32,
+        is_pure=False,
+        pack=1,
+    )
+
+
+@gluon.jit
+def from_lane(x, MASK: gl.constexpr):
+    """fp32 x of the thread whose number in the warp differs in MASK (1, 2, 4, 8 or 16)."""
+    return gl.inline_asm_elementwise(
+        "shfl.sync.bfly.b32 $0, $1, $2, 31, -1;", "=f,f,n", [x, MASK], dtype=gl.float32, is_pure=False, pack=1
+    )
+
+
+@gluon.jit
+def exp2(x):
+    """2^x, 2 ulp; denormals are zero."""
+    return gl.inline_asm_elementwise("ex2.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=gl.float32, is_pure=True, pack=1)
+
+
+@gluon.jit
+def multiply_add(a, b, c):
+    """a·b + c, rounded once."""
+    return gl.inline_asm_elementwise(
+        "fma.rn.f32 $0, $1, $2, $3;", "=f,f,f,f", [a, b, c], dtype=gl.float32, is_pure=True, pack=1
+    )
