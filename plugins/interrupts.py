@@ -54,3 +54,22 @@ class Ending:
                 finally:
                     self.done = True
                     self._last.detach()  # Ctrl-C that comes while Python drops an object is lost
+
+
+class Turn:
+    """One holder at a time, known by an object of its own: it can be given back twice, and by nobody else.
+
+    So who gives it back again after Ctrl-C, which may have come just before, does no harm.
+    """
+
+    def __init__(self) -> None:
+        self._holder: dict[str, object] = {}
+
+    def take(self, mine: object) -> bool:
+        """Whether it is this object's now; it is at once, or not at all."""
+        return self._holder.setdefault("holder", mine) is mine  # one step for all threads
+
+    def give(self, mine: object) -> None:
+        """Let the next one have it, if it is this object's."""
+        if self._holder.get("holder") is mine:
+            self._holder.clear()

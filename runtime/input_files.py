@@ -35,7 +35,9 @@ def open_input(path: Path, expected: str) -> int:
     except OSError as error:
         raise unreadable(path, error, expected) from error
     except ValueError as error:  # a NUL in the name
-        raise UserError(f"{path!r} cannot be read.", expected=expected, got=str(error)) from error
+        raise UserError(
+            f"{str(path)!r} cannot be read.", expected=expected, got=str(error), remedy="give a regular file"
+        ) from error
     try:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise UserError(

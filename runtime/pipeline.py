@@ -6,7 +6,6 @@ with Pipeline.load("engines/wan2.1-14b-720p-rtx5090", vram="24GB") as pipe:
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Any
 import numpy.typing as npt
 
 from plugins.errors import UserError
-from plugins.interrupts import Ending
+from plugins.interrupts import Ending, Turn
 from runtime.backends.kind import BackendKind
 from runtime.backends.protocol import Activations, Runner
 from runtime.backends.registry import backend_kind
@@ -57,7 +56,7 @@ class Pipeline:
         self._held = _Held(runner)
         # A pipeline that is dropped gives all back too; a process's end does so by itself.
         self._give_back = Ending(self, self._held.close, atexit=False)
-        self._busy = threading.Lock()
+        self._turn = Turn()
 
     @classmethod
     def load(
@@ -121,16 +120,20 @@ class Pipeline:
     @contextmanager
     def _alone(self) -> Iterator[None]:
         """One caller at a time."""
-        if not self._busy.acquire(blocking=False):
-            raise UserError(
-                "This pipeline is in use by another call.",
-                expected="one caller at a time",
-                remedy="wait for the other call, or load a second pipeline",
-            )
+        mine = object()
         try:
-            yield
+            if not self._turn.take(mine):
+                raise UserError(
+                    "This pipeline is in use by another call.",
+                    expected="one caller at a time",
+                    remedy="wait for the other call, or load a second pipeline",
+                )
+            try:
+                yield
+            finally:
+                self._turn.give(mine)
         finally:
-            self._busy.release()
+            self._turn.give(mine)  # again: Ctrl-C may have come before it was given
 
     def plan(
         self, size: tuple[int, int] | None = None, frames: int | None = None, steps: int | None = None

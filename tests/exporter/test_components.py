@@ -266,7 +266,7 @@ def test_weights_outlive_a_lost_manifest(copy: Path) -> None:
     }
     text, vae = report.notes
     assert text.startswith("text.safetensors: no manifest lists it")
-    assert vae.startswith("vae.safetensors: not kept, its header says")
+    assert vae.startswith("vae.safetensors: not listed, its header says")
     assert "text encoder umt5-tiny" in vae
     (copy / "vae.safetensors").write_bytes(b"not weights")
     (copy / "text.safetensors").unlink()
