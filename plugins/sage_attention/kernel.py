@@ -139,6 +139,8 @@ def attention_launch(
     optional = {"k_scale": "kscale", "v_scale": "vscale"} if quantized else {}
     if kept is not None:
         optional |= {"lut": "lut", "kv_proj": "kv_proj", "z": "z_total", "bias": "proj_bias", "kept": kept}
+    elif isinstance(config, MmaConfig):
+        optional["kept"] = ceil_div(s, 64)
     if quantize:
         optional["o_scale"] = "o_scale"
     names = ("k_scale", "v_scale", "lut", "kv_proj", "z", "bias", "kept", "o_scale")

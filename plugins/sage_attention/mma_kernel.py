@@ -233,6 +233,8 @@ def _attended(
         ptx.arrived(0)
         # Two loads whose values are wanted behind the first products.
         words = ptx.load_four(own)
+        if not SPARSE:
+            block = words[2] + i  # rather than held through the loop
         next_block = words[2] + _block(lut, words[1], i + 1, count, SPARSE)
         scale = gl.load(k_scale + block) * words[0].to(gl.float32, bitcast=True)
         if V_SLOTS == 1:
@@ -280,7 +282,9 @@ def flash_attention_mma(
     SPARSE: gl.constexpr,
     QUANTIZE: gl.constexpr,
 ):
-    """flash_kernel.flash_attention for int8 k; tiles of k, v and kv_proj are in fragment order. Grid (⌈L/128⌉, H)."""
+    """flash_kernel.flash_attention for int8 k; tiles of k, v and kv_proj are in fragment order; without SPARSE ``kept``
+    is the number of all key blocks. Grid (⌈L/128⌉, H).
+    """
     V_BYTES: gl.constexpr = K_BYTES if PV == "fp8" else 2 * K_BYTES
     memory = gl.allocate_shared_memory(
         gl.int8, [Q_BYTES + 2 * K_BYTES + V_SLOTS * V_BYTES + 16], gl.SwizzledSharedLayout(1, 1, 1, [0])
@@ -289,15 +293,14 @@ def flash_attention_mma(
     q_block, head = gl.program_id(0), gl.program_id(1)
     END: gl.constexpr = Q_BYTES + 2 * K_BYTES + V_SLOTS * V_BYTES
     scale = _store_queries(q, base, q_block, head, L, D).to(gl.int32, bitcast=True)
-    count = kept if SPARSE else gl.cdiv(S, 64)
-    row = (head * gl.num_programs(0) + q_block) * count
+    row = (head * gl.num_programs(0) + q_block) * kept
     ptx.store_four(base + END, scale, row, head * gl.cdiv(S, 64), 0)
     acc, total = _attended(
         k,
         v,
         k_scale,
         lut,
-        count,
+        kept,
         S,
         base,
         PV,
