@@ -46,7 +46,8 @@ def carried_over(known: Known, needs: Cost, gpu: GpuSpec, rate: float | None) ->
     if entry.rate is None or rate is None:
         return moving * entry.ms
     products = needs.total / entry.cost.total * (entry.rate * limits.sm_clocks) / (rate * gpu.sm_clocks)
-    return moving * sum(before) + products * last
+    # Where the model takes the kernel for slower on the proxy than it is, the ratio is too hopeful: the slower counts.
+    return moving * sum(before) + max(products * last, predicted_ms(needs.total, rate, gpu.sm_clocks))
 
 
 def predicted_on_proxy(proxy: Proxy, entry: Measured) -> float | None:

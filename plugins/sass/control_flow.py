@@ -148,3 +148,23 @@ def loops(code: Sequence[Instruction]) -> list[frozenset[int]]:
                         body.add(block)
                         queue.extend(predecessors[block])
     return [frozenset(at for block in body for at in blocks[block]) for body in bodies.values()]
+
+
+def usual_path(code: Sequence[Instruction], loop: frozenset[int]) -> list[int]:
+    """A loop's instructions in order, less what a branch on a warp's vote jumps over.
+
+    A kernel asks all lanes (VOTE.ANY) where one that needs it is the exception, as before sums are scaled anew.
+    """
+    where = {label: index for index, instruction in enumerate(code) for label in instruction.labels}
+    rare: set[int] = set()
+    voted = False
+    for at in sorted(loop):
+        instruction = code[at]
+        if instruction.mnemonic == "VOTE.ANY":
+            voted = True
+        elif instruction.opcode in _JUMPS:
+            end = where.get(instruction.target or "", at)
+            if voted and instruction.predicated and end in loop:
+                rare.update(range(at + 1, end))
+            voted = False
+    return sorted(loop - rare)

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-from plugins.sass.control_flow import Instruction
+from plugins.sass.control_flow import Instruction, usual_path
 from plugins.sass.schedule import iteration_cycles
 from plugins.sass.units import MMA, UNITS, WARP_MMA, operations, use
 from plugins.sms import PARTITIONS, Rates
@@ -64,6 +64,6 @@ def main_model(
     code: Sequence[Instruction], loops: Sequence[frozenset[int]], rates: Rates, warps: int, block: int
 ) -> LoopModel | None:
     """Of a kernel's main loops, as indices into its code, the one that multiplies most; of equal ones the fastest."""
-    every = [loop_model(tuple(code[at] for at in sorted(loop)), rates, warps, block) for loop in loops]
+    every = [loop_model(tuple(code[at] for at in usual_path(code, loop)), rates, warps, block) for loop in loops]
     found = [model for model in every if model is not None]
     return max(found, key=lambda model: (model.operations, -model.iteration), default=None)

@@ -9,7 +9,7 @@ import pytest
 from plugins.compile import plan_bytes
 from plugins.plan import decode
 from plugins.registry import OPS
-from plugins.sass.control_flow import Instruction, parse
+from plugins.sass.control_flow import Instruction, loops, parse, usual_path
 from plugins.sass.model import LoopModel, loop_model, main_model
 from plugins.sass.schedule import step
 from plugins.sass.timing import KernelTiming, timings
@@ -160,6 +160,26 @@ def test_the_main_loop_multiplies_most() -> None:
     loops = [frozenset(range(6)), frozenset(range(6, 11))]
     assert main_model(code, loops, RTX, 8, 4) == modelled(main, warps=8)
     assert main_model(code, [], RTX, 8, 4) is None
+
+
+def test_what_a_warp_votes_over_is_rare() -> None:
+    """Left out of an iteration: what the branch right after a vote jumps over, not what another branch does."""
+    listing = """
+.L_x_0:
+        /*0000*/                   IMMA.16832.S8.S8 R4, R8.ROW, R10.COL, R4 ;
+        /*0010*/                   VOTE.ANY P0, P0 ;
+        /*0020*/              @!P0 BRA `(.L_x_1) ;
+        /*0030*/                   FMUL R4, R4, R5 ;
+.L_x_1:
+        /*0040*/               @P2 BRA `(.L_x_2) ;
+        /*0050*/                   FADD R4, R4, R5 ;
+.L_x_2:
+        /*0060*/               @P1 BRA `(.L_x_0) ;
+        /*0070*/                   EXIT ;
+"""
+    code = parse(listing)
+    (loop,) = loops(code)
+    assert usual_path(code, loop) == [0, 1, 2, 4, 5, 6]
 
 
 def test_a_whole_kernel_is_its_main_loop_and_the_rest_once() -> None:
