@@ -56,7 +56,7 @@ class Ending:
                     self._last.detach()  # Ctrl-C that comes while Python drops an object is lost
 
 
-class Turn:
+class Exclusive:
     """One holder at a time, known by an object of its own: it can be given back twice, and by nobody else.
 
     So who gives it back again after Ctrl-C, which may have come just before, does no harm.

@@ -8,6 +8,7 @@ import triton.language as tl
 #: 1.5·2^23: a small fp32 added to it is rounded, half to even, into the low mantissa bits. Triton's and Gluon's kernels
 #: share it.
 MAGIC = tl.constexpr(12582912.0)
+MAGIC_BITS = tl.constexpr(0x4B400000)  # as an int32: sums that start there are MAGIC + sum, read as fp32
 
 
 @triton.jit

@@ -9,7 +9,7 @@ from pathlib import Path
 from threading import Event, Lock
 
 from plugins.errors import UserError
-from plugins.plan import FORMAT_VERSION, decode
+from plugins.plan import FORMAT_VERSION, Plan, decode
 from plugins.tensorrt_plugin import PLUGIN_VERSION
 from runtime.bundle import COMPONENTS, Manifest, verify_file
 from runtime.input_files import read_input
@@ -124,27 +124,26 @@ def check_plugins(folder: Path, manifest: Manifest) -> str | None:
             rebuild_command(manifest, folder),
         )
     for name in sorted(set(manifest.plans.values())):
-        if problem := plan_problem(folder / name):
+        try:
+            read_plan(folder / name)
+        except ValueError as error:
             return mismatch(
                 f"{name} is not a launch plan that this turbotrt runs.",
                 f"format {FORMAT_VERSION}",
-                problem,
+                str(error),
                 rebuild_command(manifest, folder),
             )
     return None
 
 
-def plan_problem(path: Path) -> str | None:
-    """What is wrong with a launch plan's file, or None."""
+def read_plan(path: Path) -> tuple[Plan, bytes]:
+    """A launch plan's file, decoded and as it is. Raises ValueError saying what is wrong with it."""
     if not path.is_file():
-        return "no such file"
+        raise ValueError("no such file")
     if (size := path.stat().st_size) > MAX_PLAN_BYTES:
-        return f"{size:,} bytes"
-    try:
-        decode(read_input(path, MAX_PLAN_BYTES, "a launch plan"))
-    except ValueError as error:
-        return str(error)
-    return None
+        raise ValueError(f"{size:,} bytes")
+    data = read_input(path, MAX_PLAN_BYTES, "a launch plan")
+    return decode(data), data
 
 
 def check_files(folder: Path, manifest: Manifest, names: Iterable[str], *, verify: bool, report: Report) -> str | None:

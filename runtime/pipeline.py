@@ -15,7 +15,7 @@ from typing import Any
 import numpy.typing as npt
 
 from plugins.errors import UserError
-from plugins.interrupts import Ending, Turn
+from plugins.interrupts import Ending, Exclusive
 from runtime.backends.kind import BackendKind
 from runtime.backends.protocol import Activations, Runner
 from runtime.backends.registry import backend_kind
@@ -56,7 +56,7 @@ class Pipeline:
         self._held = _Held(runner)
         # A pipeline that is dropped gives all back too; a process's end does so by itself.
         self._give_back = Ending(self, self._held.close, atexit=False)
-        self._turn = Turn()
+        self._callers = Exclusive()
 
     @classmethod
     def load(
@@ -122,7 +122,7 @@ class Pipeline:
         """One caller at a time."""
         mine = object()
         try:
-            if not self._turn.take(mine):
+            if not self._callers.take(mine):
                 raise UserError(
                     "This pipeline is in use by another call.",
                     expected="one caller at a time",
@@ -131,9 +131,9 @@ class Pipeline:
             try:
                 yield
             finally:
-                self._turn.give(mine)
+                self._callers.give(mine)
         finally:
-            self._turn.give(mine)  # again: Ctrl-C may have come before it was given
+            self._callers.give(mine)  # again: Ctrl-C may have come before it was given
 
     def plan(
         self, size: tuple[int, int] | None = None, frames: int | None = None, steps: int | None = None

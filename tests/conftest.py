@@ -104,6 +104,15 @@ def no_gpu() -> Iterator[None]:
 
 
 @pytest.fixture
+def torch_by_entry_point(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The torch backend as installed, whatever pyproject.toml this interpreter's installation was made from."""
+    from importlib.metadata import EntryPoint
+
+    point = EntryPoint("torch", "exporter.torch_backend.backend:TORCH", "turbotrt.backends")
+    monkeypatch.setattr("runtime.backends.registry.entry_points", lambda group: [point])
+
+
+@pytest.fixture
 def cuda() -> Iterator[None]:
     """A CUDA device, or the test is skipped; torch's generators at 0, none of its memory held for nothing."""
     if not torch.cuda.is_available():

@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from runtime.media.generate import VideoMaker
     from runtime.numerics import Array
 
-_MAX_PROMPTS = 64 << 20  # bytes
 _FIXED, _ADAPTIVE = "fixed", "adaptive"
 
 

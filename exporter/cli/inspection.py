@@ -12,11 +12,10 @@ from rich.console import Console
 from rich.table import Table
 
 from exporter.cli.catalogue import gigabytes, open_table
-from plugins.plan import Plan, decode
+from plugins.plan import Plan
 from plugins.sms import cubin_sm
 from runtime.bundle import LOCK_NAME, MANIFEST_NAME, Manifest, StageEntry, load_manifest, verify_file
-from runtime.checks import pack_command, rebuild_command
-from runtime.input_files import read_input
+from runtime.checks import pack_command, read_plan, rebuild_command
 from runtime.media.text.embeds_cache import FOLDER
 from runtime.report import Report
 
@@ -67,7 +66,7 @@ def inspect_bundle(folder: Path, progress: Report) -> Inspection:
         if states[file] != "ok":
             continue
         try:
-            plans[file] = decode(read_input(folder / file, manifest.files[file].bytes, "a launch plan"))
+            plans[file] = read_plan(folder / file)[0]
         except ValueError as error:
             problems.append(f"{file}: {error}")
     problems += _wrong_gpu(manifest, plans)

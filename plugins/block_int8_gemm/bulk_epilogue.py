@@ -9,7 +9,8 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
 from plugins.block_int8_gemm import ptx
-from plugins.block_int8_gemm.mma_kernel import _gelu_tanh
+from plugins.block_int8_gemm.gluon_parts import gelu_tanh
+from plugins.gluon_ptx import load16
 from plugins.triton_math import MAGIC
 
 
@@ -34,7 +35,7 @@ def _piece(acc, HALF: gl.constexpr, M16: gl.constexpr, UPPER: gl.constexpr):
 def _eight(pointer, columns, inside):
     """Eight neighbouring fp32 numbers of a vector, zeros where not inside."""
     address = pointer.to(gl.int64) + columns.to(gl.int64) * 4
-    low, high = ptx.load16(address, inside), ptx.load16(address + 16, inside)
+    low, high = load16(address, inside), load16(address + 16, inside)
     found = ()
     for j in gl.static_range(4):
         found += (low[j].to(gl.float32, bitcast=True),)
@@ -77,7 +78,7 @@ def residuals(residual_ptr, warp, thread, row_tile, column_tile, M, N: gl.conste
             row = first_row + eight * 8
             at = columns + half * 64
             inside = ((row < M) & (at < N)).to(gl.int32)
-            found += (ptx.load16(residual_ptr.to(gl.int64) + (row.to(gl.int64) * N + at) * 2, inside),)
+            found += (load16(residual_ptr.to(gl.int64) + (row.to(gl.int64) * N + at) * 2, inside),)
     return found
 
 
@@ -116,7 +117,7 @@ def _activated(acc, bias_ptr, first_row, columns, M, N: gl.constexpr, UNIT):
                 inside = (first_row + m * 16 + upper * 8 < M) & (at < N)
                 piece = _piece(acc, half, m, upper)
                 for j in gl.static_range(8):
-                    y = gl.where(inside, _gelu_tanh(piece[j] * UNIT + bias[j]), 0.0)
+                    y = gl.where(inside, gelu_tanh(piece[j] * UNIT + bias[j]), 0.0)
                     largest = gl.maximum(largest, gl.abs(y))
                     new += (y,)
     return new, largest

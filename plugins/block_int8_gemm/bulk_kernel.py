@@ -23,7 +23,9 @@ from triton.experimental.gluon import language as gl
 
 from plugins.block_int8_gemm import ptx
 from plugins.block_int8_gemm.bulk_epilogue import finish, residuals
-from plugins.block_int8_gemm.mma_kernel import BETWEEN, MAGIC_BITS, OFFSET, _scaled, _tile_of, barrier
+from plugins.block_int8_gemm.gluon_parts import BETWEEN, OFFSET, barrier, scaled, tile_of, without_offset
+from plugins.gluon_ptx import int8_product, shared_base
+from plugins.triton_math import MAGIC_BITS
 
 WARPS = 8
 TILE_N = 256
@@ -65,9 +67,8 @@ def _in_slot(address, slot):
 @gluon.jit
 def _product(x, w, sums, A: gl.constexpr, B: gl.constexpr, S: gl.constexpr):
     """Four of the sums advanced; of the tuples, each operand's registers from these places on."""
-    return ptx.multiply(
-        x[A], x[A + 1], x[A + 2], x[A + 3], w[B], w[B + 1], sums[S], sums[S + 1], sums[S + 2], sums[S + 3]
-    )
+    a = (x[A], x[A + 1], x[A + 2], x[A + 3])
+    return int8_product(a, w[B], w[B + 1], sums[S], sums[S + 1], sums[S + 2], sums[S + 3])
 
 
 @gluon.jit
@@ -111,15 +112,6 @@ def _ask(base, maps, warp, k, step, row, column, next_row, next_column, last, K_
         (step + 1) & 1,
         (mine & (more | (ends_w == 0))).to(gl.int32),
     )
-
-
-@gluon.jit
-def _without_offset(acc, scales):
-    """The accumulators less OFFSET·2^-149 times these scales' sum."""
-    new = ()
-    for i in gl.static_range(128):
-        new += (acc[i] - scales * (2.0**-64) * (2.0**-64),)
-    return new
 
 
 @gluon.jit
@@ -192,7 +184,7 @@ def _k_block(
         if i == SLICES - 1:
             x = x_next
         for j in gl.static_range(16):
-            new += (_scaled(acc[i * 16 + j], sums[j], scale, EXACT),)
+            new += (scaled(acc[i * 16 + j], sums[j], scale, EXACT),)
     return new, x_next
 
 
@@ -239,7 +231,7 @@ def block_int8_gemm_bulk(
     shared = gl.allocate_shared_memory(gl.int8, [97, 1024], gl.SwizzledSharedLayout(1, 1, 1, [0]))
     shared.index(96).store(gl.zeros([1024], gl.int8, BYTES))  # its one use that Triton sees keeps it
     barrier()
-    base = ptx.shared_base()
+    base = shared_base()
     warp = ptx.warp_number()
     thread = gl.arange(0, 256, LAYOUT)
     maps = maps_ptr.to(gl.int64) + gl.program_id(0) * 256
@@ -248,7 +240,7 @@ def block_int8_gemm_bulk(
     m_tiles = gl.cdiv(M, 128)
     stride = gl.minimum(gl.num_programs(0), ptx.sm_count())
     tiles = gl.where(gl.program_id(0) < stride, m_tiles * N_TILES, 0)
-    row, column = _tile_of(gl.program_id(0), m_tiles, N_TILES, GROUP_M)
+    row, column = tile_of(gl.program_id(0), m_tiles, N_TILES, GROUP_M)
     mine = ((warp == 0) & (tiles > 0)).to(gl.int32)
     _ask_for_x(base, maps, 0, row, 0, mine)
     _ask_for_weights(base, maps, 0, column, 0, mine)
@@ -266,7 +258,7 @@ def block_int8_gemm_bulk(
     turn = 0
     for tile in range(gl.program_id(0), tiles, stride):
         last = (tile + stride >= tiles).to(gl.int32)
-        next_row, next_column = _tile_of(gl.minimum(tile + stride, tiles - 1), m_tiles, N_TILES, GROUP_M)
+        next_row, next_column = tile_of(gl.minimum(tile + stride, tiles - 1), m_tiles, N_TILES, GROUP_M)
         x_scale = x_scale_ptr + row * K_BLOCKS
         w_scale = weight_scale_ptr + gl.minimum(column * 2 + warp % 4 // 2, N_BLOCKS - 1) * K_BLOCKS
         if not KEPT:
@@ -304,13 +296,13 @@ def block_int8_gemm_bulk(
             if not EXACT:
                 scales += scale
                 if k % BETWEEN == BETWEEN - 1:
-                    acc = _without_offset(acc, scales)
+                    acc = without_offset(acc, scales, 128)
                     scales = 0.0
         old = ()
         if EPILOGUE == "residual":
             old = residuals(residual_ptr, warp, thread, row, column, M, N)
         if not EXACT:
-            acc = _without_offset(acc, scales)
+            acc = without_offset(acc, scales, 128)
         finish(
             acc,
             old,

@@ -11,17 +11,8 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier, tma, warpgroup_mma, warpgroup_mma_wait
 
+from plugins.block_int8_gemm.gluon_parts import gelu_tanh, tile_of
 from plugins.triton_math import MAGIC
-
-
-@gluon.jit
-def _tile_of(pid, m_tiles, n_tiles, GROUP_M: gl.constexpr):
-    """Row and column tile of a number: GROUP_M row tiles walk the columns together, to reuse both operands in L2."""
-    group = pid // (GROUP_M * n_tiles)
-    first = group * GROUP_M
-    size = gl.minimum(m_tiles - first, GROUP_M)
-    local = pid % (GROUP_M * n_tiles)
-    return first + local % size, local // size
 
 
 @gluon.jit
@@ -35,7 +26,7 @@ def _produce(x, weight, a_ring, b_ring, full, empty, M, N: gl.constexpr, K: gl.c
     m_tiles = gl.cdiv(M, 256)
     step = 0
     for tile in range(gl.program_id(0), m_tiles * N_TILES, gl.num_programs(0)):
-        row, column = _tile_of(tile, m_tiles, N_TILES, GROUP_M)
+        row, column = tile_of(tile, m_tiles, N_TILES, GROUP_M)
         for k in range(K_BLOCKS):
             stage = step % STAGES
             ready = full.index(stage)
@@ -53,17 +44,6 @@ def _multiply(a, b, acc, scale, LAYOUT: gl.constexpr):
     product = warpgroup_mma(a, b, zeros, use_acc=False, is_async=True)
     product = warpgroup_mma_wait(0, deps=[product])
     return acc + product.to(gl.float32) * scale
-
-
-@gluon.jit
-def _gelu_tanh(x):
-    """As plugins.triton_math.gelu_tanh, with one reciprocal (1 ulp) in place of a division's dozen instructions."""
-    u = x * (1.0 + 0.044715 * x * x)
-    denominator = 1.0 + gl.exp2(u * (-2.0 * 0.7978845608028654 * 1.4426950408889634))
-    inverse = gl.inline_asm_elementwise(
-        "rcp.approx.ftz.f32 $0, $1;", "=r,r", [denominator], dtype=gl.float32, is_pure=True, pack=1
-    )
-    return x * inverse
 
 
 @gluon.jit
@@ -92,7 +72,7 @@ def _residual(acc, gate, residual, first, columns, M, N: gl.constexpr, LAYOUT: g
 def _gelu_masked(acc, first, columns, M, N: gl.constexpr, LAYOUT: gl.constexpr):
     """gelu_tanh(acc), zero outside the tensor."""
     rows = first + gl.arange(0, 64, gl.SliceLayout(1, LAYOUT))
-    return gl.where((rows < M)[:, None] & (columns < N)[None, :], _gelu_tanh(acc), 0.0)
+    return gl.where((rows < M)[:, None] & (columns < N)[None, :], gelu_tanh(acc), 0.0)
 
 
 @gluon.jit
@@ -130,7 +110,7 @@ def _consume(
     m_tiles = gl.cdiv(M, 256)
     step = 0
     for tile in range(gl.program_id(0), m_tiles * N_TILES, gl.num_programs(0)):
-        row, column = _tile_of(tile, m_tiles, N_TILES, GROUP_M)
+        row, column = tile_of(tile, m_tiles, N_TILES, GROUP_M)
         row_block = row * 2 + GROUP
         x_scales = x_scale + gl.minimum(row_block, gl.cdiv(M, 128) - 1) * K_BLOCKS  # the last tile may have one block
         w_scales = weight_scale + column * K_BLOCKS

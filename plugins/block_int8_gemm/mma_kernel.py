@@ -24,27 +24,21 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.ampere import async_copy, mma_v2
 
-from plugins.triton_math import MAGIC
-
-barrier = getattr(gl, "barrier", None) or gl.thread_barrier  # the second until Triton 3.7 is the oldest we take
+from plugins.block_int8_gemm.gluon_parts import (
+    BETWEEN,
+    OFFSET,
+    barrier,
+    gelu_tanh,
+    scaled,
+    tile_of,
+    without_offset,
+)
+from plugins.triton_math import MAGIC, MAGIC_BITS
 
 WARPS = 4
 SHARED = 3 * 128 * 128  # bytes: a tile of x, two of weights
 PART = gl.constexpr(16)  # rows that the warps copy at a time, 16 bytes a thread
 SLICES = gl.constexpr(8)  # of 16 weight rows, eight for each half of the warps
-OFFSET = gl.constexpr(2**21)
-MAGIC_BITS = gl.constexpr(0x4B400000)
-BETWEEN = gl.constexpr(4)  # K blocks from one subtraction of the offset to the next
-
-
-@gluon.jit
-def _tile_of(pid, m_tiles, n_tiles, GROUP_M: gl.constexpr):
-    """Row and column tile of a program: GROUP_M row tiles walk the columns together, to reuse both operands in L2."""
-    group = pid // (GROUP_M * n_tiles)
-    first = group * GROUP_M
-    size = gl.minimum(m_tiles - first, GROUP_M)
-    local = pid % (GROUP_M * n_tiles)
-    return first + local % size, local // size
 
 
 @gluon.jit
@@ -97,26 +91,6 @@ def _copy(tile, pointers, k, rows_left, K: gl.constexpr, MASKED: gl.constexpr):
 
 
 @gluon.jit
-def _scaled(acc, product, scale, EXACT: gl.constexpr):
-    """acc + product·scale by the module's two ways. In PTX, since LLVM would gather these at the loop's end, where all
-    products would have to be kept."""
-    if EXACT:
-        result = gl.inline_asm_elementwise(
-            "{ .reg .f32 sum; add.rn.f32 sum, $1, 0fCB400000; fma.rn.f32 $0, sum, $2, $3; }",
-            "=f,r,f,f",
-            [product, scale, acc],
-            dtype=gl.float32,
-            is_pure=False,
-            pack=1,
-        )
-    else:
-        result = gl.inline_asm_elementwise(
-            "fma.rn.f32 $0, $1, $2, $3;", "=f,r,f,f", [product, scale, acc], dtype=gl.float32, is_pure=False, pack=1
-        )
-    return result
-
-
-@gluon.jit
 def _slices(a, weights, acc, scale, FIRST: gl.constexpr, END: gl.constexpr, EXACT: gl.constexpr):
     """The accumulators, each [128,16], with those from FIRST to END advanced by a K block."""
     LAYOUT: gl.constexpr = acc[0].type.layout
@@ -125,18 +99,9 @@ def _slices(a, weights, acc, scale, FIRST: gl.constexpr, END: gl.constexpr, EXAC
     for i in gl.static_range(SLICES):
         if i >= FIRST and i < END:
             b = weights.slice(i * PART, PART, 0).permute((1, 0)).load(gl.DotOperandLayout(1, LAYOUT, 4))
-            new += (_scaled(acc[i], mma_v2(a, b, start), scale, EXACT),)
+            new += (scaled(acc[i], mma_v2(a, b, start), scale, EXACT),)
         else:
             new += (acc[i],)
-    return new
-
-
-@gluon.jit
-def _without_offset(acc, scales):
-    """The accumulators less OFFSET·2^-149 times these scales' sum."""
-    new = ()
-    for i in gl.static_range(SLICES):
-        new += (acc[i] - scales * (2.0**-64) * (2.0**-64),)
     return new
 
 
@@ -184,10 +149,10 @@ def _multiplied(
         if not EXACT:
             scales += scale
             if k % BETWEEN == BETWEEN - 1:
-                acc = _without_offset(acc, scales)
+                acc = without_offset(acc, scales, SLICES)
                 scales = 0.0
     if not EXACT:
-        acc = _without_offset(acc, scales)
+        acc = without_offset(acc, scales, SLICES)
     return acc
 
 
@@ -214,17 +179,6 @@ def _in_order(acc):
 
 
 @gluon.jit
-def _gelu_tanh(x):
-    """As plugins.triton_math.gelu_tanh, with one reciprocal (1 ulp) in place of a division's dozen instructions."""
-    u = x * (1.0 + 0.044715 * x * x)
-    denominator = 1.0 + gl.exp2(u * (-2.0 * 0.7978845608028654 * 1.4426950408889634))
-    inverse = gl.inline_asm_elementwise(
-        "rcp.approx.ftz.f32 $0, $1;", "=r,r", [denominator], dtype=gl.float32, is_pure=True, pack=1
-    )
-    return x * inverse
-
-
-@gluon.jit
 def block_int8_gemm_mma(
     x_ptr,
     x_scale_ptr,
@@ -248,7 +202,7 @@ def block_int8_gemm_mma(
     """
     N_BLOCKS: gl.constexpr = (N + 127) // 128
     COPY: gl.constexpr = gl.BlockedLayout([1, 16], [4, 8], [4, 1], [1, 0])
-    row_tile, column_tile = _tile_of(gl.program_id(0), gl.cdiv(M, 128), N_BLOCKS, GROUP_M)
+    row_tile, column_tile = tile_of(gl.program_id(0), gl.cdiv(M, 128), N_BLOCKS, GROUP_M)
     x = x_ptr + row_tile.to(gl.int64) * 128 * K
     weight = weight_ptr + column_tile.to(gl.int64) * 128 * K
     acc = _multiplied(
@@ -271,7 +225,7 @@ def block_int8_gemm_mma(
     inside = (rows < M)[:, None] & (columns < N)[None, :]
     y += gl.load(bias_ptr + columns, mask=columns < N, other=0.0)[None, :]
     if EPILOGUE == "gelu":
-        y = gl.where(inside, _gelu_tanh(y), 0.0)
+        y = gl.where(inside, gelu_tanh(y), 0.0)
         amax = gl.maximum(gl.max(gl.max(gl.abs(y), 1), 0), 1e-8)
         q = gl.minimum(gl.maximum(y * (128.0 / amax), -128.0), 127.0)
         gl.store(y_ptr + offsets, (q + MAGIC).to(gl.int32, bitcast=True).to(gl.int8), mask=inside)

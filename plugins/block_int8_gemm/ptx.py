@@ -30,34 +30,12 @@ def sm_count():
 
 
 @gluon.jit
-def shared_base():
-    """Address of the program's shared memory. The name is Triton's."""
-    return gl.inline_asm_elementwise(
-        "mov.u32 $0, global_smem; // $1", "=r,r", [0], dtype=gl.int32, is_pure=True, pack=1
-    )
-
-
-@gluon.jit
 def load_matrices(address):
     """Four 8×8 matrices of 16 bits, as mma.sync wants them: a register of each."""
     return gl.inline_asm_elementwise(
         "ldmatrix.sync.aligned.m8n8.x4.shared.b16 {$0, $1, $2, $3}, [$4];",
         "=r,=r,=r,=r,r",
         [address],
-        dtype=(gl.int32, gl.int32, gl.int32, gl.int32),
-        is_pure=False,
-        pack=1,
-    )
-
-
-@gluon.jit
-def multiply(a0, a1, a2, a3, b0, b1, c0, c1, c2, c3):
-    """int32 c [16,8] + int8 a [16,32] · b [32,8] of a warp."""
-    return gl.inline_asm_elementwise(
-        "mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 "
-        "{$0, $1, $2, $3}, {$4, $5, $6, $7}, {$8, $9}, {$10, $11, $12, $13};",
-        "=r,=r,=r,=r,r,r,r,r,r,r,r,r,r,r",
-        [a0, a1, a2, a3, b0, b1, c0, c1, c2, c3],
         dtype=(gl.int32, gl.int32, gl.int32, gl.int32),
         is_pure=False,
         pack=1,
@@ -190,20 +168,6 @@ def store8(address, v0, v1, pred):
         "=r,l,r,r,r",
         [address, v0, v1, pred],
         dtype=gl.int32,
-        is_pure=False,
-        pack=1,
-    )
-
-
-@gluon.jit
-def load16(address, pred):
-    """Four registers from a global address of 64 bits, zeros where not pred."""
-    return gl.inline_asm_elementwise(
-        "{ .reg .pred p; setp.ne.u32 p, $5, 0; mov.u32 $0, 0; mov.u32 $1, 0; mov.u32 $2, 0; mov.u32 $3, 0;"
-        " @p ld.global.v4.b32 {$0, $1, $2, $3}, [$4]; }",
-        "=&r,=&r,=&r,=&r,l,r",
-        [address, pred],
-        dtype=(gl.int32, gl.int32, gl.int32, gl.int32),
         is_pure=False,
         pack=1,
     )

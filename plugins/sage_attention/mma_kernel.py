@@ -21,6 +21,7 @@ from __future__ import annotations
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
+from plugins.gluon_ptx import load16, shared_base
 from plugins.sage_attention import ptx_kernel as ptx
 from plugins.sage_attention.mma_output_kernel import add_linear_branch, as_parts, scaled_values, store_output
 from plugins.sage_attention.mma_steps_kernel import probabilities, products, rescaled, scores
@@ -148,8 +149,8 @@ def _store_queries(q, to, q_block, head, L, D: gl.constexpr):
         row = q_block * 128 + warp * 32 + i % 4 * 8 + lane // 4
         pointer = (q + (row.to(gl.int64) * D + (head * 128 + i // 4 * 64 + lane % 4 * 16))).to(gl.int64, bitcast=True)
         real = (row < L).to(gl.int32)
-        x += ptx.fetch_four(pointer, real)
-        x += ptx.fetch_four(pointer + 16, real)
+        x += load16(pointer, real)
+        x += load16(pointer + 16, real)
     amax = gl.to_tensor(1e-8)
     for i in gl.static_range(64):
         amax = gl.maximum(amax, gl.abs((x[i] << 16).to(gl.float32, bitcast=True)))
@@ -289,7 +290,7 @@ def flash_attention_mma(
     memory = gl.allocate_shared_memory(
         gl.int8, [Q_BYTES + 2 * K_BYTES + V_SLOTS * V_BYTES + 16], gl.SwizzledSharedLayout(1, 1, 1, [0])
     )
-    base = ptx.shared_base()
+    base = shared_base()
     q_block, head = gl.program_id(0), gl.program_id(1)
     END: gl.constexpr = Q_BYTES + 2 * K_BYTES + V_SLOTS * V_BYTES
     scale = _store_queries(q, base, q_block, head, L, D).to(gl.int32, bitcast=True)

@@ -5,23 +5,9 @@ from __future__ import annotations
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
+from plugins.gluon_ptx import int8_product
 from plugins.sage_attention import ptx_kernel as ptx
-
-MAGIC_BITS = gl.constexpr(0x4B400000)  # of plugins.triton_math.MAGIC
-
-
-@gluon.jit
-def _int8_product(a, b0, b1, c0, c1, c2, c3):
-    """int32 c [16,8] + int8 a [16,32] · b [32,8] of a warp."""
-    return gl.inline_asm_elementwise(
-        "mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 "
-        "{$0, $1, $2, $3}, {$4, $5, $6, $7}, {$8, $9}, {$10, $11, $12, $13};",
-        "=r,=r,=r,=r,r,r,r,r,r,r,r,r,r,r",
-        [a[0], a[1], a[2], a[3], b0, b1, c0, c1, c2, c3],
-        dtype=(gl.int32, gl.int32, gl.int32, gl.int32),
-        is_pure=False,
-        pack=1,
-    )
+from plugins.triton_math import MAGIC_BITS
 
 
 @gluon.jit
@@ -167,8 +153,8 @@ def _two_products(keys, queries, j: gl.constexpr, step: gl.constexpr, sums):
     """Sums of 8 keys and both 16 rows, advanced by a step of 32 channels; keys: of 4 × 8 and half of the channels."""
     a, b = (queries[0], queries[1], queries[2], queries[3]), (queries[4], queries[5], queries[6], queries[7])
     w, w2 = keys[j * 4 + step * 2], keys[j * 4 + step * 2 + 1]
-    first = _int8_product(a, w, w2, sums[j * 8], sums[j * 8 + 1], sums[j * 8 + 2], sums[j * 8 + 3])
-    return first + _int8_product(b, w, w2, sums[j * 8 + 4], sums[j * 8 + 5], sums[j * 8 + 6], sums[j * 8 + 7])
+    first = int8_product(a, w, w2, sums[j * 8], sums[j * 8 + 1], sums[j * 8 + 2], sums[j * 8 + 3])
+    return first + int8_product(b, w, w2, sums[j * 8 + 4], sums[j * 8 + 5], sums[j * 8 + 6], sums[j * 8 + 7])
 
 
 @gluon.jit

@@ -36,14 +36,6 @@ def program_numbers():
 
 
 @gluon.jit
-def shared_base():
-    """Address of the program's shared memory. The name is Triton's."""
-    return gl.inline_asm_elementwise(
-        "mov.u32 $0, global_smem; // $1", "=r,r", [0], dtype=gl.int32, is_pure=True, pack=1
-    )
-
-
-@gluon.jit
 def load_four(address):
     """Four words of shared memory."""
     return gl.inline_asm_elementwise(
@@ -64,20 +56,6 @@ def store_four(address, a, b, c, d):
         "=r,r,r,r,r,r",
         [address, a, b, c, d],
         dtype=gl.int32,
-        is_pure=False,
-        pack=1,
-    )
-
-
-@gluon.jit
-def fetch_four(pointer, real):
-    """Four words of global memory, zeros where real is 0."""
-    return gl.inline_asm_elementwise(
-        "{ .reg .pred p; setp.ne.s32 p, $5, 0; mov.b32 $0, 0; mov.b32 $1, 0; mov.b32 $2, 0; mov.b32 $3, 0;"
-        " @p ld.global.v4.b32 {$0, $1, $2, $3}, [$4]; }",
-        "=&r,=&r,=&r,=&r,l,r",
-        [pointer, real],
-        dtype=(gl.int32, gl.int32, gl.int32, gl.int32),
         is_pure=False,
         pack=1,
     )

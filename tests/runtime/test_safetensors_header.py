@@ -23,6 +23,7 @@ from plugins.errors import UserError
 from runtime.safetensors_header import DTYPE_OF, MAX_HEADER_BYTES, Stored, encoded_header, read_header
 from runtime.tensor_files import read_tensor
 from runtime.weights.file import WeightsFile
+from tests.fuzz.mutations import bytes_of
 from tests.support.paths import ROOT
 
 READERS: dict[str, Callable[[Path], object]] = {
@@ -236,27 +237,6 @@ def test_there_is_no_other_reader() -> None:
     assert [path for path in files if library.search(path.read_text(encoding="utf-8"))] == []
 
 
-def mutated(data: bytes, dice: random.Random) -> bytes:
-    """A few bytes changed, dropped, doubled or swapped for what hurts."""
-    out = bytearray(data)
-    for _ in range(dice.randrange(4)):
-        at = dice.randrange(len(out))
-        kind = dice.randrange(5)
-        if kind == 0:
-            out[at] = dice.randrange(256)
-        elif kind == 1:
-            del out[at : at + dice.randint(1, 20)]
-        elif kind == 2:
-            out[at:at] = out[at : at + dice.randint(1, 60)]
-        elif kind == 3:
-            out[at:at] = dice.choice((b"[", b"]", b"{", b"}", b'"', b"\\", b"-", b"1e999", b"9" * 25, b",", b"\0"))
-        else:
-            out[at : at + 1] = dice.choice((b"0", b"1", b"9", b".", b"e", b"F32", b"null", b"true", b"\xff"))
-        if not out:
-            return bytes(out)
-    return bytes(out)
-
-
 def test_mutated_files_are_read_as_the_library_reads_them_or_refused(tmp_path: Path) -> None:
     """1,000 files: never another exception than UserError, and nothing accepted that the library refuses."""
     dice, accepted = random.Random(20261124), 0
@@ -264,8 +244,8 @@ def test_mutated_files_are_read_as_the_library_reads_them_or_refused(tmp_path: P
     whole, path = save(arrays, {"model": "wan-tiny"}), tmp_path / "a.safetensors"
     length = int.from_bytes(whole[:8], "little")
     for _ in range(1000):
-        text = mutated(whole[8 : 8 + length], dice)
-        head = len(text).to_bytes(8, "little") if dice.random() < 0.8 else mutated(whole[:8], dice)
+        text = bytes_of(whole[8 : 8 + length], dice, 3)
+        head = len(text).to_bytes(8, "little") if dice.random() < 0.8 else bytes_of(whole[:8], dice, 3)
         data = whole[8 + length :] if dice.random() < 0.9 else bytes(dice.randrange(40))
         path.write_bytes(head + text + data)
         try:

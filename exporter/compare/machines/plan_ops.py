@@ -10,10 +10,9 @@ from torch import Tensor
 from exporter.compare.machines.ops import Call, Outputs
 from plugins.compile import plan_bytes
 from plugins.errors import UserError
-from plugins.plan import Plan, decode
+from plugins.plan import Plan
 from plugins.torch_op import run_plan
-from runtime.checks import MAX_PLAN_BYTES, plan_problem
-from runtime.input_files import read_input
+from runtime.checks import read_plan
 
 
 class PlanOps:
@@ -41,12 +40,12 @@ class PlanOps:
 
 def _read(path: Path) -> tuple[Plan, bytes]:
     """A bundle's plan, decoded and as it is. Raises UserError."""
-    if problem := plan_problem(path):
+    try:
+        return read_plan(path)
+    except ValueError as error:
         raise UserError(
-            f"{path} is not a launch plan that this turbotrt runs.", got=problem, remedy="export the bundle again"
-        )
-    data = read_input(path, MAX_PLAN_BYTES, "a launch plan")
-    return decode(data), data
+            f"{path} is not a launch plan that this turbotrt runs.", got=str(error), remedy="export the bundle again"
+        ) from error
 
 
 def _fits(plan: Plan, shapes: Sequence[Sequence[int]]) -> bool:

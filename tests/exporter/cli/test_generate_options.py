@@ -29,12 +29,7 @@ from tests.support.random_bundle import make_random_bundle
 SMALL = ["--size", "48x32", "--steps", "1", "--backend", "torch"]
 
 
-@pytest.fixture(autouse=True)
-def _torch_by_entry_point(monkeypatch: pytest.MonkeyPatch) -> None:
-    from importlib.metadata import EntryPoint
-
-    point = EntryPoint("torch", "exporter.torch_backend.backend:TORCH", "turbotrt.backends")
-    monkeypatch.setattr("runtime.backends.registry.entry_points", lambda group: [point])
+pytestmark = pytest.mark.usefixtures("torch_by_entry_point")
 
 
 @pytest.fixture(scope="module")

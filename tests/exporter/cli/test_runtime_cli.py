@@ -30,13 +30,7 @@ SIZE = ["--size", "48x32", "--frames", "9"]
 IMAGE = replace(MODELS["wan-tiny"], name="tiny-i2v", in_channels=36, layers=4)
 
 
-@pytest.fixture(autouse=True)
-def _torch_by_entry_point(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As installed, whatever pyproject.toml this interpreter's installation was made from."""
-    from importlib.metadata import EntryPoint
-
-    point = EntryPoint("torch", "exporter.torch_backend.backend:TORCH", "turbotrt.backends")
-    monkeypatch.setattr("runtime.backends.registry.entry_points", lambda group: [point])
+pytestmark = pytest.mark.usefixtures("torch_by_entry_point")
 
 
 @pytest.fixture(scope="module")
