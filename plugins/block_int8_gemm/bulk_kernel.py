@@ -93,8 +93,9 @@ def _ask_for_weights(base, maps, k, column, slot, pred):
 
 
 @gluon.jit
-def _ask(base, maps, warp, k, step, row, column, next_row, next_column, last, K_BLOCKS: gl.constexpr):
+def _ask(base, maps, warp, k, step, tiles, K_BLOCKS: gl.constexpr):
     """By the first warp: x two K blocks ahead, weights one, of the next tile where this one ends."""
+    row, column, next_row, next_column, last = tiles
     if warp == 0:
         ptx.wait(base + REST + EMPTY, step & 1)
     ends_x = k + 2 >= K_BLOCKS
@@ -138,29 +139,10 @@ def _set_up(base, maps, x, weight, warp, M, N: gl.constexpr, K: gl.constexpr):
 
 
 @gluon.jit
-def _k_block(
-    base,
-    maps,
-    warp,
-    thread,
-    x,
-    acc,
-    scale,
-    start,
-    x_address,
-    w_left,
-    w_right,
-    k,
-    step,
-    row,
-    column,
-    next_row,
-    next_column,
-    last,
-    K_BLOCKS: gl.constexpr,
-    EXACT: gl.constexpr,
-):
+def _k_block(program, addresses, tiles, x, acc, scale, start, k, step, K_BLOCKS: gl.constexpr, EXACT: gl.constexpr):
     """The accumulators advanced by a K block, and the next one's fragments of x."""
+    base, maps, warp, thread = program
+    x_address, w_left, w_right = addresses
     slot = step & 1
     ptx.wait(base + REST + FULL_W + slot * 8, (step >> 1) & 1)
     new = ()
@@ -171,9 +153,9 @@ def _k_block(
         if i == 0:
             ptx.arrive(base + REST + EMPTY, thread)
         if i == 1:
-            _ask(base, maps, warp, k, step, row, column, next_row, next_column, last, K_BLOCKS)
+            _ask(base, maps, warp, k, step, tiles, K_BLOCKS)
         if i == SLICES - 1:  # the last one of all waits for what it has
-            following = gl.where((k + 1 < K_BLOCKS) | (last == 0), step + 1, step)
+            following = gl.where((k + 1 < K_BLOCKS) | (tiles[4] == 0), step + 1, step)
             ptx.wait(base + REST + (following & 1) * 8, (following >> 1) & 1)
         sums = _all(start, 16)
         x_next = ()
@@ -186,6 +168,30 @@ def _k_block(
         for j in gl.static_range(16):
             new += (scaled(acc[i * 16 + j], sums[j], scale, EXACT),)
     return new, x_next
+
+
+@gluon.jit
+def _k_blocks(program, addresses, tiles, x, x_scale, w_scale, start, step, K_BLOCKS: gl.constexpr, EXACT: gl.constexpr):
+    """A tile's accumulators and the sum of scales whose offset they still hold; the next tile's fragments, its step.
+
+    program: address of shared memory, tensor maps, warp and thread; addresses: of the fragments in the first slots;
+    tiles: row and column of this tile and the next, and whether this is the last.
+    """
+    LAYOUT: gl.constexpr = start.type.layout
+    acc = _all(gl.zeros([256], gl.float32, LAYOUT), 128)
+    scales = 0.0
+    for k in range(K_BLOCKS):
+        scale = gl.load(x_scale + k) * gl.load(w_scale + k)
+        if not EXACT:
+            scale *= 2.0**96
+        acc, x = _k_block(program, addresses, tiles, x, acc, scale, start, k, step, K_BLOCKS, EXACT)
+        step += 1
+        if not EXACT:
+            scales += scale
+            if k % BETWEEN == BETWEEN - 1:
+                acc = without_offset(acc, scales, 128)
+                scales = 0.0
+    return acc, scales, x, step
 
 
 @gluon.jit
@@ -246,13 +252,13 @@ def block_int8_gemm_bulk(
     _ask_for_weights(base, maps, 0, column, 0, mine)
     _ask_for_x(base, maps, 1, row, 1, mine)
 
-    x_address, w_left, w_right = _addresses(base, warp, thread % 32)
+    addresses = _addresses(base, warp, thread % 32)
     # The residuals that are read at a tile's end need the next tile's fragments' registers, GELU does not.
     KEPT: gl.constexpr = EPILOGUE != "residual"
     if KEPT:
         if tiles > 0:
             ptx.wait(base + REST, 0)
-        x = _fragments(x_address, 0, 4)
+        x = _fragments(addresses[0], 0, 4)
     start = gl.full([256], MAGIC_BITS if EXACT else OFFSET, gl.int32, LAYOUT)
     step = 0
     turn = 0
@@ -263,41 +269,20 @@ def block_int8_gemm_bulk(
         w_scale = weight_scale_ptr + gl.minimum(column * 2 + warp % 4 // 2, N_BLOCKS - 1) * K_BLOCKS
         if not KEPT:
             ptx.wait(base + REST + (step & 1) * 8, (step >> 1) & 1)
-            x = _fragments(_in_slot(x_address, step & 1), 0, 4)
-        acc = _all(gl.zeros([256], gl.float32, LAYOUT), 128)
-        scales = 0.0
-        for k in range(K_BLOCKS):
-            scale = gl.load(x_scale + k) * gl.load(w_scale + k)
-            if not EXACT:
-                scale *= 2.0**96
-            acc, x = _k_block(
-                base,
-                maps,
-                warp,
-                thread,
-                x,
-                acc,
-                scale,
-                start,
-                x_address,
-                w_left,
-                w_right,
-                k,
-                step,
-                row,
-                column,
-                next_row,
-                next_column,
-                last,
-                K_BLOCKS,
-                EXACT,
-            )
-            step += 1
-            if not EXACT:
-                scales += scale
-                if k % BETWEEN == BETWEEN - 1:
-                    acc = without_offset(acc, scales, 128)
-                    scales = 0.0
+            x = _fragments(_in_slot(addresses[0], step & 1), 0, 4)
+        both = (row, column, next_row, next_column, last)
+        acc, scales, x, step = _k_blocks(
+            (base, maps, warp, thread),
+            addresses,
+            both,
+            x,
+            x_scale,
+            w_scale,
+            start,
+            step,
+            K_BLOCKS,
+            EXACT,
+        )
         old = ()
         if EPILOGUE == "residual":
             old = residuals(residual_ptr, warp, thread, row, column, M, N)
