@@ -129,12 +129,12 @@ def open_checkpoint(path: Path, model: ModelSpec, *, allow_missing_proj_l: bool 
     bare = not source.has_proj_l
     found = problems(model, source.tensors, without_proj_l=bare)
     if found:
-        others = fitting_models(source.tensors)
+        _refuse_other_model(path, model, source)
         raise UserError(
             f"{path} is not a checkpoint of {model.name}.",
             expected=f"the tensors of {model.name}",
             got=f"{described(source.tensors)}; {listing(found)}",
-            remedy=f"it fits --model {' or '.join(others)}" if others else "pass a checkpoint of this model",
+            remedy="pass a checkpoint of this model",
         )
     if bare and not allow_missing_proj_l:
         raise UserError(
@@ -145,3 +145,14 @@ def open_checkpoint(path: Path, model: ModelSpec, *, allow_missing_proj_l: bool 
             "without the linear branch",
         )
     return Checkpoint(source, model)
+
+
+def _refuse_other_model(path: Path, model: ModelSpec, source: NamedTensors) -> None:
+    """Raises UserError for a whole checkpoint of another model of the table: the files were mixed up, nothing else."""
+    if others := fitting_models(source.tensors):
+        raise UserError(
+            f"{path} is a checkpoint of another model than {model.name}.",
+            expected=f"one of {model.name}",
+            got=f"one of {' or '.join(others)}: {described(source.tensors)}",
+            remedy=f"pass the checkpoint of {model.name}, or --model {others[0]}",
+        )

@@ -36,7 +36,10 @@ def export(
     gpu: GpuOption,
     checkpoint: Annotated[
         str,
-        typer.Option(metavar="PATH|HF_ID|none", help=CHECKPOINT_HELP + " none: engines only, which need no weights."),
+        typer.Option(
+            metavar="PATH|HF_ID|none",
+            help=CHECKPOINT_HELP + " The words bring text encoder and VAE along. none: engines only, without weights.",
+        ),
     ] = "none",
     out: Annotated[
         Path,
@@ -79,6 +82,8 @@ def export(
       turbotrt export --model wan2.1-14b-720p --gpu rtx5090
 
       turbotrt export --model wan-tiny --gpu rtx4090 --out build
+
+      turbotrt export --model wan2.1-1.3b-480p --gpu rtx5090 --checkpoint official
 
       turbotrt export --model wan2.1-1.3b-480p --gpu rtx3090 --checkpoint ./turbowan.pth
 

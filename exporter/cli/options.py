@@ -44,7 +44,8 @@ TextEncoderOption = Annotated[
     str | None,
     typer.Option(
         metavar="PATH|HF_ID",
-        help="umT5's weights: Wan's models_t5_*.pth, transformers' or ComfyUI's safetensors, or a folder of one.",
+        help="umT5's weights: Wan's models_t5_*.pth, transformers' or ComfyUI's safetensors, a folder of one, or "
+        "official.",
     ),
 ]
 TextLinearOption = Annotated[
@@ -63,13 +64,14 @@ TokenizerOption = Annotated[
 VaeOption = Annotated[
     str | None,
     typer.Option(
-        metavar="PATH|HF_ID", help="The VAE's weights: Wan2.1_VAE.pth, diffusers' safetensors, or a folder of either."
+        metavar="PATH|HF_ID",
+        help="The VAE's weights: Wan2.1_VAE.pth, diffusers' safetensors, a folder of either, or official.",
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
 CHECKPOINT_HELP = (
     "Weights of a whole model: a file or folder (.safetensors, shards, .pth), a Hugging Face id (org/repo or "
-    "org/repo:file), or HIGH,LOW for a model of two experts."
+    "org/repo:file), HIGH,LOW for a model of two experts; official or official-quant: what the authors publish."
 )
 
 BundleOption = Annotated[Path, typer.Option("--bundle", metavar="DIR", help="A folder that turbotrt export wrote.")]

@@ -94,13 +94,16 @@ def merge(
     """
     if out.suffix != ".safetensors":
         raise UserError("--out is not a name for a checkpoint.", expected="a name ending in .safetensors", got=str(out))
-    from exporter.checkpoint.hub import resolve
+    from exporter.checkpoint.download import tell_downloads
+    from exporter.checkpoint.hub import look_for, resolve
     from exporter.packing.merge import merge as merge_checkpoints
 
     with told(out):
         out.parent.mkdir(parents=True, exist_ok=True)
     check_place(out)
     report = RichProgress()
+    asked = [look_for(text, report.note) or () for text in (base, sla, rcm)]
+    tell_downloads([download for downloads in asked for download in downloads], report.note)
     with report.stage(f"merge {out.name}") as update:
         paths = resolve(base), resolve(sla), resolve(rcm)
         merge_checkpoints(*paths, out, weight=weight, progress=update, note=report.note)

@@ -8,7 +8,8 @@ from importlib.util import find_spec
 
 import torch
 
-from exporter.checkpoint.experts import expert_paths
+from exporter.checkpoint.download import tell_downloads
+from exporter.checkpoint.experts import expert_paths, look_for_checkpoint
 from exporter.checkpoint.reader import Checkpoint, open_checkpoint
 from exporter.compare.machines.machine import Machine, OpMachine
 from exporter.compare.machines.ops import by_reference
@@ -23,6 +24,7 @@ from exporter.networks.dit.options import BARE, DENSE, BlockOptions
 from plugins.errors import UserError
 from plugins.torch_op import device_sm
 from runtime.bundle import Manifest, load_manifest
+from runtime.report import Report
 
 
 @dataclass
@@ -68,11 +70,11 @@ class Roster:
         return STAGE_BOUNDS["fp32" if reference == "fp32" else "same", sampler.attention, sampler.linear]
 
 
-def open_roster(spec: CompareSpec) -> Roster:
+def open_roster(spec: CompareSpec, progress: Report) -> Roster:
     """Read the bundle and open the checkpoint. Raises UserError where fewer than two runners can take part."""
     manifest = load_manifest(spec.bundle)
     model = model_named(manifest.model.name)
-    readers = _readers(spec, model, manifest)
+    readers = _readers(spec, model, manifest, progress)
     sampler = manifest.sampler
     made = scene(manifest, spec)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -110,10 +112,13 @@ def open_roster(spec: CompareSpec) -> Roster:
     return roster
 
 
-def _readers(spec: CompareSpec, model: ModelSpec, manifest: Manifest) -> dict[str, Checkpoint]:
+def _readers(spec: CompareSpec, model: ModelSpec, manifest: Manifest, progress: Report) -> dict[str, Checkpoint]:
     if spec.checkpoint is None:
         return {}
     bare = manifest.sampler.attention in BARE
+    linear = manifest.sampler.linear
+    asked = look_for_checkpoint(spec.checkpoint, model, progress.note, linear=linear)
+    tell_downloads(asked or (), progress.note)
     paths = expert_paths(spec.checkpoint, model)
     return {expert: open_checkpoint(path, model, allow_missing_proj_l=bare) for expert, path in paths.items()}
 

@@ -77,14 +77,19 @@ def pack_into(
 
     The folder is this process's alone meanwhile. Raises UserError.
     """
+    from exporter.checkpoint.download import tell_downloads
+    from exporter.checkpoint.experts import look_for_checkpoint
+
     with bundle_turn(out.parent, progress.note):
         bundle = bundle_of(out, model, linear)
         chosen = attention or (bundle.sampler.attention if bundle else "sagesla")
+        linear = linear or (bundle.sampler.linear if bundle else "int8")
+        tell_downloads(look_for_checkpoint(checkpoint, model, progress.note, linear=linear) or (), progress.note)
         packed = pack_checkpoint(
             checkpoint,
             model,
             out,
-            linear=linear or (bundle.sampler.linear if bundle else "int8"),
+            linear=linear,
             allow_missing_proj_l=chosen in BARE,
             progress=progress,
             bundle=bundle,
@@ -106,6 +111,7 @@ def pack_checkpoint(
 
     Beside the manifest of a bundle, a file that was packed from the same bytes in the same way is kept.
     """
+    from exporter.checkpoint.hub import pinned
     from exporter.packing.packer import pack
 
     files = weight_paths(out, model)
@@ -123,7 +129,7 @@ def pack_checkpoint(
         with progress.stage(f"pack {file.name}") as update:
             pack(reader, model, file, linear=linear, progress=update)
         if bundle is not None:
-            entries[file.name] = file_info(file, inputs=key)
+            entries[file.name] = file_info(file, inputs=key, source=pinned(reader.path))
     has_proj_l = all(reader.has_proj_l for reader in readers.values())
     if not has_proj_l:
         progress.note("The checkpoint has no proj_l: it is packed as zero, which means no linear branch.")
@@ -136,14 +142,14 @@ def open_experts(
     """Every expert's checkpoint, with all checks that need no more than headers. Raises UserError."""
     from exporter.checkpoint.experts import expert_paths
     from exporter.checkpoint.reader import open_checkpoint
-    from exporter.packing.packer import check_linear
+    from exporter.checkpoint.table import check_linear
 
     readers = {
         expert: open_checkpoint(path, model, allow_missing_proj_l=allow_missing_proj_l)
         for expert, path in expert_paths(checkpoint, model).items()
     }
     for reader in readers.values():
-        check_linear(reader, linear)
+        check_linear(reader.path, linear, quantized=reader.quantized)
     have = {expert: reader.has_proj_l for expert, reader in readers.items()}
     if len(set(have.values())) != 1:
         raise UserError(

@@ -10,6 +10,7 @@ import torch
 
 from exporter.checkpoint.reader import Checkpoint
 from exporter.checkpoint.source import TensorMeta
+from exporter.checkpoint.table import check_linear
 from exporter.models import ModelSpec
 from exporter.networks.dit.weights import BLOCK_LINEARS, PROJ_L_SOURCE, packed_tensors
 from exporter.networks.weight_spec import LinearMode
@@ -38,7 +39,7 @@ def pack(
     """
     if reader.model != model:
         raise UserError("The checkpoint was opened for another model.", expected=model.name, got=reader.model.name)
-    check_linear(reader, linear)
+    check_linear(reader.path, linear, quantized=reader.quantized)
     table = {name: TensorMeta(spec.shape, spec.dtype) for name, spec in packed_tensors(model, linear).items()}
     metadata = {
         "format_version": FORMAT_VERSION,
@@ -50,16 +51,6 @@ def pack(
     with SafetensorsWriter(out, table, metadata, progress) as writer:
         for name, meta in table.items():
             writer.write(name, packer.pieces(name, meta))
-
-
-def check_linear(reader: Checkpoint, linear: LinearMode) -> None:
-    """Raise UserError where a checkpoint cannot be packed for such Linears."""
-    if reader.quantized and linear != "int8":
-        raise UserError(
-            f"{reader.path} is a -quant checkpoint: its block Linears are INT8 already.",
-            expected="the float checkpoint for --linear bf16",
-            remedy="pass the float checkpoint, or --linear int8",
-        )
 
 
 def sources(name: str) -> tuple[str, ...]:
