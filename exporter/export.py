@@ -95,10 +95,16 @@ def _check_sources(spec: ExportSpec, report: Report) -> None:
     """Raise UserError for checkpoints that are missing or not the model's, before the minutes that all else takes."""
     downloads: list[Download] = []
     if spec.checkpoint is not None:
-        found = look_for_checkpoint(spec.checkpoint, spec.model, report.note, linear=spec.linear)
+        found = look_for_checkpoint(spec.checkpoint, spec.model, report.note, linear=spec.linear, loras=spec.loras)
         if found is None:
-            allowed = spec.allow_missing_proj_l
-            open_experts(spec.checkpoint, spec.model, linear=spec.linear, allow_missing_proj_l=allowed)
+            open_experts(
+                spec.checkpoint,
+                spec.model,
+                linear=spec.linear,
+                allow_missing_proj_l=spec.allow_missing_proj_l,
+                loras=spec.loras,
+                note=lambda _: None,  # what is passed over is said when it is packed
+            )
         downloads += found or ()
     downloads += check_media(spec, report)
     tell_downloads(downloads, report.note)
@@ -179,6 +185,7 @@ def _add_weights(spec: ExportSpec, checkpoint: str, manifest: Manifest, report: 
         allow_missing_proj_l=spec.allow_missing_proj_l,
         progress=report,
         bundle=manifest,
+        loras=spec.loras,
     )
     return add_to_bundle(spec.bundle_dir, manifest, packed, report)
 

@@ -10,6 +10,7 @@ from exporter.checkpoint.download import Download
 from exporter.checkpoint.files import weight_files
 from exporter.checkpoint.hub import look_for, resolve
 from exporter.checkpoint.table import check_linear
+from exporter.loras import NO_LORAS, Loras
 from exporter.models import ModelSpec
 from exporter.networks.weight_spec import LinearMode
 from exporter.releases import official_checkpoint
@@ -52,9 +53,14 @@ def _pair_in(folder: Path) -> tuple[Path, Path]:
 
 
 def look_for_checkpoint(
-    checkpoint: str, model: ModelSpec, note: Callable[[str], None], *, linear: LinearMode
+    checkpoint: str,
+    model: ModelSpec,
+    note: Callable[[str], None],
+    *,
+    linear: LinearMode,
+    loras: Loras = NO_LORAS,
 ) -> tuple[Download, ...] | None:
-    """None where a ``--checkpoint`` value is on this machine, else what it still has to fetch.
+    """None where a ``--checkpoint`` value and its LoRAs are on this machine, else what they still have to fetch.
 
     Raises UserError for what can be told without a download.
     """
@@ -63,6 +69,7 @@ def look_for_checkpoint(
     for part, download in zip(parts, found, strict=True):
         if download is not None and _says(part, "quant"):
             check_linear(part, linear, quantized=True)
+    found += [look_for(source, note) for source in dict.fromkeys(lora.source for lora in loras.items)]
     if all(download is None for download in found):
         return None
     return tuple(download for downloads in found for download in downloads or ())

@@ -88,9 +88,11 @@ class Checkpoint:
     """
 
     def __init__(self, source: NamedTensors, model: ModelSpec) -> None:
-        self._source = source
+        self.named = source
         self.path = source.path
-        self.files = source.files
+        self.files: tuple[Path, ...] = source.files
+        self.loras = ""  # what was added to it, as a title
+        self.dequantized: frozenset[str] = frozenset()  # modules that were INT8 before something was added
         self.model = model
         self.quantized = source.quantized
         self.has_proj_l = source.has_proj_l
@@ -105,20 +107,24 @@ class Checkpoint:
     def names(self) -> tuple[str, ...]:
         return tuple(self._tensors)
 
+    def holds(self, name: str) -> bool:
+        """Whether there is a tensor of this canonical name."""
+        return name in self._tensors
+
     def meta(self, name: str) -> TensorMeta:
         """Shape and dtype, without reading the data."""
         return self._tensors[name]
 
     def load(self, name: str) -> torch.Tensor:
         """One tensor in the dtype it is stored in; the -quant form has int8_weight and scale. Raises UserError."""
-        if name not in self._source.tensors and name in self._tensors:
+        if name not in self.named.tensors and name in self._tensors:
             return torch.zeros(self._tensors[name].shape)
-        return self._source.load(name)
+        return self.named.load(name)
 
     def bands(self, name: str) -> Iterator[torch.Tensor]:
         """The same by consecutive rows: whole 128-row blocks at a time, but for the last."""
-        if name in self._source.tensors:
-            yield from self._source.bands(name)
+        if name in self.named.tensors:
+            yield from self.named.bands(name)
         else:
             yield self.load(name)
 

@@ -74,6 +74,27 @@ CHECKPOINT_HELP = (
     "org/repo:file), HIGH,LOW for a model of two experts; official or official-quant: what the authors publish."
 )
 
+LoraOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--lora",
+        metavar="FILE|HF_ID[:STRENGTH]",
+        help="A LoRA to merge before packing, with a strength (1 if none is said); several may be given. In peft's, "
+        "diffusers', kohya's, musubi's, ComfyUI's, Wan's or LightX2V's names.",
+    ),
+]
+LoraHighOption = Annotated[
+    list[str] | None,
+    typer.Option("--lora-high", metavar="FILE|HF_ID[:STRENGTH]", help="The same for the high-noise expert alone."),
+]
+LoraLowOption = Annotated[
+    list[str] | None,
+    typer.Option("--lora-low", metavar="FILE|HF_ID[:STRENGTH]", help="The same for the low-noise expert alone."),
+]
+LoraPartialOption = Annotated[
+    bool, typer.Option("--lora-partial", help="Pass over what a LoRA changes and the model does not have.")
+]
+
 BundleOption = Annotated[Path, typer.Option("--bundle", metavar="DIR", help="A folder that turbotrt export wrote.")]
 VramOption = Annotated[
     str | None,

@@ -9,8 +9,13 @@ import typer
 
 from exporter.cli.options import (
     CHECKPOINT_HELP,
+    LoraHighOption,
+    LoraLowOption,
+    LoraOption,
+    LoraPartialOption,
     ModelOption,
 )
+from exporter.loras import LoraArguments
 from exporter.models import model_named
 from exporter.networks.dit.options import ATTENTIONS
 from exporter.progress import RichProgress
@@ -41,6 +46,10 @@ def pack(
             help="All but sagesla accept a checkpoint without proj_l. [dim]\\[default: the bundle's, else sagesla][/]",
         ),
     ] = None,
+    lora: LoraOption = None,
+    lora_high: LoraHighOption = None,
+    lora_low: LoraLowOption = None,
+    lora_partial: LoraPartialOption = False,
 ) -> None:
     """Quantize and pack a checkpoint's weights, without engines; needs less than 3 GiB of memory for any size.
 
@@ -55,7 +64,9 @@ def pack(
         )
     from exporter.packing.dit import pack_into
 
-    packed, bundle = pack_into(checkpoint, spec, out, linear=mode, attention=attention, progress=RichProgress())
+    loras = LoraArguments.typed(lora, lora_high, lora_low, lora_partial).of(spec)
+    report = RichProgress()
+    packed, bundle = pack_into(checkpoint, spec, out, linear=mode, attention=attention, progress=report, loras=loras)
     if bundle is not None:
         say(f"{out.parent / 'manifest.json'}: lists the weights.")
     for path in packed.files.values():

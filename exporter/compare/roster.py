@@ -9,8 +9,8 @@ from importlib.util import find_spec
 import torch
 
 from exporter.checkpoint.download import tell_downloads
-from exporter.checkpoint.experts import expert_paths, look_for_checkpoint
-from exporter.checkpoint.reader import Checkpoint, open_checkpoint
+from exporter.checkpoint.experts import look_for_checkpoint
+from exporter.checkpoint.reader import Checkpoint
 from exporter.compare.machines.machine import Machine, OpMachine
 from exporter.compare.machines.ops import by_reference
 from exporter.compare.machines.plain_model import PlainAttention
@@ -21,6 +21,7 @@ from exporter.compare.spec import RUNNERS, CompareSpec
 from exporter.compare.thresholds import STAGE_BOUNDS, StageBound
 from exporter.models import ModelSpec, model_named
 from exporter.networks.dit.options import BARE, DENSE, BlockOptions
+from exporter.packing.dit import open_experts
 from plugins.errors import UserError
 from plugins.torch_op import device_sm
 from runtime.bundle import Manifest, load_manifest
@@ -113,14 +114,20 @@ def open_roster(spec: CompareSpec, progress: Report) -> Roster:
 
 
 def _readers(spec: CompareSpec, model: ModelSpec, manifest: Manifest, progress: Report) -> dict[str, Checkpoint]:
+    loras = spec.loras.of(model)
     if spec.checkpoint is None:
+        if loras.items:
+            raise UserError(
+                "--lora changes a checkpoint's weights, and there is no checkpoint.",
+                remedy="give --checkpoint PATH or HF_ID, or drop --lora",
+            )
         return {}
-    bare = manifest.sampler.attention in BARE
-    linear = manifest.sampler.linear
-    asked = look_for_checkpoint(spec.checkpoint, model, progress.note, linear=linear)
+    linear, bare = manifest.sampler.linear, manifest.sampler.attention in BARE
+    asked = look_for_checkpoint(spec.checkpoint, model, progress.note, linear=linear, loras=loras)
     tell_downloads(asked or (), progress.note)
-    paths = expert_paths(spec.checkpoint, model)
-    return {expert: open_checkpoint(path, model, allow_missing_proj_l=bare) for expert, path in paths.items()}
+    return open_experts(
+        spec.checkpoint, model, linear=linear, allow_missing_proj_l=bare, loras=loras, note=progress.note
+    )
 
 
 def _enlist(
