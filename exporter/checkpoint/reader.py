@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Protocol
 
 import torch
 
@@ -80,6 +81,28 @@ def _flat_patch(name: str, meta: TensorMeta) -> TensorMeta:
     return meta
 
 
+class ModelTensors(Protocol):
+    """One expert's tensors under canonical names, wherever they are read from."""
+
+    path: Path
+
+    @property
+    def tensors(self) -> Mapping[str, TensorMeta]: ...
+
+    @property
+    def files(self) -> tuple[Path, ...]: ...
+
+    @property
+    def quantized(self) -> bool: ...
+
+    @property
+    def has_proj_l(self) -> bool: ...
+
+    def load(self, name: str) -> torch.Tensor: ...
+
+    def bands(self, name: str) -> Iterator[torch.Tensor]: ...
+
+
 class Checkpoint:
     """One expert's checkpoint that fits ``model``: every canonical name, its shape and dtype, and its data on demand.
 
@@ -87,7 +110,7 @@ class Checkpoint:
     means no linear branch; the caller reports it.
     """
 
-    def __init__(self, source: NamedTensors, model: ModelSpec) -> None:
+    def __init__(self, source: ModelTensors, model: ModelSpec) -> None:
         self.named = source
         self.path = source.path
         self.files: tuple[Path, ...] = source.files

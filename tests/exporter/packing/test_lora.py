@@ -17,6 +17,8 @@ from exporter.loras import Lora, LoraArguments, Loras, parse_lora
 from exporter.models import MODELS
 from exporter.packing.adapted import AdaptedCheckpoint, float_table
 from exporter.packing.dit import pack_checkpoint, pack_into
+from exporter.packing.packed_checkpoint import open_packed
+from exporter.packing.packer import pack
 from exporter.packing.quantize import block_dequantize
 from exporter.spec import export_spec
 from plugins.errors import UserError
@@ -163,6 +165,33 @@ def test_a_bundle_packs_again_for_another_strength_alone(exported_tiny: Path, ba
     other, notes = packed(0.5)
     assert first != other
     assert "weights.safetensors: unchanged, kept" not in notes
+
+
+@pytest.mark.parametrize("linear", ["int8", "bf16"])
+def test_packed_weights_are_a_checkpoint_too(linear: Any, base: Path, tmp_path: Path) -> None:
+    """Packed again they are the same bytes; with a LoRA, what a -quant checkpoint (or a bf16 one) becomes with it."""
+    said = SilentProgress()
+    choices: dict[str, Any] = {"linear": linear, "allow_missing_proj_l": False, "progress": said}
+    pack_checkpoint(str(base), TINY, tmp_path / "first.safetensors", **choices)
+    opened = open_packed(tmp_path / "first.safetensors", TINY, linear)
+    assert opened.quantized == (linear == "int8")
+    pack(opened, TINY, tmp_path / "again.safetensors", linear=linear)
+    assert (tmp_path / "again.safetensors").read_bytes() == (tmp_path / "first.safetensors").read_bytes()
+    path = loras.write(tmp_path / "a.safetensors", loras.dotted(PARTS, ""))
+    with_it = AdaptedCheckpoint(opened, load_loras([(path, 1.0)], float_table(opened), partial=False, note=print))
+    want = loras.merged(STATE, (PARTS, 1.0))
+    for name in touched_by(PARTS):
+        have = with_it.load(name).reshape(want[name].shape)
+        assert float((have - want[name]).norm() / want[name].norm()) < 0.01, name
+
+
+def test_packed_weights_of_something_else_are_refused(base: Path, tmp_path: Path) -> None:
+    choices: dict[str, Any] = {"linear": "int8", "allow_missing_proj_l": False, "progress": SilentProgress()}
+    pack_checkpoint(str(base), TINY, tmp_path / "a.safetensors", **choices)
+    with pytest.raises(UserError, match="does not hold weights that were packed for this model"):
+        open_packed(tmp_path / "a.safetensors", TINY, "bf16")
+    with pytest.raises(UserError, match="does not hold weights that were packed for this model"):
+        open_packed(base, TINY, "int8")
 
 
 def test_compare_merges_as_pack_does(exported_tiny: Path, base: Path, tmp_path: Path) -> None:
