@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from exporter.bench.proxy import HOPPER, RTX
-from plugins.compile import build_plan, inspected
+from plugins.compile import build_plan
+from plugins.cubin import inspected
 from plugins.registry import OPS
 from plugins.sage_attention.kernel import CONFIGS
 from tests.support import op_checks as check

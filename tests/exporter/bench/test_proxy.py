@@ -17,8 +17,8 @@ from exporter.bench.proxy import HOPPER, HOPPER_RATES, LEAVES_OUT, LIMITS, RTX, 
 from exporter.cli.app import app
 from exporter.gpus import GPUS
 from plugins import torch_op
-from plugins.compile import inspected
 from plugins.configs import trying
+from plugins.cubin import inspected
 from plugins.plan import KernelImage, Plan, decode
 from plugins.registry import OPS
 from plugins.sass.report import resident_blocks
