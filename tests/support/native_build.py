@@ -17,6 +17,7 @@ import pytest
 from plugins.library import FILE_NAME, library_path
 from tests.support.paths import ROOT
 
+PREBUILT = "TURBOTRT_NATIVE_TESTS"
 _BUILD = ROOT / "build" / "native-tests"
 _SOURCES = ROOT / "plugins" / "native"
 
@@ -41,6 +42,11 @@ class Native:
         return self.folder / "driver"
 
 
+def can_build() -> bool:
+    """Whether this machine has what builds the library."""
+    return shutil.which("g++") is not None and shutil.which("cmake") is not None
+
+
 def sanitized() -> Native:
     """The library and the probe with address and undefined-behaviour sanitizers, built where they are older."""
     flags = ["-DTURBOTRT_SANITIZE=address,undefined", "-DTURBOTRT_PROBE=ON", "-DCMAKE_CXX_FLAGS=-O1 -g1"]
@@ -56,6 +62,13 @@ def shipped() -> Path:
     return _built("shipped", []).library
 
 
+def with_probe() -> Native:
+    """The library as it ships beside the probes; on a machine without compilers the folder that PREBUILT names."""
+    if folder := os.environ.get(PREBUILT):
+        return Native(Path(folder))
+    return _built("probe", ["-DTURBOTRT_PROBE=ON"])
+
+
 def _sources() -> Iterator[Path]:
     yield from (_SOURCES / "src").iterdir()
     yield from (_SOURCES / "CMakeLists.txt", _SOURCES / "facts.py", ROOT / "plugins" / "registry.py")
@@ -63,7 +76,7 @@ def _sources() -> Iterator[Path]:
 
 def _built(name: str, flags: list[str]) -> Native:
     """A build in a folder of its own, which stays: the next session builds only what has changed since."""
-    if shutil.which("g++") is None or shutil.which("cmake") is None:
+    if not can_build():
         pytest.skip("no g++ or no cmake")
     folder = _BUILD / name
     folder.mkdir(parents=True, exist_ok=True)
