@@ -12,6 +12,7 @@ import subprocess
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
+from types import MappingProxyType
 
 from plugins.dtypes import DTYPES
 from plugins.expr import Dim, apply, fold, to_plain
@@ -25,17 +26,23 @@ NEWEST_PTX = 89  # of the RTX parts whose PTX a Hopper SM runs: sm_120's configs
 
 
 def build_plan(
-    op: Op, static_dims: Mapping[str, int], attributes: Mapping[str, AttrValue], sm: int, host: int | None = None
+    op: Op,
+    static_dims: Mapping[str, int],
+    attributes: Mapping[str, AttrValue],
+    sm: int,
+    host: int | None = None,
+    stand_ins: Mapping[str, str] = MappingProxyType({}),
 ) -> Plan:
     """The compiled plan of an op whose static symbols have these values; its dynamic symbols stay symbolic.
 
-    ``host``: the SM that is to run sm's kernels from their PTX, if not sm itself.
+    ``host``: the SM that is to run sm's kernels from their PTX, if not sm itself; ``stand_ins``: what it is to run in
+    place of words of that PTX.
     """
     dims = {name: symbol(name) if name in op.dynamic else static_dims[name] for name in op.symbol_sources()}
     values = op.attribute_values(attributes)
     module = importlib.import_module(f"plugins.{op.folder}.kernel")
     body: LaunchPlan = getattr(module, op.plan_function)(dims, values, sm)
-    return _compile(op, dims, values, sm, host, body)
+    return _compile(op, dims, values, sm, host, body, stand_ins)
 
 
 @cache
@@ -60,7 +67,13 @@ def plan_bytes(
 
 
 def _compile(
-    op: Op, dims: Mapping[str, Dim], values: Mapping[str, AttrValue], sm: int, host: int | None, body: LaunchPlan
+    op: Op,
+    dims: Mapping[str, Dim],
+    values: Mapping[str, AttrValue],
+    sm: int,
+    host: int | None,
+    body: LaunchPlan,
+    stand_ins: Mapping[str, str],
 ) -> Plan:
     def concrete(tensor: Tensor) -> TensorSpec:
         return TensorSpec(tensor.name, tensor.dtype, [to_plain(_substitute(dim, dims)) for dim in tensor.dims])
@@ -71,7 +84,7 @@ def _compile(
     kernels: list[KernelImage] = []
     launches: list[LaunchSpec] = []
     for launch in body.launches:
-        image = compile_kernel(launch, dtypes, sm, host)
+        image = compile_kernel(launch, dtypes, sm, host, stand_ins)
         if image not in kernels:
             kernels.append(image)
         launches.append(_launch_spec(launch, kernels.index(image)))
@@ -97,7 +110,13 @@ def _launch_spec(launch: Launch, kernel: int) -> LaunchSpec:
     return LaunchSpec(kernel, [to_plain(dim) for dim in launch.grid], args)
 
 
-def compile_kernel(launch: Launch, dtypes: Mapping[str, str], sm: int, host: int | None = None) -> KernelImage:
+def compile_kernel(
+    launch: Launch,
+    dtypes: Mapping[str, str],
+    sm: int,
+    host: int | None = None,
+    stand_ins: Mapping[str, str] = MappingProxyType({}),
+) -> KernelImage:
     """One kernel's cubin for sm, or for the host that runs sm's PTX; pointers are promised 16-byte alignment."""
     import triton
     from triton.backends.compiler import GPUTarget
@@ -119,7 +138,7 @@ def compile_kernel(launch: Launch, dtypes: Mapping[str, str], sm: int, host: int
     meta = compiled.metadata
     if meta.profile_scratch_size or getattr(meta, "num_ctas", 1) != 1:
         raise NotImplementedError(f"{meta.name}: profile scratch and clusters are not part of a launch plan")
-    cubin = compiled.asm["cubin"] if host in (None, target) else assembled(compiled.asm["ptx"], host)
+    cubin = compiled.asm["cubin"] if host in (None, target) else assembled(compiled.asm["ptx"], host, stand_ins)
     registers, spills = resource_usage(cubin)
     return KernelImage(
         meta.name,
@@ -162,8 +181,10 @@ def _signature(
     return signature, attrs
 
 
-def assembled(ptx: str, sm: int) -> bytes:
-    """PTX of an earlier SM as a cubin for ``sm``. Raises ValueError with ptxas's words."""
+def assembled(ptx: str, sm: int, stand_ins: Mapping[str, str]) -> bytes:
+    """PTX of an earlier SM as a cubin for ``sm``, some of its words replaced. Raises ValueError with ptxas's words."""
+    for word, other in stand_ins.items():
+        ptx = ptx.replace(word, other)
     with scratch() as folder:
         source, made = folder / "kernel.ptx", folder / "kernel.cubin"
         source.write_text(ptx)
