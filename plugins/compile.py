@@ -10,6 +10,7 @@ import importlib
 import re
 from collections.abc import Mapping
 from functools import cache
+from types import MappingProxyType
 from typing import Any
 
 from plugins.cubin import assembled
@@ -28,17 +29,23 @@ ONE_PTX = 89
 
 
 def build_plan(
-    op: Op, static_dims: Mapping[str, int], attributes: Mapping[str, AttrValue], sm: int, host: int | None = None
+    op: Op,
+    static_dims: Mapping[str, int],
+    attributes: Mapping[str, AttrValue],
+    sm: int,
+    host: int | None = None,
+    stand_ins: Mapping[str, str] = MappingProxyType({}),
 ) -> Plan:
     """The compiled plan of an op whose static symbols have these values; its dynamic symbols stay symbolic.
 
-    ``host``: the SM that is to run sm's kernels from their PTX, if not sm itself.
+    ``host``: the SM that is to run sm's kernels from their PTX, if not sm itself; ``stand_ins``: what it is to run in
+    place of words of that PTX.
     """
     dims = {name: symbol(name) if name in op.dynamic else static_dims[name] for name in op.symbol_sources()}
     values = op.attribute_values(attributes)
     module = importlib.import_module(f"plugins.{op.folder}.kernel")
     body: LaunchPlan = getattr(module, op.plan_function)(dims, values, sm)
-    return _compile(op, dims, values, sm, host, body)
+    return _compile(op, dims, values, sm, host, body, stand_ins)
 
 
 @cache
@@ -63,7 +70,13 @@ def plan_bytes(
 
 
 def _compile(
-    op: Op, dims: Mapping[str, Dim], values: Mapping[str, AttrValue], sm: int, host: int | None, body: LaunchPlan
+    op: Op,
+    dims: Mapping[str, Dim],
+    values: Mapping[str, AttrValue],
+    sm: int,
+    host: int | None,
+    body: LaunchPlan,
+    stand_ins: Mapping[str, str],
 ) -> Plan:
     def concrete(tensor: Tensor) -> TensorSpec:
         return TensorSpec(tensor.name, tensor.dtype, [to_plain(_substitute(dim, dims)) for dim in tensor.dims])
@@ -74,7 +87,7 @@ def _compile(
     kernels: list[KernelImage] = []
     launches: list[LaunchSpec] = []
     for launch in body.launches:
-        image = compile_kernel(launch, dtypes, sm, host)
+        image = compile_kernel(launch, dtypes, sm, host, stand_ins)
         if image not in kernels:
             kernels.append(image)
         launches.append(_launch_spec(launch, kernels.index(image)))
@@ -100,7 +113,13 @@ def _launch_spec(launch: Launch, kernel: int) -> LaunchSpec:
     return LaunchSpec(kernel, [to_plain(dim) for dim in launch.grid], args)
 
 
-def compile_kernel(launch: Launch, dtypes: Mapping[str, str], sm: int, host: int | None = None) -> KernelImage:
+def compile_kernel(
+    launch: Launch,
+    dtypes: Mapping[str, str],
+    sm: int,
+    host: int | None = None,
+    stand_ins: Mapping[str, str] = MappingProxyType({}),
+) -> KernelImage:
     """One kernel's cubin for sm, or for the host that runs sm's PTX; pointers are promised 16-byte alignment."""
     target = _target(launch, sm, host)
     compiled = _compiled(launch, dtypes, target)
@@ -110,6 +129,8 @@ def compile_kernel(launch: Launch, dtypes: Mapping[str, str], sm: int, host: int
     ptx = compiled.asm["ptx"]
     if host is None and target != sm:
         ptx = re.sub(r"(?m)^\.target sm_\d+", f".target sm_{sm}", ptx)
+    for word, other in stand_ins.items():
+        ptx = ptx.replace(word, other)
     cubin = assembled(ptx, host or sm)
     return KernelImage(
         meta.name,

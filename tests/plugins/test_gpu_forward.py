@@ -67,6 +67,12 @@ def test_attention_sums() -> None:
     check.sage_attention(200, 160_001, "int8")
 
 
+@pytest.mark.gpu
+@on_a_part
+def test_attention_without_a_maximum() -> None:
+    check.scores_out_of_range()
+
+
 @pytest.mark.parametrize("sm", [sm for precision, sm in CONFIGS if precision == "int8" and sm in RTX])
 def test_the_ptx_of_rtx_parts_assembles_for_hopper(sm: int) -> None:
     """Without a GPU: what the tests above would run is made."""

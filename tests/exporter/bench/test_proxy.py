@@ -152,8 +152,11 @@ def test_bench_kernels_says_what_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
         assert row["predicted_ms"] == pytest.approx(operations / (row["rate"] * clocks))
         assert 0.05 * HOPPER_RATES.int8 < row["rate"] < HOPPER_RATES.int8
     assert {row["rate"] for row in found["kernels"] if not row["tops"]} == {None}
+    # Self-attention alone multiplies in FP8.
+    assert [row["op"] for row in found["kernels"] if row["fp8_as_fp16_ms"] == 0.5] == ["SageSLAQuantize"]
     shown = CliRunner().invoke(app, command).stdout
     assert "PROXY: kernels of sm_120 from their PTX" in shown
     assert "of mma.sync" in shown
+    assert "FP8 as FP16" in shown
     assert "by model" in shown
     assert "bulk tensor copies" in shown
