@@ -47,13 +47,21 @@ class Pipeline:
     """
 
     def __init__(
-        self, folder: Path, manifest: Manifest, runner: Runner, budget: int | None, verify: bool, report: Report
+        self,
+        folder: Path,
+        manifest: Manifest,
+        runner: Runner,
+        budget: int | None,
+        *,
+        verify: bool,
+        report: Report,
+        own: bool,
     ) -> None:
-        """Use ``load``."""
+        """Use ``load``; or with a runner that others use too, which stays theirs: ``own`` is False."""
         self.folder, self.manifest, self.runner = folder, manifest, runner
         self._budget, self._verify, self._report = budget, verify, report
         self._checked: tuple[str, ...] = ()  # experts whose files were compared with the manifest
-        self._held = _Held(runner)
+        self._held = _Held(runner, own=own)
         # A pipeline that is dropped gives all back too; a process's end does so by itself.
         self._give_back = Ending(self, self._held.close, atexit=False)
         self._callers = Exclusive()
@@ -94,7 +102,7 @@ class Pipeline:
         files = [*kind.files(manifest, "dit"), *(manifest.weights[expert] for expert in planned)]
         _require(check_files(folder, manifest, files, verify=verify, report=report))
         opened = kind.open(folder, manifest, report)
-        pipe = cls(folder, manifest, opened, budget, verify, report)
+        pipe = cls(folder, manifest, opened, budget, verify=verify, report=report, own=True)
         pipe._checked = planned
         try:
             with opened.device.current():
@@ -116,6 +124,19 @@ class Pipeline:
         """Free all memory of host and device. May be called twice. Raises UserError while a call is running."""
         with self._alone():
             self._give_back()
+
+    def unload(self) -> None:
+        """Give the weights' device memory back; the next call loads them again."""
+        with self._alone(), self.runner.device.current():
+            self._held.unload()
+
+    def ready(self, size: tuple[int, int] | None, frames: int | None, steps: int | None) -> bool:
+        """Bring the weights of a call of that size, frames and steps to the device; whether any were to be brought."""
+        with self._alone(), self.runner.device.current():
+            self._require_open()
+            before = self._held.storage
+            experts = _experts(plan_steps(self.manifest, steps))
+            return self._fit(tokens_of(latent_shape(self.manifest, size, frames)), experts) is not before
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
@@ -246,9 +267,7 @@ class Pipeline:
                 return held.storage
         plan = self._planned(tokens, experts)
         self._check_files(experts)
-        if held.storage is not None:
-            held.storage.close()
-            held.storage = None
+        held.unload()
         for line in plan.lines():
             self._report.note(line)
         for expert in self.manifest.model.experts:
@@ -262,17 +281,22 @@ class Pipeline:
 class _Held:
     """What a pipeline holds of the device: it knows nothing of the pipeline, so that dropping that gives it back."""
 
-    def __init__(self, runner: Runner) -> None:
-        self.runner = runner
+    def __init__(self, runner: Runner, *, own: bool) -> None:
+        self.runner, self._own = runner, own
         self.storage: Storage | None = None
 
     def close(self) -> None:
         with self.runner.device.current():
-            if self.storage is not None:
-                self.storage.close()
-                self.storage = None
-            self.runner.close()
-        self.runner.device.close()
+            self.unload()
+            if self._own:
+                self.runner.close()
+        if self._own:
+            self.runner.device.close()
+
+    def unload(self) -> None:
+        if self.storage is not None:
+            self.storage.close()
+            self.storage = None
 
 
 def plan_bundle(

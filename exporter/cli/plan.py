@@ -38,7 +38,7 @@ def plan(
     from runtime.backends.registry import backend_kind
     from runtime.bundle import load_manifest
     from runtime.byte_sizes import gigabytes, parse_bytes
-    from runtime.media.parts import bundle_parts, plan_parts
+    from runtime.media.parts.plan import bundle_parts, plan_parts
 
     manifest, kind = load_manifest(bundle), backend_kind(backend)
     budget = None if vram is None else parse_bytes(vram)

@@ -20,7 +20,7 @@ from plugins.tensorrt_plugin import tensorrt_dims
 from runtime.backends.tensorrt import TENSORRT
 from runtime.bundle import FileInfo, encode_manifest, load_manifest
 from runtime.checks import rebuild_command
-from runtime.media.parts import bundle_parts, plan_parts
+from runtime.media.parts.plan import bundle_parts, plan_parts
 from runtime.media.text.embeds_cache import EmbedsCache
 from tests.fuzz.mutations import NUMBERS, bytes_of, hostile, structure
 from tests.fuzz.target import Case, Target

@@ -22,7 +22,7 @@ from exporter.torch_backend.runner import stage_functions
 from plugins.errors import UserError
 from runtime.bundle import COMPONENTS, encode_manifest, load_manifest, write_manifest
 from runtime.declared import declared
-from runtime.media.parts import bundle_parts, plan_parts
+from runtime.media.parts.plan import bundle_parts, plan_parts
 from tests.support.media_bundle import bare_manifest, media_stages, with_media
 from tests.support.random_bundle import facts
 

@@ -21,7 +21,7 @@ from runtime.backends import cuda_device
 from runtime.backends.tensorrt import TENSORRT
 from runtime.bundle import Manifest, load_manifest, write_manifest
 from runtime.byte_sizes import gigabytes
-from runtime.media.parts import DECODE, DIT, TEXT, bundle_parts, plan_parts
+from runtime.media.parts.plan import DECODE, DIT, TEXT, bundle_parts, plan_parts
 from runtime.media.vae.plan import plan_vae
 from runtime.pipeline import Pipeline
 from tests.support.media_bundle import add_media

@@ -1,0 +1,78 @@
+"""A bundle opened on one device: what all parts of a video pipeline share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from plugins.errors import UserError
+from runtime.backends.kind import BackendKind
+from runtime.backends.protocol import Runner
+from runtime.bundle import Manifest, MediaComponent
+from runtime.checks import check_files
+from runtime.media.parts.times import Part
+from runtime.pipeline import RESERVE
+from runtime.report import Report
+from runtime.weights.file import WeightsFile
+
+
+class OpenBundle:
+    """Its device and files are opened when they are first used, and closed by ``close``, once.
+
+    ``times``: what each part took, in order, in the call that is running or was last.
+    """
+
+    def __init__(
+        self, folder: Path, manifest: Manifest, kind: BackendKind, vram: int | None, *, verify: bool, report: Report
+    ) -> None:
+        """``vram``: the most bytes of device memory to use, None for what is free when the device is opened."""
+        self.folder, self.manifest, self.kind = folder, manifest, kind
+        self.verify, self.report = verify, report
+        self.times: list[Part] = []
+        self._vram, self._runner = vram, list[Runner]()
+        self._files: dict[MediaComponent, WeightsFile] = {}
+
+    @property
+    def runner(self) -> Runner:
+        """What runs the stages of all parts. Raises UserError where it cannot be opened."""
+        if not self._runner:
+            if (reason := self.kind.check(self.folder, self.manifest)) is not None:
+                raise UserError(reason)
+            self._runner.append(self.kind.open(self.folder, self.manifest, self.report))
+        return self._runner[0]
+
+    @property
+    def budget(self) -> int | None:
+        """Bytes of device memory at most; None where it is the host's own and nobody set a limit."""
+        if self._vram is None:
+            with self.runner.device.current():
+                free = self.runner.device.free_bytes()
+            self._vram = None if free is None else free - RESERVE
+        return self._vram
+
+    def weights(self, component: MediaComponent) -> WeightsFile:
+        """The weights of text encoder or VAE, checked and opened once. Raises UserError."""
+        if component not in self._files:
+            name = self.manifest.media_weights.get(component)
+            if name is None:
+                option = "--vae" if component == "vae" else "--text-encoder"
+                raise UserError(
+                    f"The bundle has no weights of the component {component}.",
+                    remedy=f"export again with {option} PATH_OR_HF_ID",
+                )
+            files = [name, *self.kind.files(self.manifest, component)]
+            problem = check_files(self.folder, self.manifest, files, verify=self.verify, report=self.report)
+            if problem is not None:
+                raise UserError(problem)
+            self._files[component] = WeightsFile(self.folder / name)
+        return self._files[component]
+
+    def close(self) -> None:
+        """Close files, runner and device; parts must have given their memory back."""
+        for file in self._files.values():
+            file.close()
+        self._files.clear()
+        while self._runner:
+            runner = self._runner.pop()
+            with runner.device.current():
+                runner.close()
+            runner.device.close()
