@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -120,6 +121,9 @@ def generate(
     backend: BackendOption = "auto",
     verify: VerifyOption = "auto",
     no_verify: NoVerifyOption = False,
+    times: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write what each part took, seconds and bytes, as JSON.")
+    ] = None,
     debug: Annotated[bool, typer.Option("--debug", help="Look for NaN after every block: slow.")] = False,
 ) -> None:
     """Make a video from a prompt, and an image where the model takes one, with a bundle.
@@ -144,6 +148,7 @@ def generate(
     _check_image_options(image, condition, image_size, crop=crop)
     pixels, frames = parse_size(size), parse_frames(frames)
     share = None if topk is None else parse_topk(topk)
+    from runtime.atomic import check_place, told, write_atomic
     from runtime.media.files.kinds import LATENTS
     from runtime.media.request import Request
     from runtime.media.video_pipeline import VideoPipeline
@@ -156,7 +161,7 @@ def generate(
             "--noise is the noise of one video.", expected="one prompt and one sample", got=f"{len(wanted)} videos"
         )
     loading["verify"] = parse_verify(verify, no_verify=no_verify)
-    with VideoPipeline.load(bundle, report=RichProgress(), **loading) as pipeline:
+    with VideoPipeline.load(bundle, keep=False, report=RichProgress(), **loading) as pipeline:
         common = Request(
             embeds=_tensor(embeds, "text_embeds"),
             noise=_tensor(noise, "noise"),
@@ -174,7 +179,12 @@ def generate(
         )
         outs = names(out, len(wanted))
         requests = [replace(common, prompt=v.prompt, seed=v.seed, out=o) for v, o in zip(wanted, outs, strict=True)]
+        if times is not None:
+            check_place(times)
         pipeline.make(requests, lambda made: _tell(made, pipeline.manifest, several=len(wanted) > 1))
+        if times is not None:
+            with told(times):
+                write_atomic(times, json.dumps([asdict(part) for part in pipeline.times], indent=2).encode())
         if given != "--embeds" or out.suffix != LATENTS:
             _show(pipeline.manifest, pipeline.times, time.perf_counter() - started)
 
