@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -47,12 +48,14 @@ def can_build() -> bool:
     return shutil.which("g++") is not None and shutil.which("cmake") is not None
 
 
+@cache
 def sanitized() -> Native:
     """The library and the probe with address and undefined-behaviour sanitizers, built where they are older."""
     flags = ["-DTURBOTRT_SANITIZE=address,undefined", "-DTURBOTRT_PROBE=ON", "-DCMAKE_CXX_FLAGS=-O1 -g1"]
     return _built("sanitized", [*flags, "-DCMAKE_BUILD_TYPE=None"])
 
 
+@cache
 def shipped() -> Path:
     """The library as it ships: that of ``make native`` where no source is newer, else one built for tests alone."""
     made = library_path()
@@ -62,6 +65,7 @@ def shipped() -> Path:
     return _built("shipped", []).library
 
 
+@cache
 def with_probe() -> Native:
     """The library as it ships beside the probes; on a machine without compilers the folder that PREBUILT names."""
     if folder := os.environ.get(PREBUILT):
