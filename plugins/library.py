@@ -45,6 +45,19 @@ def library_path() -> Path | None:
     return _BUILT if _BUILT.is_file() else None
 
 
+def installed_library(ops: Iterable[str]) -> Path:
+    """The library in this installation. Raises UserError where none was built, or one of another turbotrt or op."""
+    if (path := library_path()) is None:
+        raise UserError(
+            "There is no plugin library in this installation.",
+            expected=FILE_NAME,
+            got=f"none in {_BUILT.parent}",
+            remedy='build it with "make native", or take the Python plugins',
+        )
+    _check(path, ops)
+    return path
+
+
 def library_version(path: Path) -> LibraryVersion:
     """What the library in this file is, without loading it. Raises UserError where it is none of ours."""
     try:
@@ -129,18 +142,9 @@ def register(trt: Any, ops: Iterable[str], host: HostChoice = "auto") -> PluginH
         if host != "auto":
             _check_same(trt, taken, host, taken.path)
         return taken.host
-    path = None if host == "python" else library_path()
-    if path is not None:
-        _check(path, ops)
-        load(trt, path)
+    if host == "library" or (host == "auto" and library_path() is not None):
+        load(trt, installed_library(ops))
         return "library"
-    if host == "library":
-        raise UserError(
-            "There is no plugin library in this installation.",
-            expected=FILE_NAME,
-            got=f"none in {_BUILT.parent}",
-            remedy='build it with "make native", or take the Python plugins',
-        )
     tensorrt_plugin.register(trt, ops)
     _taken[trt.__name__] = _Taken("python", None, None)
     return "python"

@@ -12,6 +12,7 @@ from plugins.errors import UserError
 from plugins.plan import FORMAT_VERSION, Plan, decode
 from plugins.tensorrt_plugin import PLUGIN_VERSION
 from runtime.bundle import COMPONENTS, Manifest, verify_file
+from runtime.host_code import unverified_host_code
 from runtime.input_files import read_input
 from runtime.report import Report
 
@@ -39,6 +40,7 @@ def rebuild_command(
     words += ["--text-linear", manifest.text_linear] if manifest.text_linear != "bf16" else []
     words += ["--onnx-only"] if not engines and any(stage.engine is None for stage in manifest.stages) else []
     words += ["--one-file"] if one_file else []
+    words += ["--embed-plugins"] if manifest.embedded_library is not None else []
     return shlex.join(words)
 
 
@@ -160,6 +162,8 @@ def check_files(folder: Path, manifest: Manifest, names: Iterable[str], *, verif
                 found,
                 _mending(folder, manifest, name),
             )
+    if (reason := unverified_host_code(manifest, wanted, verify=verify)) is not None:
+        return str(reason)
     if not verify or not wanted:
         return None
     found_wrong = {name: p for name, p in zip(wanted, _hashes(folder, manifest, wanted, report), strict=True) if p}

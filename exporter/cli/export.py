@@ -56,6 +56,14 @@ def export(
             help="Also one engine that holds all blocks and weights; takes 3.3 × the weights in RAM.",
         ),
     ] = False,
+    embed_plugins: Annotated[
+        bool,
+        typer.Option(
+            "--embed-plugins",
+            help="Put the plugin library into the engines: any TensorRT program that allows host code loads them, "
+            "with no file beside them.",
+        ),
+    ] = False,
     components: ComponentsOption = None,
     text_encoder: TextEncoderOption = None,
     tokenizer: TokenizerOption = None,
@@ -96,6 +104,7 @@ def export(
         out=out,
         onnx_only=onnx_only,
         one_file=one_file,
+        embed_plugins=embed_plugins,
         components=components,
         text_encoder=text_encoder,
         tokenizer=tokenizer,
