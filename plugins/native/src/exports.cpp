@@ -5,6 +5,7 @@
 #include <cstring>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -12,6 +13,7 @@
 #include "facts.h"
 #include "hosts.h"
 #include "log.h"
+#include "refusal.h"
 
 #define TURBOTRT_EXPORT extern "C" __attribute__((visibility("default")))
 
@@ -63,9 +65,9 @@ class Creators {
 };
 
 // Whether the registry has the first of our ops in this namespace; asking it for one by name would log an error.
-bool has_ours(nvinfer1::IPluginRegistry& registry, std::string const& name_space) {
+bool has_ours(Registry const& registry, std::string const& name_space) {
   int32_t count = 0;
-  nvinfer1::IPluginCreatorInterface* const* const creators = registry.getAllCreators(&count);
+  abi::Creator* const* const creators = registry.all(&count);
   for (int32_t i = 0; i < count; ++i) {
     if (std::strcmp(creators[i]->getInterfaceInfo().kind, "PLUGIN CREATOR_V3ONE") == 0) {
       auto const& creator = static_cast<nvinfer1::IPluginCreatorV3One const&>(*creators[i]);
@@ -77,14 +79,14 @@ bool has_ours(nvinfer1::IPluginRegistry& registry, std::string const& name_space
   return false;
 }
 
-// Registers all creators with a registry that has none of them; false where it takes one not.
-bool register_with(nvinfer1::IPluginRegistry& registry, std::string const& name_space) {
+// Registers all creators with a registry that has none of them; false where it does not take one.
+bool register_with(Registry const& registry, std::string const& name_space) {
   if (has_ours(registry, name_space)) {
     return true;
   }
   bool taken = true;
-  for (nvinfer1::IPluginCreatorInterface* creator : Creators::in(name_space).given()) {
-    taken = registry.registerCreator(*creator, name_space.c_str()) && taken;
+  for (abi::Creator* creator : Creators::in(name_space).given()) {
+    taken = registry.add(*creator, name_space.c_str()) && taken;
   }
   return taken;
 }
@@ -97,22 +99,25 @@ void stay() {
   }
 }
 
-bool register_with_hosts(std::string const& name_space) {
-  std::vector<nvinfer1::IPluginRegistry*> const registries = host_registries();
-  bool taken = !registries.empty();
-  for (nvinfer1::IPluginRegistry* registry : registries) {
-    taken = register_with(*registry, name_space) && taken;
+// False where there is no TensorRT, or one does not take them.
+bool register_with_all(std::vector<Host> const& found, std::string const& name_space) {
+  bool any = false, taken = true;
+  for (Host const& host : found) {
+    if (host.registry) {
+      any = true;
+      taken = register_with(*host.registry, name_space) && taken;
+    }
   }
-  if (!registries.empty()) {
+  if (any) {
     stay();
   }
-  return taken;
+  return any && taken;
 }
 
 // LD_PRELOAD, trtexec --staticPlugins, Triton's plugins=: whoever opens the library has the plugins. Where TensorRT
 // itself opens it, TensorRT holds its registry meanwhile, and asks for the creators afterwards.
 __attribute__((constructor)) void register_at_load() {
-  guarded("loading", false, [] { return called_by_tensorrt() || register_with_hosts(""); });
+  guarded("loading", false, [] { return calling_host() || register_with_all(hosts(), ""); });
 }
 
 }  // namespace
@@ -128,21 +133,33 @@ TURBOTRT_EXPORT nvinfer1::IPluginCreatorInterface* const* getCreators(int32_t& c
   });
 }
 
-TURBOTRT_EXPORT void setLoggerFinder(nvinfer1::ILoggerFinder* finder) { turbotrt::set_logger_finder(finder); }
+TURBOTRT_EXPORT void setLoggerFinder(nvinfer1::ILoggerFinder* finder) {
+  using turbotrt::Host;
+  turbotrt::guarded("setLoggerFinder", false, [&] {
+    std::optional<Host> const host = turbotrt::calling_host();
+    std::vector<Host> const others = host ? std::vector<Host>() : turbotrt::hosts();
+    if (finder != nullptr && (host || !others.empty())) {
+      turbotrt::set_logger_finder({host ? host->form : others.front().form, finder});
+    }
+    return true;
+  });
+}
 
 // For C++ programs: registers all plugins with the program's TensorRT, in a namespace ("" is the ONNX parser's).
-// ``logger`` is an nvinfer1::ILogger*, or null. False, and the reason is logged, where that did not work.
+// ``logger`` is that TensorRT's nvinfer1::ILogger*, or null. False, and the reason is logged, where that did not work.
 TURBOTRT_EXPORT bool initTurbotrtPlugins(void* logger, char const* name_space) {
-  if (logger != nullptr) {
-    turbotrt::set_logger(static_cast<nvinfer1::ILogger*>(logger));
-  }
-  bool const taken = turbotrt::guarded("initTurbotrtPlugins", false, [&] {
-    return turbotrt::register_with_hosts(name_space != nullptr ? name_space : "");
+  return turbotrt::guarded("initTurbotrtPlugins", false, [&] {
+    std::vector<turbotrt::Host> const found = turbotrt::hosts();
+    if (logger != nullptr && !found.empty()) {
+      turbotrt::set_logger({found.front().form, logger});
+    }
+    bool const taken = turbotrt::register_with_all(found, name_space != nullptr ? name_space : "");
+    if (!taken) {
+      throw turbotrt::Refusal(found.empty() ? "there is no TensorRT in this process that is known"
+                                            : "TensorRT did not take the plugins");
+    }
+    return taken;
   });
-  if (!taken) {
-    turbotrt::log_error("initTurbotrtPlugins", "no TensorRT in this process took the plugins");
-  }
-  return taken;
 }
 
 // Lines "name value": turbotrt's version, the plan format and plugin version, the ops, TensorRT's headers.

@@ -11,9 +11,6 @@ namespace turbotrt {
 
 namespace {
 
-constexpr char const* kRegistry = "getPluginRegistry";
-constexpr char const* kLogger = "getLogger";
-
 // How the files are called that hold a TensorRT; "lib" and what follows the name are left out.
 constexpr char const* kLibraries[] = {"nvinfer.so", "nvinfer_lean.so", "nvinfer_dispatch.so", "tensorrt_rtx.so"};
 
@@ -31,6 +28,38 @@ bool is_tensorrt(char const* path) {
   return false;
 }
 
+template <typename Result>
+Result call(void* library, char const* name, Result otherwise) {
+  auto* const function = reinterpret_cast<Result (*)()>(dlsym(library, name));
+  return function != nullptr ? function() : otherwise;
+}
+
+// The TensorRT in a library, or in the global scope.
+std::optional<Host> host_in(void* library) {
+  std::optional<Form> const form = form_of(call<int32_t>(library, "getInferLibVersion", 0));
+  if (!form) {
+    return std::nullopt;
+  }
+  Host host{std::nullopt, std::nullopt, *form};
+  if (void* const registry = call<void*>(library, "getPluginRegistry", nullptr)) {
+    host.registry = Registry{*form, registry};
+  }
+  if (void* const logger = call<void*>(library, "getLogger", nullptr)) {
+    host.logger = Logger{*form, logger};
+  }
+  return host;
+}
+
+std::optional<Host> host_at(std::string const& path) {
+  void* const library = dlopen(path.c_str(), RTLD_LAZY | RTLD_NOLOAD);
+  if (library == nullptr) {
+    return std::nullopt;
+  }
+  std::optional<Host> const host = host_in(library);
+  dlclose(library);
+  return host;
+}
+
 int collect(dl_phdr_info* info, size_t, void* found) {
   if (info->dlpi_name != nullptr && is_tensorrt(info->dlpi_name)) {
     static_cast<std::vector<std::string>*>(found)->emplace_back(info->dlpi_name);
@@ -38,32 +67,11 @@ int collect(dl_phdr_info* info, size_t, void* found) {
   return 0;
 }
 
-// The function of this name in the global scope, else in each TensorRT that is loaded.
-std::vector<void*> functions(char const* name) {
-  if (void* const global = dlsym(RTLD_DEFAULT, name)) {
-    return {global};
-  }
-  std::vector<std::string> paths;
-  dl_iterate_phdr(collect, &paths);
-  std::vector<void*> found;
-  for (std::string const& path : paths) {
-    void* const library = dlopen(path.c_str(), RTLD_LAZY | RTLD_NOLOAD);
-    if (library == nullptr) {
-      continue;
-    }
-    if (void* const function = dlsym(library, name)) {
-      found.push_back(function);
-    }
-    dlclose(library);
-  }
-  return found;
-}
-
 _Unwind_Reason_Code look(_Unwind_Context* context, void* found) {
   Dl_info info{};
   auto* const address = reinterpret_cast<void*>(_Unwind_GetIP(context));
   if (dladdr(address, &info) != 0 && info.dli_fname != nullptr && is_tensorrt(info.dli_fname)) {
-    *static_cast<bool*>(found) = true;
+    *static_cast<std::string*>(found) = info.dli_fname;
     return _URC_END_OF_STACK;
   }
   return _URC_NO_REASON;
@@ -71,29 +79,25 @@ _Unwind_Reason_Code look(_Unwind_Context* context, void* found) {
 
 }  // namespace
 
-std::vector<nvinfer1::IPluginRegistry*> host_registries() {
-  std::vector<nvinfer1::IPluginRegistry*> registries;
-  for (void* const function : functions(kRegistry)) {
-    if (auto* const registry = reinterpret_cast<decltype(&getPluginRegistry)>(function)()) {
-      registries.push_back(registry);
+std::vector<Host> hosts() {
+  if (std::optional<Host> const own = host_in(RTLD_DEFAULT)) {
+    return {*own};
+  }
+  std::vector<std::string> paths;
+  dl_iterate_phdr(collect, &paths);
+  std::vector<Host> found;
+  for (std::string const& path : paths) {
+    if (std::optional<Host> const host = host_at(path)) {
+      found.push_back(*host);
     }
   }
-  return registries;
-}
-
-nvinfer1::ILogger* host_logger() {
-  for (void* const function : functions(kLogger)) {
-    if (auto* const logger = reinterpret_cast<decltype(&getLogger)>(function)()) {
-      return logger;
-    }
-  }
-  return nullptr;
-}
-
-bool called_by_tensorrt() {
-  bool found = false;
-  _Unwind_Backtrace(look, &found);
   return found;
+}
+
+std::optional<Host> calling_host() {
+  std::string path;
+  _Unwind_Backtrace(look, &path);
+  return path.empty() ? std::nullopt : host_at(path);
 }
 
 }  // namespace turbotrt

@@ -1,19 +1,24 @@
 // The TensorRTs that are in this process already: nothing is linked, all is looked up.
 #pragma once
 
-#include <NvInferRuntime.h>
-
+#include <optional>
 #include <vector>
+
+#include "abi.h"
 
 namespace turbotrt {
 
-// The plugin registries of the host program's own TensorRT, or, where it keeps that to itself, of every one loaded.
-std::vector<nvinfer1::IPluginRegistry*> host_registries();
+// One TensorRT; its global registry and that registry's logger, where it has them.
+struct Host {
+  std::optional<Registry> registry;
+  std::optional<Logger> logger;
+  Form form;
+};
 
-// TensorRT's logger in this process, or null.
-nvinfer1::ILogger* host_logger();
+// The TensorRT that the program itself is linked to, or, where it keeps that to itself, every one loaded.
+std::vector<Host> hosts();
 
-// Whether one of TensorRT's own functions is waiting for this thread's work: it loads the library itself then.
-bool called_by_tensorrt();
+// The TensorRT one of whose functions is waiting for this thread's work, or none: where it loads the library, it does.
+std::optional<Host> calling_host();
 
 }  // namespace turbotrt

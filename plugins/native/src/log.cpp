@@ -1,7 +1,7 @@
 #include "log.h"
 
-#include <atomic>
 #include <cstdio>
+#include <mutex>
 
 #include "facts.h"
 #include "hosts.h"
@@ -10,31 +10,49 @@ namespace turbotrt {
 
 namespace {
 
-std::atomic<nvinfer1::ILogger*> given_logger{nullptr};
-std::atomic<nvinfer1::ILoggerFinder*> given_finder{nullptr};
+// Who is told; never freed, since plugins may outlive what is static.
+struct Told {
+  std::mutex mutex;
+  std::optional<Logger> logger;
+  std::optional<LoggerFinder> finder;
+};
+
+Told& told() {
+  static Told* const made = new Told;
+  return *made;
+}
 
 // The logger of the first that has one: the host's own, the finder's, that of a TensorRT in this process.
-nvinfer1::ILogger* logger() {
-  if (nvinfer1::ILogger* const given = given_logger.load()) {
-    return given;
+std::optional<Logger> current_logger() {
+  std::lock_guard<std::mutex> const held(told().mutex);
+  if (told().logger) {
+    return told().logger;
   }
-  nvinfer1::ILoggerFinder* const finder = given_finder.load();
-  nvinfer1::ILogger* const found = finder != nullptr ? finder->findLogger() : nullptr;
-  return found != nullptr ? found : host_logger();
+  std::optional<Logger> found = told().finder ? told().finder->find() : std::nullopt;
+  for (Host const& host : found ? std::vector<Host>() : hosts()) {
+    found = found ? found : host.logger;
+  }
+  return found;
 }
 
 }  // namespace
 
-void set_logger(nvinfer1::ILogger* logger) noexcept { given_logger = logger; }
+void set_logger(Logger logger) {
+  std::lock_guard<std::mutex> const held(told().mutex);
+  told().logger = logger;
+}
 
-void set_logger_finder(nvinfer1::ILoggerFinder* finder) noexcept { given_finder = finder; }
+void set_logger_finder(LoggerFinder finder) {
+  std::lock_guard<std::mutex> const held(told().mutex);
+  told().finder = finder;
+}
 
 void log_error(std::string_view op, std::string_view message) noexcept {
   try {
     std::string text = "turbotrt " TURBOTRT_VERSION ", ";
     text.append(op).append(": ").append(message);
-    if (nvinfer1::ILogger* const found = logger()) {
-      found->log(nvinfer1::ILogger::Severity::kERROR, text.c_str());
+    if (std::optional<Logger> const logger = current_logger()) {
+      logger->error(text.c_str());
     } else {
       std::fprintf(stderr, "%s\n", text.c_str());
     }

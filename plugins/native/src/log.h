@@ -1,17 +1,17 @@
 // What the library says, through TensorRT's logger; on stderr where there is none.
 #pragma once
 
-#include <NvInferRuntime.h>
-
 #include <exception>
 #include <string>
 #include <string_view>
 
+#include "abi.h"
+
 namespace turbotrt {
 
 // The logger that a host gave by itself, and what finds TensorRT's.
-void set_logger(nvinfer1::ILogger* logger) noexcept;
-void set_logger_finder(nvinfer1::ILoggerFinder* finder) noexcept;
+void set_logger(Logger logger);
+void set_logger_finder(LoggerFinder finder);
 
 // One line about an op. Never throws.
 void log_error(std::string_view op, std::string_view message) noexcept;
