@@ -7,6 +7,7 @@ its file, so that nobody has to load it to see: a library registers itself where
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,6 +48,12 @@ def library_path() -> Path | None:
 
 def installed_library(ops: Iterable[str]) -> Path:
     """The library in this installation. Raises UserError where none was built, or one of another turbotrt or op."""
+    path = _present()
+    _check(path, ops)
+    return path
+
+
+def _present() -> Path:
     if (path := library_path()) is None:
         raise UserError(
             "There is no plugin library in this installation.",
@@ -54,7 +61,6 @@ def installed_library(ops: Iterable[str]) -> Path:
             got=f"none in {_BUILT.parent}",
             remedy='build it with "make native", or take the Python plugins',
         )
-    _check(path, ops)
     return path
 
 
@@ -160,3 +166,17 @@ def _check_same(trt: Any, taken: _Taken, host: PluginHost, path: Path | None) ->
             got=names[taken.host],
             remedy="choose one kind for a process",
         )
+
+
+def main() -> int:
+    """``python -m plugins.library``: print where the library is; status 2 with the reason where there is none."""
+    try:
+        sys.stdout.write(f"{_present()}\n")
+    except UserError as error:
+        sys.stderr.write(f"{error}\n")
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

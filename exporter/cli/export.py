@@ -123,7 +123,7 @@ def _closing_lines(spec: ExportSpec, folder: Path) -> list[str]:
     from exporter.packing.dit import weight_paths
 
     what = "ONNX graphs and plans" if spec.onnx_only else "engines, ONNX graphs and plans"
-    lines = polygraphy_lines(folder, spec.flavour)
+    lines = polygraphy_lines(folder)
     weights = folder / "weights.safetensors"
     if spec.checkpoint is not None or all(path.is_file() for path in weight_paths(weights, spec.model).values()):
         return [*lines, *_media_lines(spec, folder), f"{folder}: {what}, weights."]
