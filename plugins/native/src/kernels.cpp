@@ -10,8 +10,6 @@ namespace turbotrt {
 
 namespace {
 
-constexpr size_t kTrailing = 2;  // arguments after the plan's: global scratch and profile scratch, as Triton has them
-
 // All plans that plugins hold, by a hash of their bytes.
 struct Plans {
   std::mutex mutex;

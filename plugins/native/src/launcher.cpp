@@ -11,7 +11,6 @@ namespace turbotrt {
 namespace {
 
 constexpr int64_t kWarp = 32;
-constexpr size_t kTrailing = 2;                                       // arguments after the plan's own: two scratches
 constexpr std::array<int64_t, 3> kMaxGrid = {2147483647, 65535, 65535};  // of every SM there is
 
 }  // namespace

@@ -42,6 +42,9 @@ struct Argument {
   Expr value;
 };
 
+// Arguments of a kernel after the plan's own: global scratch and profile scratch, as Triton has them.
+constexpr size_t kTrailing = 2;
+
 struct LaunchSpec {
   size_t kernel;
   std::array<Expr, 3> grid;
