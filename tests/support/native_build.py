@@ -63,13 +63,14 @@ def _sources() -> Iterator[Path]:
 
 def _built(name: str, flags: list[str]) -> Native:
     """A build in a folder of its own, which stays: the next session builds only what has changed since."""
-    if shutil.which("g++") is None or shutil.which("cmake") is None:
+    cmake = shutil.which("cmake", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]))
+    if shutil.which("g++") is None or cmake is None:
         pytest.skip("no g++ or no cmake")
     folder = _BUILD / name
     folder.mkdir(parents=True, exist_ok=True)
-    configure = ["cmake", "-S", str(_SOURCES), "-B", str(folder), f"-DPython3_EXECUTABLE={sys.executable}", *flags]
+    configure = [cmake, "-S", str(_SOURCES), "-B", str(folder), f"-DPython3_EXECUTABLE={sys.executable}", *flags]
     with _alone(folder):
-        for command in ([*configure, f"-DTURBOTRT_OUTPUT={folder}"], ["cmake", "--build", str(folder), "--parallel"]):
+        for command in ([*configure, f"-DTURBOTRT_OUTPUT={folder}"], [cmake, "--build", str(folder), "--parallel"]):
             done = subprocess.run(command, capture_output=True, text=True, check=False, env=_environment())
             assert done.returncode == 0, f"{command}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
     return Native(folder)

@@ -5,7 +5,7 @@
 // WEIGHTS is the bundle's weights.safetensors. INPUTS is a safetensors file of what docs/embedding.md lists: tokens,
 // time_features, text, cos, sin, noise, a, b, c (condition too, from an image). OUT gets the new tokens, fp32 [L, 64].
 // Link it to libturbotrt_plugins, the CUDA runtime and libnvinfer; or to libtensorrt_rtx, with that SDK's headers.
-// It compiles in the tests, and has never run on a GPU.
+// The tests run it on engines that stand in; it has never run on a GPU.
 #include <NvInferRuntime.h>
 #include <cuda_runtime_api.h>
 
@@ -14,7 +14,6 @@
 #include <iterator>
 #include <map>
 #include <memory>
-#include <regex>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -51,7 +50,8 @@ void* device_memory(size_t bytes) {
   return memory;
 }
 
-// A safetensors file's tensors on the device; ``bytes`` by name. The header is JSON, after eight bytes of its length.
+// A safetensors file's tensors on the device; ``bytes`` by name. The header is JSON, after eight bytes of its length:
+// {"NAME": {"dtype": …, "shape": […], "data_offsets": [FROM, TO]}, …}
 Tensors upload(std::string const& path, std::map<std::string, size_t>& bytes) {
   std::vector<char> const file = read(path);
   require(file.size() >= 8, path + " is cut short");
@@ -61,15 +61,18 @@ Tensors upload(std::string const& path, std::map<std::string, size_t>& bytes) {
   }
   require(length <= file.size() - 8, path + " is cut short");
   std::string const header(file.data() + 8, length);
-  std::regex const entry(R"re("([^"]+)":\{"dtype":"\w+","shape":\[[\d,]*\],"data_offsets":\[(\d+),(\d+)\]\})re");
   Tensors found;
-  for (std::sregex_iterator one(header.begin(), header.end(), entry), end; one != end; ++one) {
-    size_t const from = 8 + length + std::stoull((*one)[2]), to = 8 + length + std::stoull((*one)[3]);
+  for (size_t at = 0; (at = header.find("\"data_offsets\"", at)) != std::string::npos; ++at) {
+    size_t const comma = header.find(',', at), start = 8 + length;
+    size_t const from = start + std::stoull(header.substr(header.find('[', at) + 1));
+    size_t const to = start + std::stoull(header.substr(comma + 1));
     require(from <= to && to <= file.size(), path + " is cut short");
-    void* const memory = device_memory(to - from);
-    require(cudaMemcpy(memory, file.data() + from, to - from, cudaMemcpyHostToDevice) == cudaSuccess, "no copy");
-    found[(*one)[1]] = memory;
-    bytes[(*one)[1]] = to - from;
+    size_t const end = header.rfind('"', header.rfind('{', at)), begin = header.rfind('"', end - 1) + 1;
+    std::string const name = header.substr(begin, end - begin);
+    found[name] = device_memory(to - from);
+    bytes[name] = to - from;
+    void const* const source = file.data() + from;
+    require(cudaMemcpy(found[name], source, to - from, cudaMemcpyHostToDevice) == cudaSuccess, "no copy");
   }
   return found;
 }
