@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import cast, get_args
 
 from exporter.gpus import Flavour, GpuSpec, gpu_named
+from exporter.loras import NO_ARGUMENTS, NO_LORAS, LoraArguments, Loras
 from exporter.models import ModelSpec, model_named, sized
 from exporter.networks.dit.options import ATTENTIONS, BARE, DENSE, Attention
 from exporter.networks.weight_spec import LinearMode
@@ -37,6 +38,7 @@ class ExportSpec:
     tokenizer: str | None = None
     vae: str | None = None
     text_linear: LinearMode = "bf16"
+    loras: Loras = NO_LORAS
 
     def __post_init__(self) -> None:
         _one_of("--attention", self.attention, ATTENTIONS)
@@ -59,6 +61,11 @@ class ExportSpec:
                     got=",".join(self.components),
                     remedy=f"add {component}, or drop {option}",
                 )
+        if self.loras.items and self.checkpoint is None:
+            raise UserError(
+                "--lora changes a checkpoint's weights, and there is no checkpoint.",
+                remedy="give --checkpoint PATH or HF_ID, or drop --lora",
+            )
         if self.one_file and self.checkpoint is None:
             raise UserError(
                 "A one-file engine holds the weights, and there is no checkpoint.",
@@ -152,6 +159,7 @@ def export_spec(
     vae: str | None = None,
     text_linear: str = "bf16",
     max_size: str | None = None,
+    loras: LoraArguments = NO_ARGUMENTS,
 ) -> ExportSpec:
     """The spec for options as they are typed; ``checkpoint`` None or "none" means engines only. Raises UserError."""
     if topk is not None and attention in DENSE:
@@ -161,8 +169,9 @@ def export_spec(
         )
     if checkpoint is not None and not checkpoint.strip():
         raise UserError("--checkpoint is empty.", expected="a path, a Hugging Face id, or none")
+    named = model_named(model) if max_size is None else sized(model_named(model), *parse_max_size(max_size))
     return ExportSpec(
-        model=model_named(model) if max_size is None else sized(model_named(model), *parse_max_size(max_size)),
+        model=named,
         gpu=gpu_named(gpu),
         attention=cast(Attention, attention),
         topk_milli=parse_topk(topk or DEFAULT_TOPK),
@@ -177,4 +186,5 @@ def export_spec(
         tokenizer=tokenizer,
         vae=vae,
         text_linear=cast(LinearMode, text_linear),
+        loras=loras.of(named),
     )

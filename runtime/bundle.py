@@ -160,11 +160,15 @@ class StageEntry(_Record, frozen=True, forbid_unknown_fields=True, kw_only=True)
 
 
 class FileInfo(_Record, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Content hash and size; ``inputs`` is the hash of all that the file was made from, by which re-export skips it."""
+    """Content hash and size; ``inputs`` is the hash of all that the file was made from, by which re-export skips it.
+
+    ``source``: the Hugging Face file that weights were packed from, at its commit: ``org/repo@commit:file``.
+    """
 
     sha256: Sha256
     bytes: Count
     inputs: str | None = None
+    source: str | None = None
 
 
 class Manifest(_Record, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -259,9 +263,9 @@ def sha256_of(path: Path, update: Callable[[int], object] | None = None) -> str:
     return digest.hexdigest()
 
 
-def file_info(path: Path, inputs: str | None = None) -> FileInfo:
+def file_info(path: Path, inputs: str | None = None, source: str | None = None) -> FileInfo:
     """The manifest's entry for a file as it is now."""
-    return FileInfo(sha256=sha256_of(path), bytes=path.stat().st_size, inputs=inputs)
+    return FileInfo(sha256=sha256_of(path), bytes=path.stat().st_size, inputs=inputs, source=source)
 
 
 def load_manifest(folder: Path) -> Manifest:

@@ -12,12 +12,17 @@ from exporter.cli.options import (
     BundleOption,
     FramesOption,
     JsonOption,
+    LoraHighOption,
+    LoraLowOption,
+    LoraOption,
+    LoraPartialOption,
     OdeOption,
     SizeOption,
     StepsOption,
     parse_frames,
     parse_size,
 )
+from exporter.loras import LoraArguments
 from exporter.progress import RichProgress
 from exporter.spec import parse_topk
 from exporter.terminal import console, say
@@ -91,6 +96,10 @@ def compare(
     same_blocks: SameBlocksOption = False,
     video: VideoOption = None,
     top_k: SweepOption = None,
+    lora: LoraOption = None,
+    lora_high: LoraHighOption = None,
+    lora_low: LoraLowOption = None,
+    lora_partial: LoraPartialOption = False,
     out: OutOption = Path("report"),
     as_json: JsonOption = False,
 ) -> None:
@@ -129,6 +138,7 @@ def compare(
         same_blocks=same_blocks,
         video=video,
         sweep=shares,
+        loras=LoraArguments.typed(lora, lora_high, lora_low, lora_partial),
         out=out,
     )
     found = run_comparison(spec, RichProgress())

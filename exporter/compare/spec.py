@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
+from exporter.loras import NO_ARGUMENTS, LoraArguments
 from plugins.errors import UserError
 
 if TYPE_CHECKING:
@@ -38,7 +39,8 @@ def runner_named(name: str) -> Runner:
 class CompareSpec:
     """One bundle against its checkpoint (None: against itself only). ``block_step`` counts from 0.
 
-    None is the model's own steps, size and frames; ``embeds`` and ``condition`` are files (None: random).
+    None is the model's own steps, size and frames; ``embeds`` and ``condition`` are files (None: random);
+    ``loras`` are merged into the checkpoint.
     ``video`` None decodes the final latents where that is no long work.
     """
 
@@ -56,6 +58,7 @@ class CompareSpec:
     same_blocks: bool = False
     video: bool | None = None
     sweep: tuple[int, ...] = ()
+    loras: LoraArguments = NO_ARGUMENTS
     out: Path = Path("report")
 
 
