@@ -144,6 +144,9 @@ def register(trt: Any, ops: Iterable[str], host: HostChoice = "auto") -> PluginH
     ``auto``: the library where one is installed, Python's otherwise; and what the process has already. Raises UserError
     where there is no library, where it is another turbotrt's, or where the process has the other kind.
     """
+    ops = tuple(ops)
+    if trt.__name__ not in _taken and (present := _registered_before(trt, ops)) is not None:
+        _taken[trt.__name__] = _Taken(present, None, None)
     if (taken := _taken.get(trt.__name__)) is not None:
         if host != "auto":
             _check_same(trt, taken, host, taken.path)
@@ -156,10 +159,18 @@ def register(trt: Any, ops: Iterable[str], host: HostChoice = "auto") -> PluginH
     return "python"
 
 
+def _registered_before(trt: Any, ops: Iterable[str]) -> PluginHost | None:
+    """Whose plugins the registry has without us: of a library that the program opened, or Python's; None: none."""
+    if not set(ops) <= {creator.name for creator in trt.get_plugin_registry().all_creators}:
+        return None
+    return "python" if tensorrt_plugin.is_registered(trt) else "library"
+
+
 def _check_same(trt: Any, taken: _Taken, host: PluginHost, path: Path | None) -> None:
     """Raise UserError where a process that has one kind of plugins is asked for another."""
     if (taken.host, taken.path) != (host, path):
-        names: dict[PluginHost, str] = {"library": f"the library {taken.path}", "python": "the Python plugins"}
+        library = f"the library {taken.path}" if taken.path else "a library that the program opened"
+        names: dict[PluginHost, str] = {"library": library, "python": "the Python plugins"}
         raise UserError(
             f"This process has registered other plugins with {trt.__name__}.",
             expected=f"the {host} plugins" if path is None else str(path),

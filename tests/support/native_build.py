@@ -17,6 +17,7 @@ import pytest
 from plugins.library import FILE_NAME, library_path
 from tests.support.paths import ROOT
 
+PREBUILT = "TURBOTRT_NATIVE_TESTS"
 _BUILD = ROOT / "build" / "native-tests"
 _SOURCES = ROOT / "plugins" / "native"
 
@@ -41,6 +42,17 @@ class Native:
         return self.folder / "driver"
 
 
+def can_build() -> bool:
+    """Whether this machine has what builds the library."""
+    return shutil.which("g++") is not None and _cmake() is not None
+
+
+def _cmake() -> str | None:
+    """This environment's, as make native takes it, else the system's."""
+    folders = [str(Path(sys.executable).parent), os.environ.get("PATH", "")]
+    return shutil.which("cmake", path=os.pathsep.join(folders))
+
+
 def sanitized() -> Native:
     """The library and the probe with address and undefined-behaviour sanitizers, built where they are older."""
     flags = ["-DTURBOTRT_SANITIZE=address,undefined", "-DTURBOTRT_PROBE=ON", "-DCMAKE_CXX_FLAGS=-O1 -g1"]
@@ -56,6 +68,13 @@ def shipped() -> Path:
     return _built("shipped", []).library
 
 
+def with_probe() -> Native:
+    """The library as it ships beside the probes; on a machine without compilers the folder that PREBUILT names."""
+    if folder := os.environ.get(PREBUILT):
+        return Native(Path(folder))
+    return _built("probe", ["-DTURBOTRT_PROBE=ON"])
+
+
 def _sources() -> Iterator[Path]:
     yield from (_SOURCES / "src").iterdir()
     yield from (_SOURCES / "CMakeLists.txt", _SOURCES / "facts.py", ROOT / "plugins" / "registry.py")
@@ -63,8 +82,7 @@ def _sources() -> Iterator[Path]:
 
 def _built(name: str, flags: list[str]) -> Native:
     """A build in a folder of its own, which stays: the next session builds only what has changed since."""
-    cmake = shutil.which("cmake", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]))
-    if shutil.which("g++") is None or cmake is None:
+    if (cmake := _cmake()) is None or not can_build():
         pytest.skip("no g++ or no cmake")
     folder = _BUILD / name
     folder.mkdir(parents=True, exist_ok=True)

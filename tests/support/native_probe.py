@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import tempfile
 from collections.abc import Sequence
 from types import TracebackType
 from typing import Any
@@ -25,7 +26,7 @@ class Probe:
 
     def __init__(self, native: Native, version: int = TENSORRT_10) -> None:
         environment = os.environ | {"LD_LIBRARY_PATH": str(native.driver), "ASAN_OPTIONS": "abort_on_error=1"}
-        self._errors = (native.folder / f"stderr-{os.getpid()}").open("w+")
+        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 (lives as long as the process)
         self._process = subprocess.Popen(
             [native.probe, native.library, str(version)],
             stdin=subprocess.PIPE,
@@ -41,12 +42,17 @@ class Probe:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        status = self._process.wait(60)
+        status = self.close()
         if error is None:
             assert status == 0, self._last_words()  # a leak is told at the end
-        self._errors.close()
+
+    def close(self) -> int:
+        """End the process; its status."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.close()
+        self._process.stdout.close()
+        return self._process.wait(60)
 
     def create(self, op: str, data: bytes, field: str = "plan") -> str:
         """Make a plugin of this plan: "made" or "refused"."""

@@ -106,23 +106,25 @@ struct Registry11 final : turbotrt::abi::Registry11 {
 
 bool newer() { return version >= 110000; }
 
+// Overflows wrap around: it is not this program that is tested.
 int64_t computed(nvinfer1::DimensionOperation op, int64_t a, int64_t b) {
   using nvinfer1::DimensionOperation;
+  uint64_t const x = static_cast<uint64_t>(a), y = static_cast<uint64_t>(b);
   switch (op) {
     case DimensionOperation::kSUM:
-      return a + b;
+      return static_cast<int64_t>(x + y);
     case DimensionOperation::kSUB:
-      return a - b;
+      return static_cast<int64_t>(x - y);
     case DimensionOperation::kPROD:
-      return a * b;
+      return static_cast<int64_t>(x * y);
     case DimensionOperation::kMAX:
       return std::max(a, b);
     case DimensionOperation::kMIN:
       return std::min(a, b);
     case DimensionOperation::kFLOOR_DIV:
-      return a / b;  // of what is not negative: dimensions
+      return a / b - (a % b < 0 ? 1 : 0);
     case DimensionOperation::kCEIL_DIV:
-      return (a + b - 1) / b;
+      return a / b + (a % b > 0 ? 1 : 0);
     default:
       throw std::runtime_error("an operation that plans do not have");
   }

@@ -1,7 +1,5 @@
 #include "life.h"
 
-#include <dlfcn.h>
-
 #include <cstdint>
 #include <stdexcept>
 #include <thread>
@@ -22,22 +20,6 @@ using nvinfer1::PluginCapabilityType;
 using nvinfer1::PluginTensorDesc;
 
 constexpr int32_t kMaxTensors = 64;
-
-IPluginV3OneBuild& build(IPluginV3& plugin) {
-  return *static_cast<IPluginV3OneBuild*>(plugin.getCapabilityInterface(PluginCapabilityType::kBUILD));
-}
-
-IPluginV3OneRuntime& runtime(IPluginV3& plugin) {
-  return *static_cast<IPluginV3OneRuntime*>(plugin.getCapabilityInterface(PluginCapabilityType::kRUNTIME));
-}
-
-template <typename Function>
-void find(void* library, char const* name, Function& function) {
-  function = reinterpret_cast<Function>(dlsym(library, name));
-  if (function == nullptr) {
-    throw std::runtime_error(std::string("the library does not export ") + name);
-  }
-}
 
 void* made_up(uint64_t number) { return reinterpret_cast<void*>(number << 32); }
 
@@ -164,62 +146,12 @@ std::string configured(IPluginV3OneBuild& part, Shapes const& shapes) {
 
 }  // namespace
 
-Library::Library(char const* path) {
-  void* const library = dlopen(path, RTLD_NOW | RTLD_LOCAL);
-  if (library == nullptr) {
-    throw std::runtime_error(dlerror());
-  }
-  find(library, "getCreators", get_creators);
-  find(library, "setLoggerFinder", set_logger_finder);
-  find(library, "initTurbotrtPlugins", init);
-  find(library, "turbotrtPluginsVersion", version);
-}
-
-nvinfer1::IPluginCreatorV3One& Library::creator(std::string const& op) const {
-  int32_t number = 0;
-  nvinfer1::IPluginCreatorInterface* const* const creators = get_creators(number);
-  for (int32_t i = 0; i < number; ++i) {
-    auto& found = static_cast<nvinfer1::IPluginCreatorV3One&>(*creators[i]);
-    if (op == found.getPluginName()) {
-      return found;
-    }
-  }
-  throw std::runtime_error("no creator of " + op);
-}
-
-std::unique_ptr<IPluginV3> Library::create(std::string const& op, std::string const& data,
-                                           nvinfer1::TensorRTPhase phase, char const* field,
-                                           nvinfer1::PluginFieldType type) const {
-  nvinfer1::PluginField const given(field, data.data(), type, static_cast<int32_t>(data.size()));
-  nvinfer1::PluginFieldCollection const fields{1, &given};
-  return std::unique_ptr<IPluginV3>(creator(op).createPlugin("a node", &fields, phase));
-}
-
 Life::Life(Library const& library, std::string op, std::string data) : library_(library), op_(std::move(op)) {
   std::unique_ptr<IPluginV3> const first = library_.create(op_, data, nvinfer1::TensorRTPhase::kBUILD);
   if (first == nullptr) {
     throw std::runtime_error("refused");
   }
   plugin_.reset(first->clone());
-}
-
-std::string Life::serialized() const {
-  nvinfer1::PluginFieldCollection const& fields = *runtime(*plugin_).getFieldsToSerialize();
-  nvinfer1::PluginField const& field = fields.fields[0];
-  if (fields.nbFields != 1 || std::string(field.name) != "plan") {
-    throw std::runtime_error("another field than the plan");
-  }
-  return std::string(static_cast<char const*>(field.data), static_cast<size_t>(field.length));
-}
-
-// As an engine that is loaded has it: TensorRT appends a NUL to a field of characters.
-std::unique_ptr<IPluginV3> Life::attached() const {
-  std::unique_ptr<IPluginV3> const rebuilt =
-      library_.create(op_, serialized() + '\0', nvinfer1::TensorRTPhase::kRUNTIME);
-  if (rebuilt == nullptr) {
-    throw std::runtime_error("not rebuilt from what it serializes");
-  }
-  return std::unique_ptr<IPluginV3>(runtime(*rebuilt).attachToContext(nullptr));
 }
 
 std::string Life::answers(Shapes const& shapes) const {
@@ -229,9 +161,9 @@ std::string Life::answers(Shapes const& shapes) const {
                      core.getPluginVersion() + "\",\"namespace\":\"" + core.getPluginNamespace() + "\"";
   text += ",\"types\":" + output_types(part, shapes) + ",\"outputs\":" + output_shapes(part, shapes);
   text += ",\"configured\":" + configured(part, shapes);
-  text += ",\"serialized\":" + std::to_string(serialized().size());
+  text += ",\"serialized\":" + std::to_string(serialized(*plugin_).size());
   count(true);
-  std::unique_ptr<IPluginV3> const plugin = attached();
+  std::unique_ptr<IPluginV3> const plugin = attached(library_, op_, *plugin_);
   count(false);
   text += ",\"attaching\":[" + std::to_string(counted().allocations) + "," + std::to_string(counted().locks) + "]";
   text += ",\"attached\":" + std::string(plugin != nullptr ? "true" : "false");
@@ -253,7 +185,7 @@ std::string Life::threads(std::vector<Shapes> const& cases, int count, int round
   for (uint64_t context = 0; context < kContexts; ++context) {
     stand_in_context(context + 1);
     for (Shapes const& shapes : cases) {
-      wanted[context].push_back(record(*attached(), shapes));
+      wanted[context].push_back(record(*attached(library_, op_, *plugin_), shapes));
     }
   }
   std::vector<std::string> found(static_cast<size_t>(count), "equal");
@@ -262,7 +194,7 @@ std::string Life::threads(std::vector<Shapes> const& cases, int count, int round
       std::vector<std::unique_ptr<IPluginV3>> plugins;
       for (uint64_t context = 0; context < kContexts; ++context) {
         stand_in_context(context + 1);
-        plugins.push_back(attached());
+        plugins.push_back(attached(library_, op_, *plugin_));
       }
       for (uint64_t i = 0; i < kContexts * cases.size(); ++i) {
         uint64_t const context = (i + thread) % kContexts, at = (i / kContexts + thread) % cases.size();

@@ -7,26 +7,11 @@
 #include <string>
 #include <vector>
 
+#include "library.h"
+
 namespace life {
 
 using Shapes = std::vector<nvinfer1::Dims>;
-
-// What the library exports.
-struct Library {
-  explicit Library(char const* path);
-
-  // The creator of an op. Throws std::runtime_error.
-  nvinfer1::IPluginCreatorV3One& creator(std::string const& op) const;
-  // A plugin from these bytes in a field of this name and type, or null.
-  std::unique_ptr<nvinfer1::IPluginV3> create(std::string const& op, std::string const& data,
-                                              nvinfer1::TensorRTPhase phase, char const* field = "plan",
-                                              nvinfer1::PluginFieldType type = nvinfer1::PluginFieldType::kCHAR) const;
-
-  nvinfer1::IPluginCreatorInterface* const* (*get_creators)(int32_t&);
-  void (*set_logger_finder)(void*);
-  bool (*init)(void*, char const*);
-  char const* (*version)();
-};
 
 // A plugin as the builder has it: made from its plan, and cloned.
 class Life {
@@ -42,9 +27,6 @@ class Life {
   std::string threads(std::vector<Shapes> const& cases, int count, int rounds) const;
 
  private:
-  std::unique_ptr<nvinfer1::IPluginV3> attached() const;
-  std::string serialized() const;
-
   Library const& library_;
   std::string op_;
   std::unique_ptr<nvinfer1::IPluginV3> plugin_;
