@@ -14,7 +14,7 @@ import msgspec
 
 from exporter.builder.flavour import check_buildable
 from exporter.builder.one_file import add_one_file, carry_one_file, check_memory
-from exporter.builder.stage_engine import build_stage, engine_key, kept_engine
+from exporter.builder.stage_engine import build_stage, engine_key, kept_engine, library_hash
 from exporter.bundle.contents import carry, check_folder, keep_others
 from exporter.bundle.polygraphy_files import README_NAME, SCRIPTS_NAME, readme_text, script_text
 from exporter.bundle.swap import staging_folder
@@ -32,6 +32,8 @@ from exporter.packing.dit import add_to_bundle, open_experts, pack_checkpoint
 from exporter.packing.media import check_media, kept_media, pack_media
 from exporter.packing.recovery import kept_weights, previous_manifest
 from exporter.spec import ExportSpec
+from plugins.library import installed_library
+from plugins.registry import OPS
 from runtime.bundle import (
     FileInfo,
     GpuFacts,
@@ -51,6 +53,8 @@ def export_bundle(spec: ExportSpec, report: Report) -> Path:
     """Export one model for one GPU and return the bundle's folder. Raises UserError."""
     if not spec.onnx_only:
         check_buildable(spec.gpu)
+    if spec.embed_plugins:
+        installed_library(OPS)  # refused before any work
     if spec.one_file:
         check_memory(spec)
     _check_sources(spec, report)
@@ -141,6 +145,7 @@ def _write(
         text_linear=spec.text_linear,
         tokenizer=kept.tokenizer,
         has_proj_l=weights.has_proj_l,
+        embedded_library=library_hash(spec),
         vram_estimate_bytes=vram_estimate(spec.model, spec.linear, max(activations, default=None)),
     )
 

@@ -32,6 +32,7 @@ class ExportSpec:
     out: Path = Path("engines")
     onnx_only: bool = False
     one_file: bool = False
+    embed_plugins: bool = False
     components: tuple[Component, ...] = COMPONENTS
     text_encoder: str | None = None
     tokenizer: str | None = None
@@ -73,6 +74,10 @@ class ExportSpec:
         if self.one_file and self.onnx_only:
             raise UserError(
                 "--one-file asks for an engine and --onnx-only for none.", remedy="drop one of the two options"
+            )
+        if self.embed_plugins and self.onnx_only:
+            raise UserError(
+                "--embed-plugins is for engines, and --onnx-only asks for none.", remedy="drop one of the two options"
             )
 
     @property
@@ -147,6 +152,7 @@ def export_spec(
     out: Path = Path("engines"),
     onnx_only: bool = False,
     one_file: bool = False,
+    embed_plugins: bool = False,
     components: str | None = None,
     text_encoder: str | None = None,
     tokenizer: str | None = None,
@@ -174,6 +180,7 @@ def export_spec(
         out=out,
         onnx_only=onnx_only,
         one_file=one_file,
+        embed_plugins=embed_plugins,
         components=parse_components(components),
         text_encoder=text_encoder,
         tokenizer=tokenizer,

@@ -7,6 +7,7 @@ its file, so that nobody has to load it to see: a library registers itself where
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,6 +44,24 @@ class LibraryVersion:
 def library_path() -> Path | None:
     """The library in this installation, or None where none was built."""
     return _BUILT if _BUILT.is_file() else None
+
+
+def installed_library(ops: Iterable[str]) -> Path:
+    """The library in this installation. Raises UserError where none was built, or one of another turbotrt or op."""
+    path = _present()
+    _check(path, ops)
+    return path
+
+
+def _present() -> Path:
+    if (path := library_path()) is None:
+        raise UserError(
+            "There is no plugin library in this installation.",
+            expected=FILE_NAME,
+            got=f"none in {_BUILT.parent}",
+            remedy='build it with "make native", or take the Python plugins',
+        )
+    return path
 
 
 def library_version(path: Path) -> LibraryVersion:
@@ -125,34 +144,50 @@ def register(trt: Any, ops: Iterable[str], host: HostChoice = "auto") -> PluginH
     ``auto``: the library where one is installed, Python's otherwise; and what the process has already. Raises UserError
     where there is no library, where it is another turbotrt's, or where the process has the other kind.
     """
+    ops = tuple(ops)
+    if trt.__name__ not in _taken and (present := _registered_before(trt, ops)) is not None:
+        _taken[trt.__name__] = _Taken(present, None, None)
     if (taken := _taken.get(trt.__name__)) is not None:
         if host != "auto":
             _check_same(trt, taken, host, taken.path)
         return taken.host
-    path = None if host == "python" else library_path()
-    if path is not None:
-        _check(path, ops)
-        load(trt, path)
+    if host == "library" or (host == "auto" and library_path() is not None):
+        load(trt, installed_library(ops))
         return "library"
-    if host == "library":
-        raise UserError(
-            "There is no plugin library in this installation.",
-            expected=FILE_NAME,
-            got=f"none in {_BUILT.parent}",
-            remedy='build it with "make native", or take the Python plugins',
-        )
     tensorrt_plugin.register(trt, ops)
     _taken[trt.__name__] = _Taken("python", None, None)
     return "python"
 
 
+def _registered_before(trt: Any, ops: Iterable[str]) -> PluginHost | None:
+    """Whose plugins the registry has without us: of a library that the program opened, or Python's; None: none."""
+    if not set(ops) <= {creator.name for creator in trt.get_plugin_registry().all_creators}:
+        return None
+    return "python" if tensorrt_plugin.is_registered(trt) else "library"
+
+
 def _check_same(trt: Any, taken: _Taken, host: PluginHost, path: Path | None) -> None:
     """Raise UserError where a process that has one kind of plugins is asked for another."""
     if (taken.host, taken.path) != (host, path):
-        names: dict[PluginHost, str] = {"library": f"the library {taken.path}", "python": "the Python plugins"}
+        library = f"the library {taken.path}" if taken.path else "a library that the program opened"
+        names: dict[PluginHost, str] = {"library": library, "python": "the Python plugins"}
         raise UserError(
             f"This process has registered other plugins with {trt.__name__}.",
             expected=f"the {host} plugins" if path is None else str(path),
             got=names[taken.host],
             remedy="choose one kind for a process",
         )
+
+
+def main() -> int:
+    """``python -m plugins.library``: print where the library is; status 2 with the reason where there is none."""
+    try:
+        sys.stdout.write(f"{_present()}\n")
+    except UserError as error:
+        sys.stderr.write(f"{error}\n")
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -162,9 +162,14 @@ def creator_class(trt: Any) -> Any:
 _registered: dict[str, list[Any]] = {}
 
 
+def is_registered(trt: Any) -> bool:
+    """Whether ``register`` was called for this flavour in this process."""
+    return trt.__name__ in _registered
+
+
 def register(trt: Any, ops: Iterable[str]) -> None:
     """Register a creator for each op with TensorRT's plugin registry, once a process."""
-    if trt.__name__ in _registered:
+    if is_registered(trt):
         return
     make: Callable[[str], Any] = creator_class(trt)
     creators = [make(op) for op in ops]

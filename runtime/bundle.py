@@ -178,7 +178,8 @@ class Manifest(_Record, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Everything about one bundle: no time, no path. ``plans``: plugin node → file.
 
     ``weights``: the DiT's, expert → file; ``media_weights``: text encoder's and VAE's, component → file;
-    ``text_linear``: how the text encoder's Linears are packed and computed.
+    ``text_linear``: how the text encoder's Linears are packed and computed; ``embedded_library``: the sha256 of the
+    plugin library inside the engines, None where plugins must be registered before they are loaded.
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -194,6 +195,7 @@ class Manifest(_Record, frozen=True, forbid_unknown_fields=True, kw_only=True):
     text_linear: Literal["int8", "bf16"] = "bf16"
     tokenizer: str | None = None
     has_proj_l: bool | None = None
+    embedded_library: Sha256 | None = None
     vram_estimate_bytes: Count
 
     def __post_init__(self) -> None:

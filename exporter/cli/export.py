@@ -64,6 +64,14 @@ def export(
             help="Also one engine that holds all blocks and weights; takes 3.3 × the weights in RAM.",
         ),
     ] = False,
+    embed_plugins: Annotated[
+        bool,
+        typer.Option(
+            "--embed-plugins",
+            help="Put the plugin library into the engines: any TensorRT program that allows host code loads them, "
+            "with no file beside them.",
+        ),
+    ] = False,
     components: ComponentsOption = None,
     text_encoder: TextEncoderOption = None,
     tokenizer: TokenizerOption = None,
@@ -112,6 +120,7 @@ def export(
         out=out,
         onnx_only=onnx_only,
         one_file=one_file,
+        embed_plugins=embed_plugins,
         components=components,
         text_encoder=text_encoder,
         tokenizer=tokenizer,
@@ -131,7 +140,7 @@ def _closing_lines(spec: ExportSpec, folder: Path) -> list[str]:
     from exporter.packing.dit import weight_paths
 
     what = "ONNX graphs and plans" if spec.onnx_only else "engines, ONNX graphs and plans"
-    lines = polygraphy_lines(folder, spec.flavour)
+    lines = polygraphy_lines(folder)
     weights = folder / "weights.safetensors"
     if spec.checkpoint is not None or all(path.is_file() for path in weight_paths(weights, spec.model).values()):
         return [*lines, *_media_lines(spec, folder), f"{folder}: {what}, weights."]

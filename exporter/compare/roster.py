@@ -192,7 +192,7 @@ def _from_bundle(name: str, roster: Roster, spec: CompareSpec, options: BlockOpt
         return StageMachine(name, deployed, options, plans, torch.device("cuda"))
     from exporter.compare.machines.engine_machine import EngineMachine
 
-    return EngineMachine(name, folder, manifest.stages_of("dit"), deployed, manifest.gpu.flavour)
+    return EngineMachine(name, folder, manifest, deployed, roster.notes.append)
 
 
 def _follow(roster: Roster) -> None:

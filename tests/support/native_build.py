@@ -45,7 +45,13 @@ class Native:
 
 def can_build() -> bool:
     """Whether this machine has what builds the library."""
-    return shutil.which("g++") is not None and shutil.which("cmake") is not None
+    return shutil.which("g++") is not None and _cmake() is not None
+
+
+def _cmake() -> str | None:
+    """This environment's, as make native takes it, else the system's."""
+    folders = [str(Path(sys.executable).parent), os.environ.get("PATH", "")]
+    return shutil.which("cmake", path=os.pathsep.join(folders))
 
 
 @cache
@@ -80,13 +86,13 @@ def _sources() -> Iterator[Path]:
 
 def _built(name: str, flags: list[str]) -> Native:
     """A build in a folder of its own, which stays: the next session builds only what has changed since."""
-    if not can_build():
+    if (cmake := _cmake()) is None or not can_build():
         pytest.skip("no g++ or no cmake")
     folder = _BUILD / name
     folder.mkdir(parents=True, exist_ok=True)
-    configure = ["cmake", "-S", str(_SOURCES), "-B", str(folder), f"-DPython3_EXECUTABLE={sys.executable}", *flags]
+    configure = [cmake, "-S", str(_SOURCES), "-B", str(folder), f"-DPython3_EXECUTABLE={sys.executable}", *flags]
     with _alone(folder):
-        for command in ([*configure, f"-DTURBOTRT_OUTPUT={folder}"], ["cmake", "--build", str(folder), "--parallel"]):
+        for command in ([*configure, f"-DTURBOTRT_OUTPUT={folder}"], [cmake, "--build", str(folder), "--parallel"]):
             done = subprocess.run(command, capture_output=True, text=True, check=False, env=_environment())
             assert done.returncode == 0, f"{command}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
     return Native(folder)

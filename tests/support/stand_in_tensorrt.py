@@ -7,6 +7,7 @@ The context is as strict as TensorRT's: shapes set, memory of the right size giv
 from __future__ import annotations
 
 import ctypes
+import hashlib
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,17 +24,19 @@ from runtime.bundle import FileInfo, Manifest, StageEntry, TensorInfo, file_info
 from runtime.dims import shape_of
 
 
-def add_engines(folder: Path, manifest: Manifest) -> Manifest:
-    """Give a bundle engine files that hold their stage's name, as the stand-in reads them."""
+def add_engines(folder: Path, manifest: Manifest, library: bytes = b"") -> Manifest:
+    """Give a bundle engine files that hold their stage's name, as the stand-in reads them, and perhaps a library."""
     files: dict[str, FileInfo] = dict(manifest.files)
     stages = []
     for stage in manifest.stages:
-        (folder / f"{stage.name}.engine").write_bytes(stage.name.encode())
+        (folder / f"{stage.name}.engine").write_bytes(stage.name.encode() + library)
         files[f"{stage.name}.engine"] = file_info(folder / f"{stage.name}.engine")
         stages.append(msgspec.structs.replace(stage, engine=f"{stage.name}.engine", activation_bytes=1 << 20))
     tools = {**manifest.tools, "tensorrt-rtx": tensorrt_rtx.__version__}
     gpu = msgspec.structs.replace(manifest.gpu, flavour="tensorrt_rtx")
-    made = msgspec.structs.replace(manifest, stages=tuple(stages), files=files, tools=tools, gpu=gpu)
+    embedded = hashlib.sha256(library).hexdigest() if library else None
+    changed = {"files": files, "tools": tools, "gpu": gpu, "embedded_library": embedded}
+    made = msgspec.structs.replace(manifest, stages=tuple(stages), **changed)
     write_manifest(folder, made)
     return made
 
@@ -144,6 +147,7 @@ class StandIn:
         self.manifest, self.enqueue, self.view = manifest, enqueue, view
         self.failing = False
         self.lacking: str | None = None
+        self.runtimes: list[Any] = []
 
     def __getattr__(self, name: str) -> Any:
         return getattr(tensorrt_rtx, name)
@@ -155,9 +159,15 @@ class StandIn:
 
     def Runtime(self, logger: Any) -> Any:
         self.logger = logger
+        runtime = SimpleNamespace(engine_host_code_allowed=False, libraries=0)
+        self.runtimes.append(runtime)
 
         def deserialize(data: bytes) -> Any:
-            stage = self.manifest.stage(data.decode())
+            name, *library = data.split(b"\x7f", 1)
+            if library:
+                assert runtime.engine_host_code_allowed
+                runtime.libraries += 1
+            stage = self.manifest.stage(name.decode())
             names = [t.name for t in (*stage.inputs, *stage.outputs) if t.name != self.lacking]
             return SimpleNamespace(
                 num_io_tensors=len(names),
@@ -166,7 +176,8 @@ class StandIn:
                 create_execution_context=lambda config: Context(self, stage, config),
             )
 
-        return SimpleNamespace(deserialize_cuda_engine=deserialize)
+        runtime.deserialize_cuda_engine = deserialize
+        return runtime
 
 
 def host_view(address: int, shape: tuple[int, ...], dtype: str) -> torch.Tensor:

@@ -92,10 +92,29 @@ print(library.register(trt, OPS, "python"), library.register(trt, OPS, "python")
     assert in_a_process(code, built) == "python python python"
 
 
+def test_what_the_program_opened_is_taken_as_it_is(built: Path) -> None:
+    """TensorRT refuses a library whose plugins it has already, as Polygraphy and LD_PRELOAD bring them."""
+    pytest.importorskip("tensorrt_rtx")
+    code = """
+import ctypes
+library._BUILT = Path(sys.argv[1])
+ctypes.CDLL(sys.argv[1])
+print(set(OPS) <= names(), library.register(trt, OPS), library.register(trt, OPS, "library"))
+try:
+    library.register(trt, OPS, "python")
+except UserError as error:
+    print(error)
+"""
+    first, *error = in_a_process(code, built).splitlines()
+    assert first == "True library library"
+    assert "a library that the program opened" in "".join(error)
+
+
 class Registry:
     """A TensorRT that loads no library."""
 
     __name__ = "tensorrt_none"
+    all_creators = ()
 
     def get_plugin_registry(self) -> Registry:
         return self
