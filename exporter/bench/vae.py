@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from exporter.bench.stopwatch import Stopwatch, Weights, compare, opened, random_weights
+from exporter.bench.stopwatch import Stopwatch, Weights, compare, opened
+from exporter.bench.synthetic import random_weights
 from exporter.checkpoint.vae_names import vae_name
 from exporter.models import ModelSpec
 from exporter.networks.vae import halves
@@ -113,7 +114,7 @@ def bench_vae(model: ModelSpec, sizes: list[tuple[int, int, int]], watch: Stopwa
     """Decode latents (T, H, W) of each size in every way; encode a video of the first size in the one that counts."""
     spec, device = VAES[model.vae], watch.device
     table = {name: weight for half in halves.HALVES for name, weight in packed_weights(spec, half).items()}
-    weights = random_weights(table, device)
+    weights = random_weights(table, 0, str(device))
     generator = torch.Generator(device).manual_seed(1)
     oracle, why = opened(partial(diffusers_vae, spec, weights, device))
     for t, h, w in sizes:

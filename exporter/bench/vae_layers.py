@@ -16,12 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from exporter.bench.stopwatch import Weights, random_weights
+from exporter.bench.synthetic import random_weights
 from exporter.models import ModelSpec
 from exporter.networks.vae import halves
 from exporter.networks.vae.channels_last import FORMAT
 from exporter.networks.vae.hopper_tape import tape_for
-from exporter.networks.vae.layers import Tape
+from exporter.networks.vae.layers import Tape, Weights
 from exporter.networks.vae.spec import CHUNK, VAES, VaeSpec
 from exporter.networks.vae.weights import packed_weights
 from plugins.torch_op import device_sm
@@ -186,7 +186,7 @@ def bench_layers(
     """All figures of latents (H, W) of each size, as JSON takes them."""
     spec, ceilings = VAES[model.vae], measured_ceilings(device)
     table = {name: weight for half in _HALVES for name, weight in packed_weights(spec, half).items()}
-    weights = random_weights(table, device)
+    weights = random_weights(table, 0, str(device))
     run = partial(layer_rows, spec, weights=weights, device=device, repeats=repeats, ceilings=ceilings)
     found: dict[str, Any] = {"model": model.name, "torch": torch.__version__, "repeats": repeats}
     found["device"] = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"

@@ -18,6 +18,7 @@ from exporter.cli.export import export
 from exporter.cli.generate import generate
 from exporter.cli.kernels import BENCHMARKS, COMMANDS
 from exporter.cli.plan import plan
+from exporter.cli.selftest import selftest
 from exporter.cli.show import inspect, list_
 from exporter.cli.weights import merge, pack
 from exporter.terminal import any_encoding, say
@@ -63,6 +64,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "plan": plan,
     **COMMANDS,
     "compare": compare,
+    "selftest": selftest,
 }
 for _name, _function in _COMMANDS.items():
     app.command(_name, cls=Command)(typed(_function))

@@ -39,6 +39,11 @@ class TorchRunner:
         self._sm = device_sm(device) if self.device.cuda else None
         self.overhead_bytes = overhead_bytes(manifest, device)
 
+    @property
+    def channels_last(self) -> bool:
+        """Whether the VAE's caches lie with their channels last, in memory of the manifest's shape."""
+        return issubclass(tape_for(self._sm), ChannelsLast)
+
     def activation_bytes(self, stage: str, sizes: Sizes) -> int:
         """The peak of torch's allocations, followed on meta tensors; workspace of cuDNN is not in it."""
         key = stage, tuple(sorted(sizes.items()))

@@ -31,7 +31,7 @@ from plugins.library import library_path
 from tests.support.checkpoints import canonical_state_dict, save_safetensors
 from tests.support.exported import Exported
 
-NEED_A_GPU = ("generate", "bench", "tune")
+NEED_A_GPU = ("generate", "bench", "tune", "selftest")
 SMALL = [(2, 4, 6)]  # latents (T, H, W), for the VAE that is timed
 BY_BASH = "turbotrt inspect engines/wan-tiny-rtx5090"
 

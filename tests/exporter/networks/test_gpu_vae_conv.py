@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from exporter.bench.stopwatch import Weights, random_weights
+from exporter.bench.synthetic import random_weights
 from exporter.networks.vae import halves, hopper_conv
 from exporter.networks.vae.channels_last import ChannelsLast
 from exporter.networks.vae.halves import Half
 from exporter.networks.vae.hopper_conv import CONFIGS, Config, Packed, convolve, packed, packed_upsampling, plain
 from exporter.networks.vae.hopper_tape import HopperTape
-from exporter.networks.vae.layers import Tape
+from exporter.networks.vae.layers import Tape, Weights
 from exporter.networks.vae.spec import VAES
 from exporter.networks.vae.weights import packed_weights
 from plugins.torch_op import device_sm
@@ -79,7 +79,7 @@ def decoded(weights: Weights, chunks: list[Tensor], tape: type[Tape]) -> Tensor:
 def test_the_decoder_is_as_close_to_fp32_as_cudnns() -> None:
     """Full widths, random weights, five chunks; ``Tape`` in fp32 is the traced function."""
     table = {k: w for half in halves.HALVES for k, w in packed_weights(VAES["Wan2.1"], half).items()}
-    weights = random_weights(table, torch.device("cuda"))
+    weights = random_weights(table, 0, "cuda")
     exact = {name: weight.float() for name, weight in weights.items()}
     chunks = list(
         torch.randn(1, 16, 5, 20, 26, device="cuda", generator=torch.Generator("cuda").manual_seed(3)).split(1, 2)
