@@ -145,11 +145,13 @@ def _levels(q, base, even, odd, k, S, D: gl.constexpr):
 def _step(q, even, odd, value_at, step, acc, total, level, left, SHORT: gl.constexpr):
     """acc and total plus those of a step's keys, if SHORT of the first ``left`` of them."""
     slot = step % STAGES * (2 * TILE)
+    even, odd = even + slot, odd + slot
+    value_at += slot  # added first: four places behind it would be held through the loop
     values = ()
     for n in gl.static_range(4):
-        values += ((value_at ^ (n * 32)) + slot,)
+        values += (value_at ^ (n * 32),)
     for part in gl.static_range(2):
-        s = _scores(q, even + slot, odd + slot, part)
+        s = _scores(q, even, odd, part)
         if SHORT:
             s = _without(s, left - part * 16)
         p, total = _softmax(s, level, total)
