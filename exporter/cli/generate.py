@@ -149,11 +149,13 @@ def generate(
     pixels, frames = parse_size(size), parse_frames(frames)
     share = None if topk is None else parse_topk(topk)
     from runtime.atomic import check_place, told, write_atomic
+    from runtime.backends.cuda_device import open_early
     from runtime.media.files.kinds import LATENTS
     from runtime.media.request import Request
     from runtime.media.video_pipeline import VideoPipeline
 
     started = time.perf_counter()
+    open_early()  # while torch, or TensorRT, is imported
     loading: dict[str, Any] = {"backend": backend, "vram": vram, "boundary": boundary, "topk_milli": share}
     wanted = sampled([Video(prompt, seed)] if prompts is None else read_prompts(prompts, seed), samples)
     if noise is not None and len(wanted) > 1:
