@@ -14,11 +14,13 @@ from exporter.networks.vae.channels_last import ChannelsLast
 from exporter.torch_backend.declared import bundle_stages
 from exporter.torch_backend.device import TorchDevice, tensor_of
 from exporter.torch_backend.memory import UNSPLIT, PeakBytes, meta_tensors
+from exporter.torch_backend.peaks import kept_peak
 from plugins.torch_op import device_sm
 from runtime.backends.protocol import DeviceTensor
 from runtime.bundle import Manifest, StageEntry
 from runtime.dims import Sizes
 from runtime.media.vae.tensors import CACHE
+from runtime.report import Report, Silent
 
 #: cuBLAS takes 32 MiB for itself on Hopper, and cuBLASLt as much again.
 CUBLAS_BYTES = 2 * 32 * 2**20
@@ -29,8 +31,8 @@ Function = Callable[..., Any]
 class TorchRunner:
     """A runner (see ``runtime.backends.protocol``) whose memory is torch's; results are copied to where they go."""
 
-    def __init__(self, manifest: Manifest, device: torch.device) -> None:
-        self._manifest = manifest
+    def __init__(self, manifest: Manifest, device: torch.device, report: Report | None = None) -> None:
+        self._manifest, self._report = manifest, report or Silent()
         self._functions = stage_functions(manifest)
         self._peaks: dict[tuple[str, tuple[tuple[str, int], ...]], int] = {}
         self.device = TorchDevice(device)
@@ -42,8 +44,14 @@ class TorchRunner:
         key = stage, tuple(sorted(sizes.items()))
         if key not in self._peaks:
             sm = device_sm(self.device.device) if self.device.cuda else None
-            entry = self._manifest.stage(stage)
-            self._peaks[key] = stage_peak(entry, self._functions[stage], sizes, sm, channels_last=self.channels_last)
+            entry, function = self._manifest.stage(stage), self._functions[stage]
+
+            def follow() -> int:
+                compiled = "" if sm is None else " and compile its kernels"
+                with self._report.stage(f"follow {stage}{compiled}, kept for the next start"):
+                    return stage_peak(entry, function, sizes, sm, channels_last=self.channels_last)
+
+            self._peaks[key] = kept_peak(self._manifest, entry, sizes, f"sm {sm}", follow)
         return self._peaks[key]
 
     def prepare(self, sizes: Mapping[str, Sizes]) -> None:
