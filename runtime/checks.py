@@ -11,7 +11,7 @@ from threading import Event, Lock
 from plugins.errors import UserError
 from plugins.plan import FORMAT_VERSION, Plan, decode
 from plugins.tensorrt_plugin import PLUGIN_VERSION
-from runtime.bundle import COMPONENTS, Manifest, verify_file
+from runtime.bundle import USUAL_COMPONENTS, Manifest, verify_file
 from runtime.input_files import read_input
 from runtime.report import Report
 
@@ -34,7 +34,9 @@ def rebuild_command(
     words += ["--out", str(folder.parent)] if folder is not None and folder.parent != Path("engines") else []
     words += ["--attention", sampler.attention, "--linear", sampler.linear]
     words += ["--topk", f"{sampler.topk_milli / 1000:g}"] if not sampler.dense else []
-    words += ["--components", ",".join(manifest.components)] if manifest.components != COMPONENTS else []
+    listed = tuple(component for component in manifest.components if component != "tiny")
+    words += ["--components", ",".join(listed)] if listed != USUAL_COMPONENTS else []
+    words += ["--vae-decoder", "tiny"] if "tiny" in manifest.components else []
     words += ["--max-size", "x".join(map(str, largest))] if (largest := manifest.model.max_size) is not None else []
     words += ["--text-linear", manifest.text_linear] if manifest.text_linear != "bf16" else []
     words += ["--onnx-only"] if not engines and any(stage.engine is None for stage in manifest.stages) else []
@@ -52,7 +54,7 @@ def _mending(folder: Path, manifest: Manifest, name: str) -> str:
     """The command that makes this file again: an export without a checkpoint would not bring weights back."""
     if name in manifest.weights.values():
         return pack_command(folder, manifest)
-    options = {"text": " --text-encoder PATH_OR_HF_ID", "vae": " --vae PATH_OR_HF_ID"}
+    options = {"text": " --text-encoder PATH_OR_HF_ID", "vae": " --vae PATH_OR_HF_ID", "tiny": " --tiny-vae PATH_OR_HF_ID"}
     needed = [options[part] for part, file in manifest.media_weights.items() if file == name]
     return rebuild_command(manifest, folder) + "".join(needed)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from runtime.backends.kind import BackendKind
@@ -10,11 +10,12 @@ from runtime.bundle import Manifest
 from runtime.byte_sizes import gigabytes
 from runtime.inputs import latent_shape
 from runtime.media.text.encoder import text_bytes
-from runtime.media.vae.plan import plan_vae
+from runtime.media.vae.plan import Task, plan_vae
 from runtime.pipeline import plan_bundle
 from runtime.weights.memory_plan import MemoryPlan
 
-DIT, TEXT, ENCODE, DECODE = "DiT", "text", "VAE encode", "VAE decode"
+DIT, TEXT, ENCODE, DECODE, TINY = "DiT", "text", "VAE encode", "VAE decode", "tiny decode"
+_TASKS: Mapping[str, Task] = {ENCODE: "encode", DECODE: "decode", TINY: "tiny"}
 LONGEST = 512  # tokens of a prompt
 
 
@@ -52,7 +53,7 @@ class GenerationPlan:
 def bundle_parts(manifest: Manifest) -> tuple[str, ...]:
     """The parts that a bundle's stages make up."""
     stages = {entry.name for entry in manifest.stages}
-    named = {TEXT: "text_block", ENCODE: "encode_next", DIT: "block", DECODE: "decode_next"}
+    named = {TEXT: "text_block", ENCODE: "encode_next", DIT: "block", DECODE: "decode_next", TINY: "tiny_next"}
     return tuple(part for part, stage in named.items() if stage in stages)
 
 
@@ -83,6 +84,6 @@ def plan_parts(
             what = longest if len(lengths) == 1 else f"{len(lengths)} prompts of at most {longest}"
             made.append(PartPlan(TEXT, peak, f"{what}, two layers' weights at a time"))
         else:
-            plan = plan_vae(manifest, activations, "encode" if name == ENCODE else "decode", height, width, vram)
+            plan = plan_vae(manifest, activations, _TASKS[name], height, width, vram)
             made.append(PartPlan(name, plan.peak, plan.how))
     return GenerationPlan(tuple(made), dit)

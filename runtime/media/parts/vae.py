@@ -1,4 +1,4 @@
-"""The VAE as two parts: an image → the latents of [image, zeros…], and latents → frames."""
+"""The VAE as two parts: an image → the latents of [image, zeros…], and latents → frames; the tiny decoder as one."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from collections.abc import Iterator
 
 from runtime.media.files.image import conditioning_chunks
 from runtime.media.parts.opened import OpenBundle
-from runtime.media.parts.plan import DECODE, ENCODE
+from runtime.media.parts.plan import DECODE, ENCODE, TINY
 from runtime.media.parts.times import Part
-from runtime.media.vae.decoder import Frames, Vae
+from runtime.media.vae.decoder import Frames, TinyVae, Vae
 from runtime.media.vae.plan import Task, VaePlan
 from runtime.numerics import Array
 
@@ -69,10 +69,25 @@ class VaeEncoder(_VaePart):
 class VaeDecoder(_VaePart):
     """The VAE's own decoder (see ``parts.part.Decoder``)."""
 
-    name, task = DECODE, "decode"
+    name = DECODE
+    task: Task = "decode"
 
     def decode(self, latents: Array) -> Iterator[Frames]:
         try:
             yield from self._vae().decode(latents)
         finally:
             self._opened.runner.release()
+
+
+class TinyDecoder(VaeDecoder):
+    """The tiny decoder: the same latents, a fraction of the time, less detail."""
+
+    name = TINY
+    task: Task = "tiny"
+
+    def line(self, height: int, width: int) -> str:
+        return self._plan(height, width).line("The tiny decoder decodes")
+
+    def _vae(self) -> TinyVae:
+        opened = self._opened
+        return TinyVae(opened.runner, opened.manifest, opened.weights("tiny"), opened.budget)

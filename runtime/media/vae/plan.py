@@ -10,10 +10,10 @@ from runtime.backends.protocol import Activations
 from runtime.bundle import Manifest
 from runtime.byte_sizes import gigabytes, gigabytes_up
 from runtime.media.vae.chunks import Chunks
-from runtime.media.vae.tiles import Tile, cut
+from runtime.media.vae.tiles import MARGIN, TINY_MARGIN, Tile, cut
 
 FACTOR = 8  # pixels per latent
-Task = Literal["encode", "decode"]
+Task = Literal["encode", "decode", "tiny"]  # tiny: decoding by the tiny decoder
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class VaePlan:
         tiles = f"{len(self.tiles)} tiles of {FACTOR * first.columns.length}x{FACTOR * first.rows.length}"
         if self.by_chunk:
             return f"{tiles}, chunk by chunk"
-        return f"{tiles}, one after the other" + (": the caches of all do not fit" if self.task == "decode" else "")
+        return f"{tiles}, one after the other" + (": the caches of all do not fit" if self.task != "encode" else "")
 
     def line(self, title: str) -> str:
         """The plan as one reads it."""
@@ -50,12 +50,14 @@ class _Need:
 
     def __init__(self, manifest: Manifest, activations: Activations, task: Task, height: int, width: int) -> None:
         self.first, self.following = (manifest.stage(f"{task}_{part}") for part in ("first", "next"))
-        self.latent, self.area = manifest.stage(f"{task}_latent"), {"H": height, "W": width}
-        self._activations = activations
-        self._latent = Chunks.held(self.latent, self.area), activations(self.latent.name, self.area)
+        self._activations, area = activations, {"H": height, "W": width}
+        self._latent = 0, 0
+        if task != "tiny":
+            latent = manifest.stage(f"{task}_latent")
+            self._latent = Chunks.held(latent, area), activations(latent.name, area)
 
     def peak(self, height: int, width: int, tracks: int, *, by_chunk: bool) -> int:
-        """Both halves at once where chunks pass through both, one after the other where tiles do not.
+        """All halves at once where chunks pass through both, one after the other where tiles do not.
 
         The halves take turns in the activation memory, which TensorRT's runner keeps from one to the other.
         """
@@ -80,19 +82,21 @@ def plan_vae(
 
     Nothing waits for an encoder's chunks, so that it always goes tile by tile.
     """
-    need = _Need(manifest, activations, task, height, width)
-    for by_chunk in (True, False) if task == "decode" else (False,):
+    need, margin = _Need(manifest, activations, task, height, width), TINY_MARGIN if task == "tiny" else MARGIN
+    for by_chunk in (True, False) if task != "encode" else (False,):
 
         def fits(h: int, w: int, count: int, by_chunk: bool = by_chunk) -> bool:
             return need.fits(limit, h, w, count, by_chunk=by_chunk)
 
-        tiles = cut(height, width, need.following.profile.max, fits)
+        tiles = cut(height, width, need.following.profile.max, fits, margin)
         if tiles is not None:
             rows, columns = tiles[0].rows.length, tiles[0].columns.length
             return VaePlan(task, tiles, by_chunk, need.peak(rows, columns, len(tiles), by_chunk=by_chunk))
-    least = need.peak(min(height, 15), min(width, 15), 1, by_chunk=False)
+    smallest = 2 * margin + 1
+    least = need.peak(min(height, smallest), min(width, smallest), 1, by_chunk=False)
+    doing = "tiny decoder cannot decode" if task == "tiny" else f"VAE cannot {task}"
     raise UserError(
-        f"The VAE cannot {task} {FACTOR * width}x{FACTOR * height} in {gigabytes(limit or 0)} of device memory.",
+        f"The {doing} {FACTOR * width}x{FACTOR * height} in {gigabytes(limit or 0)} of device memory.",
         expected=f"at least {gigabytes_up(least)}",
         remedy="give more device memory, or fewer pixels",
     )

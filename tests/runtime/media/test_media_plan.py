@@ -21,7 +21,7 @@ from runtime.backends import cuda_device
 from runtime.backends.tensorrt import TENSORRT
 from runtime.bundle import Manifest, load_manifest, write_manifest
 from runtime.byte_sizes import gigabytes
-from runtime.media.parts.plan import DECODE, DIT, TEXT, bundle_parts, plan_parts
+from runtime.media.parts.plan import DECODE, DIT, TEXT, TINY, bundle_parts, plan_parts
 from runtime.media.vae.plan import plan_vae
 from runtime.pipeline import Pipeline
 from tests.support.media_bundle import add_media
@@ -57,7 +57,7 @@ def test_engines_figures_are_scaled_to_the_size(engines: Manifest) -> None:
 
 @pytest.mark.parametrize("kind", [TENSORRT, TORCH], ids=lambda kind: kind.name)
 def test_every_part_is_planned(engines: Manifest, kind: Any) -> None:
-    assert bundle_parts(engines) == (TEXT, DIT, DECODE)
+    assert bundle_parts(engines) == (TEXT, DIT, DECODE, TINY)
     asked: dict[str, Any] = {"size": (96, 64), "frames": 9}
     made = plan_parts(engines, kind, bundle_parts(engines), lengths=[20], **asked)
     peaks = {part.name: part.peak for part in made.parts}
@@ -96,10 +96,10 @@ def test_plan_shows_every_part(engines: Manifest, tmp_path: Path) -> None:
     arguments = ["plan", "--bundle", str(tmp_path), "--size", "96x64", "--frames", "9"]
     said = CliRunner().invoke(app, arguments)
     assert said.exit_code == 0, said.output
-    for name in (TEXT, DIT, DECODE):
+    for name in (TEXT, DIT, DECODE, TINY):
         assert re.search(rf"^  {name} +[0-9.]+ [MG]B  ", said.stdout, re.MULTILINE)
     found = json.loads(CliRunner().invoke(app, [*arguments, "--json"]).stdout)
-    assert [part["part"] for part in found["parts"]] == [TEXT, DIT, DECODE]
+    assert [part["part"] for part in found["parts"]] == [TEXT, DIT, DECODE, TINY]
     assert found["parts"][1]["peak_bytes"] == found["peak_bytes"]
 
 
