@@ -21,8 +21,9 @@ from runtime.backends.protocol import Activations, Runner
 from runtime.backends.registry import backend_kind
 from runtime.bundle import Manifest, load_manifest
 from runtime.byte_sizes import parse_bytes
-from runtime.checks import check_files, check_weights
+from runtime.checks import check_size, check_weights
 from runtime.choices import chosen
+from runtime.file_checks import FileChecks, Verify, parse_verify
 from runtime.inputs import condition_tokens, latent_shape, text_bits
 from runtime.layout import run_layout
 from runtime.numerics import Array, to_latents
@@ -53,15 +54,14 @@ class Pipeline:
         runner: Runner,
         budget: int | None,
         *,
-        verify: bool,
+        checks: FileChecks,
         report: Report,
         own: bool,
     ) -> None:
         """Use ``load``; or with a runner that others use too, which stays theirs: ``own`` is False."""
         self.folder, self.manifest, self.runner = folder, manifest, runner
-        self._budget, self._verify, self._report = budget, verify, report
-        self._checked: tuple[str, ...] = ()  # experts whose files were compared with the manifest
-        self._held = _Held(runner, own=own)
+        self._budget, self._checks, self._report = budget, checks, report
+        self._held = _Held(runner, checks, own=own)
         # A pipeline that is dropped gives all back too; a process's end does so by itself.
         self._give_back = Ending(self, self._held.close, atexit=False)
         self._callers = Exclusive()
@@ -78,7 +78,7 @@ class Pipeline:
         steps: int | None = None,
         boundary: float | None = None,
         topk_milli: int | None = None,
-        verify: bool = True,
+        verify: Verify = "auto",
         report: Report | None = None,
     ) -> Pipeline:
         """Check a bundle, open its engines and bring its weights to the device.
@@ -87,8 +87,9 @@ class Pipeline:
         stream from the file. backend: "auto" or "tensorrt", "torch", or a BackendKind. size (width, height), frames
         and steps are what to make room for; a call may ask for others. boundary: the time below which a model of two
         experts runs the second; topk_milli: thousandths of the key blocks that sparse attention keeps, which only
-        the torch backend can choose; None means the bundle's. verify: compare the files with their sha256.
-        Raises UserError for whatever does not fit together, and says what would.
+        the torch backend can choose; None means the bundle's. verify: compare the files with their hashes, "auto" those
+        that were not found right before, "always" or "never". Raises UserError for whatever does not fit together, and
+        says what would.
         """
         folder, report = Path(bundle), report or Silent()
         kind = backend_kind(backend)
@@ -99,11 +100,12 @@ class Pipeline:
         budget = None if vram is None else parse_bytes(vram)
         _require(check_weights(folder, manifest, planned))
         _require(kind.check(folder, manifest))
-        files = [*kind.files(manifest, "dit"), *(manifest.weights[expert] for expert in planned)]
-        _require(check_files(folder, manifest, files, verify=verify, report=report))
+        checks = FileChecks(folder, manifest, parse_verify(verify), report)
+        for expert in planned:
+            _require(check_size(folder, manifest, manifest.weights[expert]))
+        checks.check(kind.files(manifest, "dit"))
         opened = kind.open(folder, manifest, report)
-        pipe = cls(folder, manifest, opened, budget, verify=verify, report=report, own=True)
-        pipe._checked = planned
+        pipe = cls(folder, manifest, opened, budget, checks=checks, report=report, own=True)
         try:
             with opened.device.current():
                 free = opened.device.free_bytes()
@@ -247,13 +249,6 @@ class Pipeline:
     def _planned(self, tokens: int, experts: tuple[str, ...]) -> MemoryPlan:
         return plan_memory(self._sizes(tokens), self.manifest.model.layers, experts, tokens, self._budget)
 
-    def _check_files(self, experts: tuple[str, ...]) -> None:
-        """What ``load`` does for the experts it loads, for those that a call asks for later."""
-        _require(check_weights(self.folder, self.manifest, experts))
-        later = [self.manifest.weights[expert] for expert in experts if expert not in self._checked]
-        _require(check_files(self.folder, self.manifest, later, verify=self._verify, report=self._report))
-        self._checked += tuple(expert for expert in experts if expert not in self._checked)
-
     def _sizes(self, tokens: int) -> StageBytes:
         return _stage_bytes(self.manifest, self.runner.activation_bytes, self.runner.overhead_bytes, tokens)
 
@@ -266,7 +261,7 @@ class Pipeline:
             if set(experts) <= set(plan.experts) and (self._budget is None or need <= self._budget):
                 return held.storage
         plan = self._planned(tokens, experts)
-        self._check_files(experts)
+        _require(check_weights(self.folder, self.manifest, experts))
         held.unload()
         for line in plan.lines():
             self._report.note(line)
@@ -274,21 +269,29 @@ class Pipeline:
             if expert not in experts:
                 self._report.note(f"These steps never reach the {expert} expert: it is not loaded.")
         held.storage = Storage(self.folder, self.manifest, plan, self.runner.device)
-        held.storage.preload(experts[0], self._report)
+        try:
+            for file in held.storage.files:
+                self._checks.begin_open(file)
+            held.storage.preload(experts[0], self._report)
+            self._checks.finish()
+        except BaseException:
+            held.unload()
+            raise
         return held.storage
 
 
 class _Held:
     """What a pipeline holds of the device: it knows nothing of the pipeline, so that dropping that gives it back."""
 
-    def __init__(self, runner: Runner, *, own: bool) -> None:
-        self.runner, self._own = runner, own
+    def __init__(self, runner: Runner, checks: FileChecks, *, own: bool) -> None:
+        self.runner, self._checks, self._own = runner, checks, own
         self.storage: Storage | None = None
 
     def close(self) -> None:
         with self.runner.device.current():
             self.unload()
             if self._own:
+                self._checks.close()
                 self.runner.close()
         if self._own:
             self.runner.device.close()

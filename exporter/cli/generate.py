@@ -18,9 +18,11 @@ from exporter.cli.options import (
     OdeOption,
     SizeOption,
     StepsOption,
+    VerifyOption,
     VramOption,
     parse_frames,
     parse_size,
+    parse_verify,
 )
 from exporter.cli.videos import Video, names, read_prompts, sampled
 from exporter.progress import RichProgress
@@ -116,6 +118,7 @@ def generate(
     ] = None,
     vram: VramOption = None,
     backend: BackendOption = "auto",
+    verify: VerifyOption = "auto",
     no_verify: NoVerifyOption = False,
     debug: Annotated[bool, typer.Option("--debug", help="Look for NaN after every block: slow.")] = False,
 ) -> None:
@@ -152,7 +155,8 @@ def generate(
         raise UserError(
             "--noise is the noise of one video.", expected="one prompt and one sample", got=f"{len(wanted)} videos"
         )
-    with VideoPipeline.load(bundle, verify=not no_verify, report=RichProgress(), **loading) as pipeline:
+    loading["verify"] = parse_verify(verify, no_verify=no_verify)
+    with VideoPipeline.load(bundle, report=RichProgress(), **loading) as pipeline:
         common = Request(
             embeds=_tensor(embeds, "text_embeds"),
             noise=_tensor(noise, "noise"),

@@ -24,6 +24,7 @@ from runtime.backends.registry import backend_kind
 from runtime.bundle import Manifest, load_manifest
 from runtime.byte_sizes import parse_bytes
 from runtime.choices import chosen
+from runtime.file_checks import Verify, parse_verify
 from runtime.media.parts.dit import DitPart, OnStep
 from runtime.media.parts.opened import OpenBundle
 from runtime.media.parts.part import VideoPart
@@ -86,7 +87,7 @@ class VideoPipeline:
         backend: str | BackendKind = "auto",
         boundary: float | None = None,
         topk_milli: int | None = None,
-        verify: bool = True,
+        verify: Verify = "auto",
         report: Report | None = None,
     ) -> VideoPipeline:
         """Read a bundle's manifest. The device is opened, and weights come, with the first call that needs them.
@@ -98,7 +99,7 @@ class VideoPipeline:
         choices: dict[str, Any] = {"boundary": boundary, "topk_milli": topk_milli, "any_topk": kind.any_topk}
         manifest = chosen(load_manifest(folder), folder, **choices)
         budget = None if vram is None else parse_bytes(vram)
-        return cls(OpenBundle(folder, manifest, kind, budget, verify=verify, report=report))
+        return cls(OpenBundle(folder, manifest, kind, budget, verify=parse_verify(verify), report=report))
 
     def __enter__(self) -> VideoPipeline:
         return self

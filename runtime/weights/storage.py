@@ -61,6 +61,11 @@ class Storage:
         """Bytes brought to the device so far."""
         return self._staging.copied_bytes
 
+    @property
+    def files(self) -> list[WeightsFile]:
+        """The experts' files."""
+        return list(self._files.values())
+
     def one_pass(self, expert: str) -> list[Unit]:
         """The units of one expert in the order of a step."""
         return [(expert, unit) for unit in range(self.plan.layers + 2)]

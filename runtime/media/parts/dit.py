@@ -36,7 +36,7 @@ class DitPart:
         if not self._made:
             opened = self._opened
             shared = opened.folder, opened.manifest, opened.runner, opened.budget
-            self._made.append(Pipeline(*shared, verify=opened.verify, report=opened.report, own=False))
+            self._made.append(Pipeline(*shared, checks=opened.checks, report=opened.report, own=False))
             self._rows = [StepParts(self._made[0], opened.times)]
         return self._made[0]
 

@@ -8,7 +8,8 @@ from plugins.errors import UserError
 from runtime.backends.kind import BackendKind
 from runtime.backends.protocol import Runner
 from runtime.bundle import Manifest, MediaComponent
-from runtime.checks import check_files
+from runtime.checks import check_size
+from runtime.file_checks import FileChecks, Verify
 from runtime.media.parts.times import Part
 from runtime.pipeline import RESERVE
 from runtime.report import Report
@@ -22,11 +23,12 @@ class OpenBundle:
     """
 
     def __init__(
-        self, folder: Path, manifest: Manifest, kind: BackendKind, vram: int | None, *, verify: bool, report: Report
+        self, folder: Path, manifest: Manifest, kind: BackendKind, vram: int | None, *, verify: Verify, report: Report
     ) -> None:
         """``vram``: the most bytes of device memory to use, None for what is free when the device is opened."""
         self.folder, self.manifest, self.kind = folder, manifest, kind
-        self.verify, self.report = verify, report
+        self.report = report
+        self.checks = FileChecks(folder, manifest, verify, report)
         self.times: list[Part] = []
         self._vram, self._runner = vram, list[Runner]()
         self._files: dict[MediaComponent, WeightsFile] = {}
@@ -50,7 +52,10 @@ class OpenBundle:
         return self._vram
 
     def weights(self, component: MediaComponent) -> WeightsFile:
-        """The weights of text encoder or VAE, checked and opened once. Raises UserError."""
+        """The weights of text encoder or VAE, opened once. Raises UserError.
+
+        Their hash is being compared from now on: what is made with them goes out after ``checks.finish``.
+        """
         if component not in self._files:
             name = self.manifest.media_weights.get(component)
             if name is None:
@@ -59,15 +64,16 @@ class OpenBundle:
                     f"The bundle has no weights of the component {component}.",
                     remedy=f"export again with {option} PATH_OR_HF_ID",
                 )
-            files = [name, *self.kind.files(self.manifest, component)]
-            problem = check_files(self.folder, self.manifest, files, verify=self.verify, report=self.report)
-            if problem is not None:
-                raise UserError(problem)
+            if (reason := check_size(self.folder, self.manifest, name)) is not None:
+                raise UserError(reason)
+            self.checks.check(self.kind.files(self.manifest, component))
             self._files[component] = WeightsFile(self.folder / name)
+        self.checks.begin_open(self._files[component])
         return self._files[component]
 
     def close(self) -> None:
         """Close files, runner and device; parts must have given their memory back."""
+        self.checks.close()
         for file in self._files.values():
             file.close()
         self._files.clear()

@@ -72,9 +72,11 @@ class TextPart:
             encoder = TextEncoder(runner, self._opened.manifest, file)
             peak = encoder.nbytes([len(tokens) for tokens in ids])
             try:
-                return encoder.encode(ids, update), peak, runner.device.take_peak()
+                made = encoder.encode(ids, update)
             finally:
                 runner.release()
+        self._opened.checks.finish()
+        return made, peak, runner.device.take_peak()
 
     def _reader(self) -> PromptTokenizer:
         manifest = self._opened.manifest

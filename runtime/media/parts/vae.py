@@ -61,6 +61,7 @@ class VaeEncoder(_VaePart):
                 latents = self._vae().encode(conditioning_chunks(frame, count), height, width)
             finally:
                 self._opened.runner.release()
+        self._opened.checks.finish()
         peaks = self.peak(height, width), device.take_peak()
         self._opened.times.append(Part(ENCODE, time.perf_counter() - started, *peaks))
         return latents
@@ -74,7 +75,9 @@ class VaeDecoder(_VaePart):
 
     def decode(self, latents: Array) -> Iterator[Frames]:
         try:
-            yield from self._vae().decode(latents)
+            vae = self._vae()
+            self._opened.checks.finish()
+            yield from vae.decode(latents)
         finally:
             self._opened.runner.release()
 

@@ -1,0 +1,222 @@
+"""A bundle's files against its manifest: by several threads behind whatever else is done, and once only.
+
+A file that was found right is known again by its identity: path, size, times, inode and device. The user's cache keeps
+that, so that the next process hashes what was changed, replaced or touched since, and nothing else.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterable
+from concurrent.futures import Future, wait
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from threading import Lock
+from typing import Literal, Protocol, get_args
+
+import msgspec
+
+from plugins.errors import UserError
+from plugins.interrupts import Ending
+from runtime.bundle import FileInfo, Hashing, Manifest
+from runtime.checks import check_size, mending, mismatch
+from runtime.hashing import HashThreads
+from runtime.input_files import open_input, read_input
+from runtime.report import Report
+from runtime.user_cache import cached, keep
+
+Verify = Literal["auto", "always", "never"]
+VERIFY: tuple[Verify, ...] = get_args(Verify)
+_KIND = "verified"  # of the user's cache
+_MAX_RECORD = 1 << 16  # bytes
+_SETTLED_NS = 2_000_000_000  # a file changed within that time may change again, and its times stay the same
+_POLL = 0.05  # seconds between two movements of the bar
+
+
+class _Identity(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What changes when a file does; ``ctime_ns`` cannot be set by who changes it. ``digest``: the manifest's."""
+
+    path: str
+    bytes: int
+    mtime_ns: int
+    ctime_ns: int
+    inode: int
+    device: int
+    digest: str
+
+    @property
+    def key(self) -> str:
+        """The name under which the cache keeps it: a file has one record, its last."""
+        return sha256(os.fsencode(self.path)).hexdigest()
+
+
+class OpenFile(Protocol):
+    """A file of the bundle that is open for reading."""
+
+    @property
+    def path(self) -> Path: ...
+
+    @property
+    def descriptor(self) -> int: ...
+
+
+@dataclass
+class _Running:
+    """A file that is being hashed; ``done`` of its bytes are."""
+
+    descriptor: int
+    identity: _Identity
+    began_ns: int
+    hashing: Hashing | None = None
+    done: int = 0
+
+
+def parse_verify(text: str) -> Verify:
+    """One of VERIFY. Raises UserError."""
+    for known in VERIFY:
+        if text == known:
+            return known
+    raise UserError("This way to verify is not known.", expected=", ".join(VERIFY), got=text)
+
+
+def verified_bytes(folder: Path, name: str, info: FileInfo, limit: int, expected: str) -> bytes:
+    """All of a file, which these very bytes are by the manifest's hash: for what is code, and is run.
+
+    Nothing that was remembered counts. Raises UserError.
+    """
+    data = read_input(folder / name, limit, expected)
+    digest = sha256(data).hexdigest()
+    if digest != info.sha256:
+        raise UserError(
+            f"A file is damaged: {name}: sha256 {digest[:12]}…, the manifest says {info.sha256[:12]}….",
+            expected="the sha256 of the manifest",
+            got="another",
+            remedy="export the bundle again",
+        )
+    return data
+
+
+class FileChecks:
+    """The checks of one bundle's files; ``close`` ends its threads. Safe for one thread at a time."""
+
+    def __init__(self, folder: Path, manifest: Manifest, verify: Verify, report: Report) -> None:
+        self._folder, self._manifest, self._verify, self._report = folder, manifest, verify, report
+        self._known: dict[str, _Identity] = {}
+        self._running: dict[str, _Running] = {}
+        self._threads: list[HashThreads] = []
+        self._lock, self._told = Lock(), False
+        self.close = Ending(self, _close, self._threads, self._running, atexit=False)
+
+    def begin(self, names: Iterable[str]) -> None:
+        """Look at these files' sizes, and begin to hash those that are not known. Raises UserError for a size."""
+        for name in sorted(set(names)):
+            if (reason := check_size(self._folder, self._manifest, name)) is not None:
+                raise UserError(reason)
+            if self._verify != "never" and name not in self._running:
+                self._begin(name, open_input(self._folder / name, "a file of the bundle"))
+
+    def begin_open(self, file: OpenFile) -> None:
+        """``begin`` of a file that is open: whatever lies at its path by now, its own bytes are hashed."""
+        if self._verify != "never" and file.path.name not in self._running:
+            self._begin(file.path.name, os.dup(file.descriptor))
+
+    def finish(self, names: Iterable[str] | None = None) -> None:
+        """Wait until these files are hashed, all where none are named. Raises UserError for one that is another."""
+        waited = {name: self._running[name] for name in (names or list(self._running)) if name in self._running}
+        pending = {digest for one in waited.values() if one.hashing is not None for digest in one.hashing.digests}
+        if not all(digest.done() for digest in pending):
+            self._wait(waited, pending)
+        problems = {name: problem for name in waited if (problem := self._end(name)) is not None}
+        if problems:
+            raise UserError(
+                mismatch(
+                    "A file is damaged: " + "; ".join(problems.values()) + ".",
+                    "the sha256 of the manifest",
+                    "another",
+                    f"{mending(self._folder, self._manifest, next(iter(problems)))}, "
+                    "or --verify never at your own risk",
+                )
+            )
+
+    def check(self, names: Iterable[str]) -> None:
+        """``begin`` and ``finish``."""
+        wanted = list(names)
+        self.begin(wanted)
+        self.finish(wanted)
+
+    def _begin(self, name: str, descriptor: int) -> None:
+        info = self._manifest.files[name]
+        running = _Running(descriptor, self._identity(name, descriptor), time.time_ns())
+        self._running[name] = running
+        if self._is_known(name, running.identity):
+            self._drop(name)
+            return
+
+        def heard(count: int) -> None:
+            with self._lock:
+                running.done += count
+
+        if not self._threads:
+            self._threads.append(HashThreads())
+        running.hashing = Hashing(name, info, descriptor, self._threads[0], heard)
+
+    def _identity(self, name: str, descriptor: int) -> _Identity:
+        found, info = os.fstat(descriptor), self._manifest.files[name]
+        path, digest = os.path.realpath(self._folder / name), info.tree_sha256 or info.sha256
+        return _Identity(path, found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino, found.st_dev, digest)
+
+    def _is_known(self, name: str, identity: _Identity) -> bool:
+        if self._known.get(name) == identity:
+            return True
+        if self._verify == "always" or (data := cached(_KIND, identity.key, _MAX_RECORD)) is None:
+            return False
+        try:
+            kept = msgspec.json.decode(data, type=_Identity)
+        except msgspec.MsgspecError:
+            return False
+        if kept == identity:
+            self._known[name] = identity
+        return kept == identity
+
+    def _wait(self, waited: dict[str, _Running], pending: set[Future[bytes]]) -> None:
+        total = sum(self._manifest.files[name].bytes for name in waited)
+        with self._report.stage("verify sha256") as update:
+            while pending:
+                pending = wait(pending, _POLL).not_done
+                update(sum(one.done for one in waited.values()), total)
+
+    def _end(self, name: str) -> str | None:
+        """What is wrong with a file that is hashed, or None: then it is known from now on."""
+        running = self._running[name]
+        try:
+            if running.hashing is None:
+                return None
+            if (problem := running.hashing.problem()) is not None:
+                return problem
+            if self._identity(name, running.descriptor) != running.identity:
+                return f"{name}: it was changed while it was read"
+            self._remember(name, running)
+            return None
+        finally:
+            self._drop(name)
+
+    def _remember(self, name: str, running: _Running) -> None:
+        identity = running.identity
+        if running.began_ns - identity.ctime_ns < _SETTLED_NS:
+            return
+        self._known[name] = identity
+        if (problem := keep(_KIND, identity.key, msgspec.json.encode(identity))) is not None and not self._told:
+            self._told = True
+            self._report.note(problem)
+
+    def _drop(self, name: str) -> None:
+        os.close(self._running.pop(name).descriptor)
+
+
+def _close(threads: list[HashThreads], running: dict[str, _Running]) -> None:
+    while threads:
+        threads.pop().close()
+    while running:
+        os.close(running.popitem()[1].descriptor)
