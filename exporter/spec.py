@@ -124,7 +124,7 @@ def parse_linear(text: str) -> LinearMode:
 
 
 def parse_components(text: str | None) -> tuple[Component, ...]:
-    """The components in "dit,vae", in the table's order; None means the usual ones. Raises UserError listing the known ones."""
+    """The components in "dit,vae", in the table's order; None means all of those. Raises UserError listing them."""
     if text is None:
         return USUAL_COMPONENTS
     asked = [part.strip() for part in text.split(",")]

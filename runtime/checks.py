@@ -51,7 +51,11 @@ def mending(folder: Path, manifest: Manifest, name: str) -> str:
     """The command that makes this file again: an export without a checkpoint would not bring weights back."""
     if name in manifest.weights.values():
         return pack_command(folder, manifest)
-    options = {"text": " --text-encoder PATH_OR_HF_ID", "vae": " --vae PATH_OR_HF_ID", "tiny": " --tiny-vae PATH_OR_HF_ID"}
+    options = {
+        "text": " --text-encoder PATH_OR_HF_ID",
+        "vae": " --vae PATH_OR_HF_ID",
+        "tiny": " --tiny-vae PATH_OR_HF_ID",
+    }
     needed = [options[part] for part, file in manifest.media_weights.items() if file == name]
     return rebuild_command(manifest, folder) + "".join(needed)
 

@@ -1,4 +1,4 @@
-"""The components of a bundle and their stages: the DiT, the text encoder, the VAE, the tiny decoder. One table, one way to export."""
+"""The components of a bundle and their stages, from DiT to tiny decoder. One table, one way to export."""
 
 from __future__ import annotations
 

@@ -106,7 +106,7 @@ def _tokenizer(spec: ExportSpec, text_encoder: Path | None) -> Path | None:
 
 @dataclass(frozen=True)
 class KeptMedia:
-    """What stays in the bundle of text encoder and decoders: component → weights, the tokenizer, and the files' entries."""
+    """What stays of text encoder and decoders: component → weights, the tokenizer, and the files' entries."""
 
     weights: dict[MediaComponent, str]
     tokenizer: str | None

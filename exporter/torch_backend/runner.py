@@ -91,7 +91,8 @@ def run_stage(
 ) -> None:
     """A stage's function on tensors by name, its weights among ``inputs``; results lie in ``outputs`` afterwards.
 
-    ``channels_last``: the way of the VAE and of the tiny decoder on CUDA. What its caches' memory holds is then in that order, first to last chunk.
+    ``channels_last``: the way of VAE and tiny decoder on CUDA. What their caches' memory holds is then in that order,
+    first to last chunk.
     """
     weights = {tensor.name: inputs[tensor.name] for tensor in stage.weights}
     given = {tensor.name: inputs[tensor.name] for tensor in stage.activations}

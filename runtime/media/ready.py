@@ -13,7 +13,7 @@ from runtime.inputs import LATENT_CHANNELS, latent_shape, text_bits
 from runtime.media.files.image import adaptive_size, first_frame
 from runtime.media.files.kinds import LATENTS, check_frames, sink_for
 from runtime.media.files.picture import open_image
-from runtime.media.files.video_file import FrameSink
+from runtime.media.files.sink import FrameSink
 from runtime.media.request import Request
 from runtime.numerics import Array
 from runtime.sampler import check_seed, given_noise, plan_steps

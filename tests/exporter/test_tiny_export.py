@@ -70,7 +70,10 @@ def test_publications_pack_to_the_same_bytes(tmp_path: Path) -> None:
     [
         (published(TinySpec("taew2_2", widths=(32, 16, 8, 8), latent=48, blocks=1)), "TAEHV of 48 latent channels"),
         (published(TinySpec("more", widths=(32, 16, 8, 8), blocks=2)), "and 6 memory blocks"),
-        ({"decoder.conv1.weight": torch.zeros(8, 16, 3, 3, 3), "conv2.weight": torch.zeros(16, 16, 1, 1, 1)}, "a VAE of"),
+        (
+            {"decoder.conv1.weight": torch.zeros(8, 16, 3, 3, 3), "conv2.weight": torch.zeros(16, 16, 1, 1, 1)},
+            "a VAE of",
+        ),
         (published(**{"decoder.1.bias": torch.full((32,), torch.inf).half()}), "holds NaN or infinity"),
     ],
     ids=["another latent", "another depth", "the VAE", "infinity"],

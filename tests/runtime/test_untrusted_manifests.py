@@ -98,7 +98,10 @@ WRONG: dict[str, tuple[Callable[[Content], Any], str]] = {
     "half a text encoder": (without("text_norm"), "text without its stage text_norm"),
     "half a decoder": (without("decode_latent"), "vae without its stage decode_latent"),
     "half a tiny decoder": (without("tiny_first"), "tiny without its stage tiny_first"),
-    "other frames of the tiny decoder": (tensor("tiny_next", "chunk_out", dims=[5, "8*H", "8*W", 3]), "tiny_next gives"),
+    "other frames of tiny": (
+        tensor("tiny_next", "chunk_out", dims=[5, "8*H", "8*W", 3]),
+        "tiny_next gives",
+    ),
     "a memory that is not given": (lambda m: stage_of(m, "tiny_next")["outputs"].pop(), "other caches than it gives"),
     "no encoder for an image": (without("encode_first", "encode_next", "encode_latent"), "vae without its stage enc"),
     "a stage twice": (again("head"), "the stage head twice"),

@@ -16,12 +16,12 @@ def _same(taken: int, given: int, *, bias: bool = True) -> nn.Conv2d:
     return nn.Conv2d(taken, given, 3, padding=1, bias=bias)
 
 
-class Bound(nn.Module):
+class Bound(nn.Module):  # type: ignore[misc]
     def forward(self, x: Tensor) -> Tensor:
         return 3 * torch.tanh(x / 3)
 
 
-class Memory(nn.Module):
+class Memory(nn.Module):  # type: ignore[misc]
     def __init__(self, width: int) -> None:
         super().__init__()
         self.conv = nn.Sequential(
@@ -35,13 +35,13 @@ class Memory(nn.Module):
         return torch.relu(x + self.conv(torch.cat((x, before), dim=1)))
 
 
-class Grow(nn.Module):
+class Grow(nn.Module):  # type: ignore[misc]
     def __init__(self, width: int, times: int) -> None:
         super().__init__()
         self.conv, self.times = nn.Conv2d(width, times * width, 1, bias=False), times
 
 
-class PlainTiny(nn.Module):
+class PlainTiny(nn.Module):  # type: ignore[misc]
     def __init__(self, spec: TinySpec) -> None:
         super().__init__()
         layers: list[nn.Module] = [Bound(), _same(spec.latent, spec.widths[0]), nn.ReLU()]

@@ -23,7 +23,6 @@ from runtime.layout import Layout, weight_layout
 from runtime.media.vae.tensors import TOTAL, cache_layout, input_layout, output_layout
 from runtime.weights.file import WeightsFile
 
-
 _AHEAD = 2  # chunks under way at once: one computes, one is copied out
 Values = npt.NDArray[Any]
 
@@ -67,7 +66,9 @@ class Chunks:
         self._first, self._following = first, following
         self._slot, self._caches = weight_layout(following), cache_layout(following, sizes)
         if problem := file.check("", self._slot):
-            raise UserError(f"The weights are not of this bundle: {problem}.", remedy="export with --vae or --tiny-vae again")
+            raise UserError(
+                f"The weights are not of this bundle: {problem}.", remedy="export with --vae or --tiny-vae again"
+            )
         self._file = file
         self._memories: list[Memory] = []
         self._pinned: list[HostMemory] = []

@@ -27,11 +27,13 @@ H, W = 3, 5
 @cache
 def plain(spec: TinySpec = SPEC) -> PlainTiny:
     torch.manual_seed(0)
-    return PlainTiny(spec).eval()
+    made: PlainTiny = PlainTiny(spec).eval()
+    return made
 
 
 def weights(spec: TinySpec = SPEC) -> Mapping[str, Tensor]:
-    return plain(spec).state_dict()
+    found: Mapping[str, Tensor] = plain(spec).state_dict()
+    return found
 
 
 def latents(count: int, height: int = H, width: int = W) -> Tensor:
@@ -52,7 +54,9 @@ def test_the_key_table_is_the_published(spec: TinySpec) -> None:
     """Names and shapes; of taew2_1 a few written down from its author's code."""
     with torch.device("meta"):
         published = PlainTiny(spec).state_dict()
-    assert {name: tuple(w.shape) for name, w in published.items()} == {n: w.shape for n, w in tiny_weights(spec).items()}
+    assert {name: tuple(w.shape) for name, w in published.items()} == {
+        n: w.shape for n, w in tiny_weights(spec).items()
+    }
     if spec.name == "taew2_1":
         known = {
             "decoder.1.weight": (256, 16, 3, 3),
@@ -125,8 +129,8 @@ def test_stages_chunk_after_chunk() -> None:
     own = random_tensors(tiny_weights(spec), 3)
     frames = {}
     for last in (False, True):
-        z, held = latents(3, 4, 6), {}
-        got = []
+        z, got = latents(3, 4, 6), []
+        held: dict[str, Tensor] = {}
         for t in range(3):
             stage = tiny_stages(spec, model)[min(t, 1)].entry("x.onnx")
             function = tiny_stages(spec, model)[min(t, 1)].function

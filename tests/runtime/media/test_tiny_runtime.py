@@ -123,8 +123,9 @@ def test_copies_behind_compute_never_meet_another_chunk(bundle: Bundle, policy: 
     latents = [smooth_latents((4, 2, 3), seed)[None] for seed in (1, 2)]
     parts = [(latents[track][:, :, t : t + 1], track) for t in range(4) for track in (0, 1)]
     device = LazyDevice(policy)
-    with Chunks(LazyRunner(manifest, device), WeightsFile(folder / TINY_NAME), first, following, {"H": 2, "W": 3}, 2) as it:  # type: ignore[arg-type]
-        found = list(it.steps(parts))
+    runner: Any = LazyRunner(manifest, device)
+    with Chunks(runner, WeightsFile(folder / TINY_NAME), first, following, {"H": 2, "W": 3}, 2) as chunks:
+        found = list(chunks.steps(parts))
     assert device.live == {"device": 0, "pinned": 0}
     for track in (0, 1):
         got = np.concatenate(found[track::2])
