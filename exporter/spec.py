@@ -13,10 +13,10 @@ from exporter.networks.dit.options import ATTENTIONS, BARE, DENSE, Attention
 from exporter.networks.weight_spec import LinearMode
 from plugins.errors import UserError
 from runtime.bundle import USUAL_COMPONENTS, Component
+from runtime.media.decoders import decoder_named
 
 LINEARS: tuple[str, ...] = get_args(LinearMode)
 DEFAULT_TOPK = "0.1"
-DECODERS = ("full", "tiny")
 
 
 @dataclass(frozen=True)
@@ -165,7 +165,7 @@ def export_spec(
         )
     if checkpoint is not None and not checkpoint.strip():
         raise UserError("--checkpoint is empty.", expected="a path, a Hugging Face id, or none")
-    _one_of("--vae-decoder", vae_decoder, DECODERS)
+    decoder = decoder_named(vae_decoder)
     return ExportSpec(
         model=model_named(model) if max_size is None else sized(model_named(model), *parse_max_size(max_size)),
         gpu=gpu_named(gpu),
@@ -176,7 +176,7 @@ def export_spec(
         out=out,
         onnx_only=onnx_only,
         one_file=one_file,
-        components=parse_components(components) + (("tiny",) if vae_decoder == "tiny" else ()),
+        components=parse_components(components) + (("tiny",) if decoder == "tiny" else ()),
         text_encoder=text_encoder,
         tokenizer=tokenizer,
         vae=vae,

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from plugins.errors import UserError
 from plugins.plan import FORMAT_VERSION, Plan, decode
 from plugins.tensorrt_plugin import PLUGIN_VERSION
-from runtime.bundle import USUAL_COMPONENTS, Manifest
+from runtime.bundle import USUAL_COMPONENTS, Manifest, MediaComponent
 from runtime.input_files import read_input
 
 MAX_PLAN_BYTES = 64 << 20  # kernels of an op, of some hundred kilobytes each
+#: Component → the option of export that gives its weights.
+WEIGHT_OPTIONS: Mapping[MediaComponent, str] = {"text": "--text-encoder", "vae": "--vae", "tiny": "--tiny-vae"}
 PLUGIN_TOOL = "turbotrt-plugin"  # the manifest's name, under tools, for the version of our plugins
 
 
@@ -41,6 +43,12 @@ def rebuild_command(
     return shlex.join(words)
 
 
+def export_with(component: MediaComponent) -> str:
+    """What to do where a bundle is without a component's weights; PATH_OR_HF_ID is the caller's to replace."""
+    decoder = "--vae-decoder tiny " if component == "tiny" else ""
+    return f"export again with {decoder}{WEIGHT_OPTIONS[component]} PATH_OR_HF_ID"
+
+
 def pack_command(folder: Path, manifest: Manifest) -> str:
     """The command that packs the DiT's weights into this bundle; PATH_OR_HF_ID is the caller's to replace."""
     words = ["--model", manifest.model.name, "--out", str(folder / "weights.safetensors")]
@@ -51,12 +59,7 @@ def mending(folder: Path, manifest: Manifest, name: str) -> str:
     """The command that makes this file again: an export without a checkpoint would not bring weights back."""
     if name in manifest.weights.values():
         return pack_command(folder, manifest)
-    options = {
-        "text": " --text-encoder PATH_OR_HF_ID",
-        "vae": " --vae PATH_OR_HF_ID",
-        "tiny": " --tiny-vae PATH_OR_HF_ID",
-    }
-    needed = [options[part] for part, file in manifest.media_weights.items() if file == name]
+    needed = [f" {WEIGHT_OPTIONS[part]} PATH_OR_HF_ID" for part, file in manifest.media_weights.items() if file == name]
     return rebuild_command(manifest, folder) + "".join(needed)
 
 

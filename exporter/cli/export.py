@@ -26,7 +26,7 @@ from exporter.progress import RichProgress
 from exporter.spec import ExportSpec, export_spec
 from exporter.terminal import say
 from runtime.bundle import load_manifest
-from runtime.checks import pack_command, rebuild_command
+from runtime.checks import WEIGHT_OPTIONS, pack_command, rebuild_command
 
 if TYPE_CHECKING:
     pass
@@ -142,7 +142,8 @@ def _closing_lines(spec: ExportSpec, folder: Path) -> list[str]:
 
 def _media_lines(spec: ExportSpec, folder: Path) -> list[str]:
     """Which weights of text encoder and decoders are missing, and the options that add them."""
-    names = {"text": "--text-encoder", "vae": "--vae", "tiny": "--tiny-vae"}
-    parts = [part for part in spec.components if part in names and not (folder / f"{part}.safetensors").is_file()]
-    given = " ".join(f"{names[part]} PATH_OR_HF_ID" for part in parts)
+    parts = [
+        part for part in WEIGHT_OPTIONS if part in spec.components and not (folder / f"{part}.safetensors").is_file()
+    ]
+    given = " ".join(f"{WEIGHT_OPTIONS[part]} PATH_OR_HF_ID" for part in parts)
     return [f"Prompts and videos need the weights that export's {given} adds."] if parts else []

@@ -1,4 +1,4 @@
-"""The final latents as videos: every runner's through the bundle's own VAE, one decoder for all, frame by frame."""
+"""The final latents as videos: every runner's through a decoder of the bundle's, one for all, frame by frame."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ from exporter.torch_backend.memory import meta_tensors
 from exporter.torch_backend.runner import run_stage, stage_functions
 from plugins.errors import UserError
 from runtime.bundle import Manifest
+from runtime.checks import export_with
+from runtime.media.decoders import DECODERS, DecoderFacts
 from runtime.media.video_pipeline import VideoPipeline
 from runtime.numerics import to_latents
 from runtime.report import Report
@@ -28,31 +30,31 @@ def why_no_video(spec: CompareSpec, roster: Roster) -> str | None:
     """Why the latents are not decoded, or None. Raises UserError where it was asked for and cannot be."""
     if spec.video is False:
         return "was not asked for (--no-video)"
-    if "vae" not in roster.manifest.media_weights:
+    facts = DECODERS[spec.vae_decoder]
+    if facts.component not in roster.manifest.media_weights:
+        needs, remedy = f"needs the {facts.title}, and the bundle holds no weights of one", export_with(facts.component)
         if spec.video:
-            raise UserError(
-                "--video needs the VAE, and the bundle holds no weights of one.",
-                remedy="export again with --vae PATH_OR_HF_ID",
-            )
-        return "needs the VAE, and the bundle holds no weights of one (turbotrt export --vae PATH_OR_HF_ID)"
+            raise UserError(f"--video {needs}.", remedy=remedy)
+        return f"{needs} ({remedy})"
     if spec.video or torch.cuda.is_available():
         return None
-    needed = len(roster.machines) * decode_operations(roster.manifest, roster.scene.shape)
+    needed = len(roster.machines) * decode_operations(roster.manifest, roster.scene.shape, facts)
     if needed <= CPU_OPERATIONS:
         return None
     return (
-        f"would take the VAE {needed / 1e12:,.0f}·10¹² operations on this CPU, and no more than "
+        f"would take the {facts.title} {needed / 1e12:,.0f}·10¹² operations on this CPU, and no more than "
         f"{CPU_OPERATIONS / 1e12:g}·10¹² are done unasked (--video asks, fewer --frames help)"
     )
 
 
-def decode_operations(manifest: Manifest, shape: tuple[int, int, int]) -> int:
+def decode_operations(manifest: Manifest, shape: tuple[int, int, int], decoder: DecoderFacts) -> int:
     """Multiplications and additions of decoding latents of (T, H, W), counted by torch on meta tensors."""
     from torch.utils.flop_counter import FlopCounterMode
 
     count, height, width = shape
     functions, total = stage_functions(manifest), 0
-    for name, times in {"decode_latent": count, "decode_first": 1, "decode_next": count - 1}.items():
+    latent = {} if decoder.latent is None else {decoder.latent: count}
+    for name, times in {**latent, decoder.first: 1, decoder.following: count - 1}.items():
         stage = manifest.stage(name)
         inputs, outputs = meta_tensors(stage, {"H": height, "W": width})
         with torch.no_grad(), FlopCounterMode(display=False) as counted:
@@ -64,7 +66,7 @@ def decode_operations(manifest: Manifest, shape: tuple[int, int, int]) -> int:
 def decode(roster: Roster, bundle: Path, free: RunResults, found: Comparison, progress: Report) -> RunResults:
     """Every runner's last tokens as frames uint8 [H, W, 3]; a runner whose latents are not finite is noted, not shown.
 
-    Raises UserError where the VAE's files are damaged or no tile fits the memory.
+    Raises UserError where the decoder's files are damaged or no tile fits the memory.
     """
     tokens = {name: free[name][-1]["tokens"] for name in roster.machines}
     finite = [name for name, last in tokens.items() if bool(torch.isfinite(last).all())]
