@@ -71,6 +71,7 @@ class _Running:
     began_ns: int
     hashing: Hashing | None = None
     done: int = 0
+    dropped: bool = False
 
 
 def parse_verify(text: str) -> Verify:
@@ -114,17 +115,18 @@ class FileChecks:
         for name in sorted(set(names)):
             if (reason := check_size(self._folder, self._manifest, name)) is not None:
                 raise UserError(reason)
-            if self._verify != "never" and name not in self._running:
+            if self._verify != "never":
                 self._begin(name, open_input(self._folder / name, "a file of the bundle"))
 
     def begin_open(self, file: OpenFile) -> None:
         """``begin`` of a file that is open: whatever lies at its path by now, its own bytes are hashed."""
-        if self._verify != "never" and file.path.name not in self._running:
+        if self._verify != "never":
             self._begin(file.path.name, os.dup(file.descriptor))
 
     def finish(self, names: Iterable[str] | None = None) -> None:
         """Wait until these files are hashed, all where none are named. Raises UserError for one that is another."""
-        waited = {name: self._running[name] for name in (names or list(self._running)) if name in self._running}
+        wanted = list(self._running) if names is None else list(names)
+        waited = {name: self._running[name] for name in wanted if name in self._running}
         pending = {digest for one in waited.values() if one.hashing is not None for digest in one.hashing.digests}
         if not all(digest.done() for digest in pending):
             self._wait(waited, pending)
@@ -147,14 +149,20 @@ class FileChecks:
         self.finish(wanted)
 
     def _begin(self, name: str, descriptor: int) -> None:
+        """Begin to hash an open file, unless its bytes are known or are being hashed; the descriptor is closed."""
         info = self._manifest.files[name]
         running = _Running(descriptor, self._identity(name, descriptor), time.time_ns())
-        self._running[name] = running
-        if self._is_known(name, running.identity):
-            self._drop(name)
+        under_way = self._running.get(name)
+        if (under_way and under_way.identity == running.identity) or self._is_known(name, running.identity):
+            os.close(descriptor)
             return
+        if under_way:
+            _drop(self._running.pop(name))
+        self._running[name] = running
 
         def heard(count: int) -> None:
+            if running.dropped:
+                raise InterruptedError
             with self._lock:
                 running.done += count
 
@@ -200,7 +208,7 @@ class FileChecks:
             self._remember(name, running)
             return None
         finally:
-            self._drop(name)
+            _drop(self._running.pop(name))
 
     def _remember(self, name: str, running: _Running) -> None:
         identity = running.identity
@@ -211,12 +219,17 @@ class FileChecks:
             self._told = True
             self._report.note(problem)
 
-    def _drop(self, name: str) -> None:
-        os.close(self._running.pop(name).descriptor)
+
+def _drop(running: _Running) -> None:
+    """Close a file when no thread reads it any more."""
+    running.dropped = True
+    digests = [] if running.hashing is None else running.hashing.digests
+    wait([digest for digest in digests if not digest.cancel()])
+    os.close(running.descriptor)
 
 
 def _close(threads: list[HashThreads], running: dict[str, _Running]) -> None:
+    while running:
+        _drop(running.popitem()[1])
     while threads:
         threads.pop().close()
-    while running:
-        os.close(running.popitem()[1].descriptor)

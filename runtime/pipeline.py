@@ -33,6 +33,8 @@ from runtime.sampler import Noise, NonFiniteError, Step, draws_of, given_noise, 
 from runtime.video_shape import tokens_of
 from runtime.weights.memory_plan import MemoryPlan, StageBytes, plan_memory
 from runtime.weights.storage import STAGES, Storage, layouts
+from runtime.weights.streaming import Kept
+from runtime.weights.upload import Staging
 
 #: Called after each step with the step and its latents, fp32 [16, T, H, W].
 OnStep = Callable[[Step, Array], None]
@@ -56,12 +58,15 @@ class Pipeline:
         *,
         checks: FileChecks,
         report: Report,
-        own: bool,
+        shared: Staging | None = None,
+        kept: Kept | None = None,
     ) -> None:
-        """Use ``load``; or with a runner that others use too, which stays theirs: ``own`` is False."""
+        """Use ``load``; or with a runner and the way to its memory that others use too, which then stay theirs."""
         self.folder, self.manifest, self.runner = folder, manifest, runner
-        self._budget, self._checks, self._report = budget, checks, report
-        self._held = _Held(runner, checks, own=own)
+        self._budget, self._checks, self._report, self._kept = budget, checks, report, kept
+        self._spared = 0
+        largest = max(where.nbytes for where in layouts(manifest).values())
+        self._held = _Held(runner, checks, shared or Staging(runner.device, largest), own=shared is None)
         # A pipeline that is dropped gives all back too; a process's end does so by itself.
         self._give_back = Ending(self, self._held.close, atexit=False)
         self._callers = Exclusive()
@@ -105,12 +110,13 @@ class Pipeline:
             _require(check_size(folder, manifest, manifest.weights[expert]))
         checks.check(kind.files(manifest, "dit"))
         opened = kind.open(folder, manifest, report)
-        pipe = cls(folder, manifest, opened, budget, checks=checks, report=report, own=True)
+        pipe = cls(folder, manifest, opened, budget, checks=checks, report=report)
         try:
             with opened.device.current():
                 free = opened.device.free_bytes()
                 pipe._budget = free - RESERVE if budget is None and free is not None else budget
-                pipe._fit(tokens_of(shape), planned)
+                pipe._fit(tokens_of(shape), planned).preload(planned[0], report)
+                checks.finish()
         except BaseException:
             pipe.close()
             raise
@@ -132,13 +138,14 @@ class Pipeline:
         with self._alone(), self.runner.device.current():
             self._held.unload()
 
-    def ready(self, size: tuple[int, int] | None, frames: int | None, steps: int | None) -> bool:
-        """Bring the weights of a call of that size, frames and steps to the device; whether any were to be brought."""
+    def prefetch(
+        self, size: tuple[int, int] | None = None, frames: int | None = None, steps: int | None = None
+    ) -> None:
+        """Start to bring the weights of a call of that size, frames and steps to the device, behind what runs there."""
         with self._alone(), self.runner.device.current():
             self._require_open()
-            before = self._held.storage
             experts = _experts(plan_steps(self.manifest, steps))
-            return self._fit(tokens_of(latent_shape(self.manifest, size, frames)), experts) is not before
+            self._fit(tokens_of(latent_shape(self.manifest, size, frames)), experts).prefetch(experts[0])
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
@@ -179,6 +186,11 @@ class Pipeline:
             raise UserError("This pipeline is closed.", remedy="load it again")
 
     @property
+    def loaded(self) -> bool:
+        """Whether weights are on the device, or on their way."""
+        return self._held.storage is not None
+
+    @property
     def copied_bytes(self) -> int:
         """Bytes of weights brought to the device since they were last laid out."""
         return 0 if self._held.storage is None else self._held.storage.copied_bytes
@@ -203,6 +215,7 @@ class Pipeline:
         ode: bool = False,
         sigma_max: float | None = None,
         on_step: OnStep | None = None,
+        on_estimate: OnStep | None = None,
         debug: bool = False,
         times: list[UnitTime] | None = None,
     ) -> Array:
@@ -212,7 +225,8 @@ class Pipeline:
         draws of another program (``runtime.sampler.given_noise``). condition: for image-to-video only, the VAE's
         latents fp32 [16, T, H, W] of [image, zeros…]. steps 1 to 4; size (width, height), frames, steps and
         sigma_max default to the bundle's. ode: the deterministic update, without fresh noise. debug: look for NaN after
-        every block. times: a list that gets the seconds of every stage run. Raises UserError for inputs that do not
+        every block. on_estimate: called after ``on_step`` with the clean latents that the step went towards. times: a
+        list that gets the seconds of every stage run. Raises UserError for inputs that do not
         fit, NonFiniteError where a step gave NaN, BackendError, and whatever ``on_step`` raises: the pipeline can be
         called again after each of them.
         """
@@ -230,24 +244,39 @@ class Pipeline:
                 try:
                     with run:
                         run.begin(text, extra, planned)
-                        return self._sample(run, planned, draws, shape, on_step)
+                        made = self._sample(run, planned, draws, shape, on_step, on_estimate)
+                    self._verified(storage)
+                    return made
                 finally:
                     run.close()  # again: Ctrl-C may have come before it was closed
 
     def _sample(
-        self, run: Run, steps: Sequence[Step], noise: Noise, shape: tuple[int, int, int], on_step: OnStep | None
+        self,
+        run: Run,
+        steps: Sequence[Step],
+        noise: Noise,
+        shape: tuple[int, int, int],
+        on_step: OnStep | None,
+        on_estimate: OnStep | None,
     ) -> Array:
-        def after(step: Step, tokens: Array) -> None:
-            if on_step is not None:
-                on_step(step, to_latents(tokens, shape))
+        def telling(told: OnStep | None) -> OnStep | None:
+            return None if told is None else lambda step, tokens: told(step, to_latents(tokens, shape))
 
         try:
-            return to_latents(sample(run.forward, steps, noise, after), shape)
+            return to_latents(sample(run.forward, steps, noise, telling(on_step), telling(on_estimate)), shape)
         except NonFiniteError as error:
             raise run.located(error) from None
 
+    def spare(self, nbytes: int) -> None:
+        """Leave so many bytes of the budget to what runs beside the next calls."""
+        self._spared = nbytes
+
+    @property
+    def _room(self) -> int | None:
+        return None if self._budget is None else max(0, self._budget - self._spared)
+
     def _planned(self, tokens: int, experts: tuple[str, ...]) -> MemoryPlan:
-        return plan_memory(self._sizes(tokens), self.manifest.model.layers, experts, tokens, self._budget)
+        return plan_memory(self._sizes(tokens), self.manifest.model.layers, experts, tokens, self._room)
 
     def _sizes(self, tokens: int) -> StageBytes:
         return _stage_bytes(self.manifest, self.runner.activation_bytes, self.runner.overhead_bytes, tokens)
@@ -258,7 +287,8 @@ class Pipeline:
         if held.storage is not None:
             plan = held.storage.plan
             need = plan.weights + self._sizes(tokens).running
-            if set(experts) <= set(plan.experts) and (self._budget is None or need <= self._budget):
+            if set(experts) <= set(plan.experts) and (self._room is None or need <= self._room):
+                self._begin_checks(held.storage)
                 return held.storage
         plan = self._planned(tokens, experts)
         _require(check_weights(self.folder, self.manifest, experts))
@@ -268,23 +298,29 @@ class Pipeline:
         for expert in self.manifest.model.experts:
             if expert not in experts:
                 self._report.note(f"These steps never reach the {expert} expert: it is not loaded.")
-        held.storage = Storage(self.folder, self.manifest, plan, self.runner.device)
-        try:
-            for file in held.storage.files:
-                self._checks.begin_open(file)
-            held.storage.preload(experts[0], self._report)
-            self._checks.finish()
-        except BaseException:
-            held.unload()
-            raise
+        held.storage = Storage(self.folder, self.manifest, plan, self.runner.device, held.staging, self._kept)
+        self._begin_checks(held.storage)
         return held.storage
+
+    def _begin_checks(self, storage: Storage) -> None:
+        """Its files may have been changed since they were hashed."""
+        for file in storage.files:
+            self._checks.begin_open(file)
+
+    def _verified(self, storage: Storage) -> None:
+        """Raises UserError where the weights are not the manifest's: none of them stay."""
+        try:
+            self._checks.finish(file.path.name for file in storage.files)
+        except UserError:
+            self._held.unload()
+            raise
 
 
 class _Held:
     """What a pipeline holds of the device: it knows nothing of the pipeline, so that dropping that gives it back."""
 
-    def __init__(self, runner: Runner, checks: FileChecks, *, own: bool) -> None:
-        self.runner, self._checks, self._own = runner, checks, own
+    def __init__(self, runner: Runner, checks: FileChecks, staging: Staging, *, own: bool) -> None:
+        self.runner, self._checks, self.staging, self._own = runner, checks, staging, own
         self.storage: Storage | None = None
 
     def close(self) -> None:
@@ -292,6 +328,7 @@ class _Held:
             self.unload()
             if self._own:
                 self._checks.close()
+                self.staging.close()
                 self.runner.close()
         if self._own:
             self.runner.device.close()
@@ -304,17 +341,21 @@ class _Held:
 
 def plan_bundle(
     manifest: Manifest,
-    kind: BackendKind,
+    activations: Activations,
+    overhead: int,
     *,
     vram: int | None = None,
     size: tuple[int, int] | None = None,
     frames: int | None = None,
     steps: int | None = None,
 ) -> MemoryPlan:
-    """The plan of a bundle before anything is loaded, on any machine; ``vram`` in bytes. Raises UserError."""
+    """The plan of a bundle before anything is loaded; ``vram`` in bytes. Raises UserError.
+
+    ``activations`` and ``overhead``: the runner's, or its backend's on any machine.
+    """
     tokens = tokens_of(latent_shape(manifest, size, frames))
     experts = _experts(plan_steps(manifest, steps))
-    found = _stage_bytes(manifest, kind.activations(manifest), kind.overhead(manifest), tokens)
+    found = _stage_bytes(manifest, activations, overhead, tokens)
     return plan_memory(found, manifest.model.layers, experts, tokens, vram)
 
 

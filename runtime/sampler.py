@@ -186,8 +186,8 @@ def sample(
             before, x = x, forward(x, step, fresh)
             if not np.isfinite(x).all():
                 raise NonFiniteError(step.index + 1)
-            if on_estimate is not None:
-                on_estimate(step, estimate(step, before, x, fresh))
             if after is not None:
                 after(step, x)
+            if on_estimate is not None:
+                on_estimate(step, estimate(step, before, x, fresh))
     return x

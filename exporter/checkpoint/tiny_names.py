@@ -1,4 +1,4 @@
-"""TAEHV's names: how a checkpoint of it is known, and what of it the decoder has no use for."""
+"""TAEHV's names, under which alone it is published: how it is known, and what of it the decoder has no use for."""
 
 from __future__ import annotations
 
@@ -13,15 +13,9 @@ _FIRST = "decoder.1.weight"  # the convolution that latents pass first
 _BLOCK = re.compile(r"decoder\.(\d+)\.conv\.0\.weight")
 
 
-def tiny_name(name: str) -> str:
-    """TAEHV's own name: nobody publishes its tensors under others. ComfyUI's wrapper begins with ``taehv.``."""
-    return name.removeprefix("taehv.")
-
-
 def described_tiny(tensors: Mapping[str, TensorMeta]) -> str | None:
     """Which of TAEHV's decoders these tensors are, or None: they differ in latent channels, widths and blocks."""
-    bare = {tiny_name(name): meta for name, meta in tensors.items()}
-    first, blocks = bare.get(_FIRST), [name for name in bare if _BLOCK.fullmatch(name)]
+    first, blocks = tensors.get(_FIRST), [name for name in tensors if _BLOCK.fullmatch(name)]
     if first is None or len(first.shape) != 4 or not blocks:
         return None
     return f"TAEHV of {first.shape[1]} latent channels, width {first.shape[0]} and {len(blocks)} memory blocks"

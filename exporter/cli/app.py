@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from exporter.cli.bench import bench_app
+from exporter.cli.bench_generate import bench_generate
 from exporter.cli.bench_media import bench_media
 from exporter.cli.command import EPILOG, Command, typed
 from exporter.cli.compare import compare
@@ -62,7 +63,8 @@ _COMMANDS: dict[str, Callable[..., None]] = {
 }
 for _name, _function in _COMMANDS.items():
     app.command(_name, cls=Command)(typed(_function))
-for _name, _function in {**BENCHMARKS, "media": bench_media}.items():
+_BENCHES: dict[str, Callable[..., None]] = {**BENCHMARKS, "media": bench_media, "generate": bench_generate}
+for _name, _function in _BENCHES.items():
     bench_app.command(_name, cls=Command)(typed(_function))
 app.add_typer(bench_app, name="bench")
 export_app.command(cls=Command, epilog=EPILOG)(typed(export))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 from polygraphy.comparator import IterationResult, RunResults
 from torch import Tensor
@@ -32,10 +30,10 @@ def why_no_video(spec: CompareSpec, roster: Roster) -> str | None:
         return "was not asked for (--no-video)"
     facts = DECODERS[spec.vae_decoder]
     if facts.component not in roster.manifest.media_weights:
-        needs, remedy = f"needs the {facts.title}, and the bundle holds no weights of one", export_with(facts.component)
+        remedy = export_with(facts.component)
         if spec.video:
-            raise UserError(f"--video {needs}.", remedy=remedy)
-        return f"{needs} ({remedy})"
+            raise UserError(f"--video needs the {facts.title}, and the bundle holds no weights of one.", remedy=remedy)
+        return f"needs the {facts.title}, and the bundle holds no weights of one ({remedy})"
     if spec.video or torch.cuda.is_available():
         return None
     needed = len(roster.machines) * decode_operations(roster.manifest, roster.scene.shape, facts)
@@ -63,7 +61,7 @@ def decode_operations(manifest: Manifest, shape: tuple[int, int, int], decoder: 
     return total
 
 
-def decode(roster: Roster, bundle: Path, free: RunResults, found: Comparison, progress: Report) -> RunResults:
+def decode(roster: Roster, spec: CompareSpec, free: RunResults, found: Comparison, progress: Report) -> RunResults:
     """Every runner's last tokens as frames uint8 [H, W, 3]; a runner whose latents are not finite is noted, not shown.
 
     Raises UserError where the decoder's files are damaged or no tile fits the memory.
@@ -74,11 +72,11 @@ def decode(roster: Roster, bundle: Path, free: RunResults, found: Comparison, pr
     latents = [to_latents(tokens[name].float().numpy(), roster.scene.shape) for name in finite]
     results = RunResults()
     with (
-        progress.stage("decode by the VAE") as update,
-        VideoPipeline.load(bundle, backend=TORCH, report=progress) as pipeline,
+        progress.stage(f"decode by the {DECODERS[spec.vae_decoder].title}") as update,
+        VideoPipeline.load(spec.bundle, backend=TORCH, report=progress) as pipeline,
     ):
         for name, one in zip(finite, latents, strict=True):
-            video = pipeline.decode(one)
+            video = pipeline.decode(one, spec.vae_decoder)
             images = [image.clone() for image in torch.from_numpy(video)]  # JSON takes a view's whole storage
             found.video[name] = images
             named = {f"frame {index:03d}": image for index, image in enumerate(images)}

@@ -6,7 +6,7 @@ import re
 
 from exporter.checkpoint.table import Expected
 from exporter.checkpoint.text_names import text_expected, text_name, text_sources
-from exporter.checkpoint.tiny_names import OTHERS, tiny_name
+from exporter.checkpoint.tiny_names import OTHERS
 from exporter.checkpoint.vae_names import vae_name
 from exporter.models import ModelSpec
 from exporter.networks.text.encoder import TEXT_ENCODERS, TextSpec, text_weights
@@ -65,7 +65,7 @@ def tiny_format(spec: TinySpec) -> ComponentFormat:
         title=f"tiny decoder {spec.name}",
         subfolder="taehv",
         pattern="*taew2_1*",
-        rename=tiny_name,
+        rename=lambda name: name,
         expected={name: Expected(weight.shape) for name, weight in packed.items()},
         packed=packed,
         sources=lambda name: (name,),

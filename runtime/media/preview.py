@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import time
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from itertools import islice
@@ -12,6 +13,7 @@ from types import TracebackType
 import numpy as np
 
 from plugins.errors import UserError
+from runtime.atomic import check_place
 from runtime.media.files.encoders import CONTAINERS, Encoding
 from runtime.media.files.kinds import GIF, sink_for
 from runtime.media.files.pillow import pillow_image
@@ -27,9 +29,9 @@ _FACTORS = (1, 2, 4, 8)  # sides are multiples of 16, and a codec's are even
 class Preview:
     """A context. Called with a step and its latents, it decodes them and writes the file behind the next step.
 
-    ``path``: .mp4, .webm or .gif for all frames, .png or .jpg for the middle one. ``size`` (width, height) and ``fps``
-    are the video's. ``decode``: latents fp32 [16, T, H, W] → frames, chunk by chunk. Raises UserError where such a file
-    cannot be written.
+    ``path``: .mp4, .webm or .gif for all frames, .png or .jpg for the middle one. ``size`` (width, height), ``fps`` and
+    ``how`` are the video's. ``decode``: latents fp32 [16, T, H, W] → frames, chunk by chunk. ``seconds``: what steps
+    waited for it. Raises UserError where such a file cannot be written.
     """
 
     def __init__(
@@ -37,18 +39,18 @@ class Preview:
         path: Path,
         size: tuple[int, int],
         fps: int,
-        facts: Mapping[str, str],
+        how: Encoding,
         decode: Callable[[Array], Iterable[Frames]],
     ) -> None:
         check_preview(path)
         self._path, self._fps, self._decode = path, fps, decode
         self._factor = next((f for f in _FACTORS if max(size) <= SIDE * f), _FACTORS[-1])
         self._size = size[0] // self._factor, size[1] // self._factor
-        self._how = Encoding(facts=facts)
+        self._how = Encoding(fps=how.fps if path.suffix.lower() not in STILLS else None, facts=how.facts)
         self._image = pillow_image()
-        sink_for(path, self._size, fps).check()
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="turbotrt-preview")
         self._written: Future[None] | None = None
+        self.seconds = 0.0
 
     def __enter__(self) -> Preview:
         return self
@@ -61,14 +63,16 @@ class Preview:
 
     def __call__(self, step: Step, latents: Array) -> None:
         """Raises UserError where the file of the step before could not be written."""
+        started = time.perf_counter()
         chosen = self._shown(latents)
         self._wait()
+        self.seconds += time.perf_counter() - started
         how = replace(self._how, facts={**self._how.facts, "step": str(step.index + 1)})
         self._written = self._pool.submit(self._write, chosen, how)
 
     def _shown(self, latents: Array) -> Frames:
         """All frames, or the middle one, in the preview's size."""
-        frames = (frame for chunk in self._decode(latents) for frame in chunk)
+        frames: Iterator[Frames] = (frame for chunk in self._decode(latents) for frame in chunk)
         if self._path.suffix.lower() in STILLS:
             middle = 2 * (latents.shape[1] - 1)
             frames = islice(frames, middle, middle + 1)
@@ -85,10 +89,11 @@ class Preview:
 
 
 def check_preview(path: Path) -> None:
-    """Raise UserError for a name that is no preview's."""
+    """Raise UserError for a name that is no preview's, and where it cannot be written."""
     if path.suffix.lower() not in (*CONTAINERS, GIF, *STILLS):
         raise UserError(
             f"--preview {path} names no kind of preview.",
             expected="NAME.mp4, NAME.webm or NAME.gif, or NAME.png or NAME.jpg for the middle frame",
             got=path.suffix or "no suffix",
         )
+    check_place(path)

@@ -25,16 +25,23 @@ QUALITY = 80  # of 100: visually lossless
 
 @dataclass(frozen=True)
 class Encoding:
-    """How a video file is made: ``quality`` 1 to 100, None for the usual; ``facts`` go to the file's metadata."""
+    """How a file is made; None is the usual: ``quality`` 1 to 100, ``fps`` frames a second in place of the model's.
+
+    ``facts`` go to the file's metadata.
+    """
 
     codec: Codec = "auto"
     quality: int | None = None
+    fps: int | None = None
     facts: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Encoder:
-    """One of FFmpeg's: its quantizer's option is ``worst`` at quality 0, and ``a_point`` less with each point."""
+    """One of FFmpeg's: its quantizer's option is ``worst`` at quality 0, and ``a_point`` less with each point.
+
+    ``smallest``: pixels of a side that it takes.
+    """
 
     name: str
     option: str
@@ -42,6 +49,7 @@ class Encoder:
     a_point: float
     settings: Mapping[str, str] = field(default_factory=dict)
     hardware: bool = False
+    smallest: int = 16
 
     def options(self, quality: int | None) -> dict[str, str]:
         """As FFmpeg takes them."""
@@ -60,7 +68,8 @@ ENCODERS: Mapping[str, tuple[Encoder, ...]] = MappingProxyType(
         ),
         "hevc": (
             Encoder("hevc_nvenc", "cq", 51, 0.4, _NVENC, hardware=True),
-            Encoder("libx265", "crf", 51, 0.4, {"preset": "ultrafast", "x265-params": "log-level=none"}),
+            # libx265 4.3 writes past its memory at 48x32.
+            Encoder("libx265", "crf", 51, 0.4, {"preset": "ultrafast", "x265-params": "log-level=none"}, smallest=64),
         ),
         "av1": (
             Encoder("av1_nvenc", "cq", 63, 0.4, _NVENC, hardware=True),
@@ -89,10 +98,20 @@ CONTAINERS: Mapping[str, Container] = MappingProxyType(
 )
 
 
-def check_quality(quality: int | None) -> None:
-    """Raise UserError for a quality outside its scale."""
-    if quality is not None and not 1 <= quality <= 100:
-        raise UserError("This quality cannot be used.", expected="--quality 1 to 100", got=str(quality))
+def codec_named(name: str) -> Codec:
+    """The codec of that name. Raises UserError listing them."""
+    for known in CODECS:
+        if known == name:
+            return known
+    raise UserError(f"--codec {name!r} is not known.", expected=", ".join(CODECS), got=name)
+
+
+def check_numbers(how: Encoding) -> None:
+    """Raise UserError for a quality or a rate outside its scale."""
+    if how.quality is not None and not 1 <= how.quality <= 100:
+        raise UserError("This quality cannot be used.", expected="--quality 1 to 100", got=str(how.quality))
+    if how.fps is not None and not 1 <= how.fps <= 240:
+        raise UserError("This frame rate cannot be used.", expected="--fps 1 to 240", got=str(how.fps))
 
 
 def codec_for(suffix: str, codec: str) -> str:
@@ -105,6 +124,18 @@ def codec_for(suffix: str, codec: str) -> str:
             got=codec,
         )
     return known[0] if codec == "auto" else codec
+
+
+def check_size(codec: str, size: tuple[int, int]) -> None:
+    """Raise UserError for a picture (width, height) that a codec's encoders do not take."""
+    smallest = ENCODERS[codec][-1].smallest
+    if min(size) < smallest:
+        raise UserError(
+            f"A {codec} video cannot be so small.",
+            expected=f"at least {smallest} pixels a side",
+            got=f"{size[0]}x{size[1]}",
+            remedy="another --codec",
+        )
 
 
 class Choice:

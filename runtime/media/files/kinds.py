@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from plugins.errors import UserError
-from runtime.media.files.encoders import CODECS, CONTAINERS, Encoding, check_quality
+from runtime.media.files.encoders import CONTAINERS, Encoding, check_numbers, codec_named
 from runtime.media.files.gif import Gif
 from runtime.media.files.movie import Movie
 from runtime.media.files.png_folder import PngFolder
@@ -19,10 +19,11 @@ GIF = ".gif"
 def sink_for(path: Path, size: tuple[int, int], fps: int, how: Encoding | None = None) -> FrameSink:
     """The sink that a name asks for: .mp4, .webm, .gif, .png or .jpg, no suffix for a folder of png frames.
 
-    Raises UserError, also for an encoding that such a file does not have.
+    ``fps``: the model's. Raises UserError, also for an encoding that such a file does not have.
     """
     suffix, how = path.suffix.lower(), how or Encoding()
     check_encoding(path, how)
+    fps = how.fps or fps
     if suffix in CONTAINERS:
         return Movie(path, size, fps, how)
     if suffix == GIF:
@@ -40,10 +41,9 @@ def sink_for(path: Path, size: tuple[int, int], fps: int, how: Encoding | None =
 
 
 def check_encoding(path: Path, how: Encoding) -> None:
-    """Raise UserError for a codec or a quality that is none, or that a file of this name does not have."""
-    if how.codec not in CODECS:
-        raise UserError(f"--codec {how.codec!r} is not known.", expected=", ".join(CODECS), got=how.codec)
-    check_quality(how.quality)
+    """Raise UserError for a codec, a quality or a rate that is none, or that a file of this name does not have."""
+    codec_named(how.codec)
+    check_numbers(how)
     asked = [f"--codec {how.codec}"] if how.codec != "auto" else []
     asked += [f"--quality {how.quality}"] if how.quality is not None else []
     if asked and path.suffix.lower() not in CONTAINERS:
@@ -51,6 +51,12 @@ def check_encoding(path: Path, how: Encoding) -> None:
             f"{path} is written by no video codec.",
             expected="NAME.mp4 or NAME.webm, or neither --codec nor --quality",
             got=", ".join(asked),
+        )
+    if how.fps is not None and path.suffix.lower() not in (*CONTAINERS, GIF):
+        raise UserError(
+            f"{path} has no frame rate.",
+            expected="NAME.mp4, NAME.webm or NAME.gif, or no --fps",
+            got=f"--fps {how.fps}",
         )
 
 

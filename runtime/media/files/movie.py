@@ -11,7 +11,7 @@ from typing import Any
 
 from plugins.errors import UserError
 from runtime.atomic import AtomicWriter, atomic_path, check_place, told
-from runtime.media.files.encoders import CONTAINERS, Choice, Encoder, Encoding, codec_for, silent
+from runtime.media.files.encoders import CONTAINERS, Choice, Encoder, Encoding, check_size, codec_for, silent
 from runtime.media.files.sink import Frames
 
 _BT709, _LIMITED = 1, 1  # FFmpeg's numbers for the colours of high definition, and for the range 16 to 235
@@ -21,11 +21,12 @@ class Movie(AtomicWriter):
     """yuv420p in BT.709, and said so in the file. Raises UserError where PyAV is missing or it cannot be written."""
 
     def __init__(self, path: Path, size: tuple[int, int], fps: int, how: Encoding) -> None:
-        """``size`` (width, height), both even. Raises UserError for a codec that such a file does not hold."""
+        """``size`` (width, height), both even. Raises UserError for a codec or a size that a file cannot have."""
         super().__init__(path)
         self._size, self._fps, self._how = size, fps, how
         self._container_kind = CONTAINERS[path.suffix.lower()]
         self._codec = codec_for(path.suffix.lower(), how.codec)
+        check_size(self._codec, size)
         self._choice: Choice | None = None
 
     def check(self) -> None:

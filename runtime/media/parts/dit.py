@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from runtime.media.parts.opened import OpenBundle
 from runtime.media.parts.plan import DIT
-from runtime.media.parts.times import Part, StepParts
+from runtime.media.parts.times import StepParts
 from runtime.media.request import Request
 from runtime.numerics import Array
 from runtime.pipeline import Pipeline
@@ -19,6 +19,8 @@ from runtime.sampler import Step
 
 #: Called after each step with the step and its latents, fp32 [16, T, H, W].
 OnStep = Callable[[Step, Array], None]
+
+_OPTIONS = ("seed", "noise", "size", "frames", "steps", "ode", "sigma_max", "debug")
 
 
 class DitPart:
@@ -28,28 +30,46 @@ class DitPart:
 
     def __init__(self, opened: OpenBundle) -> None:
         self._opened = opened
-        self._made: list[Pipeline] = []
-        self._rows: list[StepParts] = []
+        self._made: list[tuple[Pipeline, StepParts]] = []
+        self._asked: dict[str, Any] = {}
+        self._to_come = False
+        self._spare = 0
 
     @property
     def _pipe(self) -> Pipeline:
         if not self._made:
             opened = self._opened
-            shared = opened.folder, opened.manifest, opened.runner, opened.budget
-            self._made.append(Pipeline(*shared, checks=opened.checks, report=opened.report, own=False))
-            self._rows = [StepParts(self._made[0], opened.times)]
-        return self._made[0]
+            opened.checks.check(opened.kind.files(opened.manifest, "dit"))
+            shared: dict[str, Any] = {"report": opened.report, "shared": opened.staging, "kept": opened.kept(DIT)}
+            bundle = opened.folder, opened.manifest, opened.runner, opened.budget
+            pipe = Pipeline(*bundle, checks=opened.checks, **shared)
+            self._made.append((pipe, StepParts(pipe, opened.times)))
+        pipe = self._made[0][0]
+        pipe.spare(self._spare)
+        return pipe
+
+    def expect(self, size: tuple[int, int] | None, frames: int | None, steps: int | None, spare: int = 0) -> None:
+        """What ``load`` makes room for. Where nothing is there yet, the next call's first step waits for weights.
+
+        ``spare``: bytes of the budget that others take while it runs.
+        """
+        self._asked, self._spare = {"size": size, "frames": frames, "steps": steps}, spare
+        self._to_come = not self.loaded
+
+    @property
+    def loaded(self) -> bool:
+        return any(pipe.loaded for pipe, _ in self._made)
 
     def load(self) -> None:
-        """Nothing yet: weights come with the first call."""
+        self._pipe.prefetch(**self._asked)
 
     def unload(self) -> None:
-        for pipe in self._made:
+        for pipe, _ in self._made:
             pipe.unload()
 
     def close(self) -> None:
         while self._made:
-            self._made.pop().close()
+            self._made.pop()[0].close()
 
     def latents(
         self,
@@ -57,17 +77,20 @@ class DitPart:
         text: npt.NDArray[np.generic],
         condition: Array | None,
         *,
+        peak: int,
         of: str = "",
         on_step: OnStep | None = None,
+        on_estimate: OnStep | None = None,
     ) -> Array:
-        """Clean latents fp32 [16, T, H, W] of embeddings [n, 4096]; ``of``: which of several, as in "2 of 3"."""
-        pipe, times, started = self._pipe, self._opened.times, time.perf_counter()
-        if pipe.ready(request.size, request.frames, request.steps):
-            device = self._opened.runner.device
-            times.append(Part("load", time.perf_counter() - started, pipe.placement.weights, device.take_peak()))
-        rows = self._rows[0]
+        """Clean latents fp32 [16, T, H, W] of embeddings [n, 4096].
+
+        ``peak``: bytes of device memory that the plan states; ``of``: which of several, as in "2 of 3".
+        ``on_estimate``: called with each step's estimate of the clean latents.
+        """
+        pipe, rows = self._pipe, self._made[0][1]
         total = request.steps or self._opened.manifest.sampler.steps
-        rows.begin(f"video {of.split()[0]}, " if of else "")
+        rows.begin(f"video {of.split()[0]}, " if of else "", peak, loading=self._to_come)
+        self._to_come = False
         with self._opened.report.stage(f"generate {of}".rstrip()) as update:
 
             def after(step: Step, latents: Array) -> None:
@@ -76,8 +99,12 @@ class DitPart:
                 if on_step is not None:
                     on_step(step, latents)
 
+            def show(step: Step, latents: Array) -> None:
+                started = time.perf_counter()
+                if on_estimate is not None:
+                    on_estimate(step, latents)
+                rows.elsewhere(time.perf_counter() - started)
+
             given: dict[str, Any] = {name: getattr(request, name) for name in _OPTIONS}
+            given |= {} if on_estimate is None else {"on_estimate": show}
             return pipe(text, condition=condition, on_step=after, **given)
-
-
-_OPTIONS = ("seed", "noise", "size", "frames", "steps", "ode", "sigma_max", "debug")

@@ -14,6 +14,10 @@ class VideoPart(Protocol):
 
     name: str
 
+    @property
+    def loaded(self) -> bool:
+        """Whether its weights are on the device, or on their way."""
+
     def load(self) -> None:
         """Start to bring its weights to the device, behind what runs there; returns at once."""
 
@@ -29,9 +33,6 @@ class Decoder(VideoPart, Protocol):
 
     def line(self, height: int, width: int) -> str:
         """How latents [16, T, height, width] are decoded, and in how much memory. Raises UserError if none fits."""
-
-    def peak(self, height: int, width: int) -> int:
-        """Bytes of device memory at most, its weights among them."""
 
     def decode(self, latents: Array) -> Iterator[Frames]:
         """Frames uint8 [t, 8H, 8W, 3] of latents fp32 [16, T, H, W], chunk by chunk: t is 1 first, then 4."""

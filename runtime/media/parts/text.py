@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from plugins.errors import UserError
 from runtime.media.parts.opened import OpenBundle
 from runtime.media.parts.plan import TEXT
-from runtime.media.parts.times import Part
 from runtime.media.text.embeds_cache import FOLDER, EmbedsCache
-from runtime.media.text.encoder import Embeds, TextEncoder
+from runtime.media.text.encoder import Embeds, TextEncoder, text_layers
 from runtime.media.text.prompt import MAX_TOKENS, PromptTokenizer
 
 
@@ -23,15 +21,37 @@ class TextPart:
         self._opened, self._report = opened, opened.report
         self._cache = EmbedsCache(opened.folder / FOLDER, opened.manifest)
         self._tokenizer: PromptTokenizer | None = None
+        self._made: list[TextEncoder] = []
+
+    @property
+    def loaded(self) -> bool:
+        return any(encoder.loaded for encoder in self._made)
 
     def load(self) -> None:
-        """Nothing yet: layers pass through two slots."""
+        self._opened.begin_checks("text")
+        self._encoder.load(stays=True)
 
     def unload(self) -> None:
-        """Nothing is kept."""
+        for encoder in self._made:
+            encoder.unload()
 
     def close(self) -> None:
+        self.unload()
+        self._made.clear()
         self._tokenizer = None
+
+    @property
+    def layers(self) -> int:
+        """How many there are; 0 where the bundle has no weights."""
+        return text_layers(self._opened.weights("text")) if "text" in self._opened.manifest.media_weights else 0
+
+    @property
+    def _encoder(self) -> TextEncoder:
+        if not self._made:
+            opened = self._opened
+            ways = opened.staging, opened.kept(self.name)
+            self._made.append(TextEncoder(opened.runner, opened.manifest, opened.weights("text"), *ways))
+        return self._made[0]
 
     def lengths(self, prompts: Sequence[str]) -> list[int]:
         """Tokens of each prompt that is to be encoded; says what of a prompt is not read. Raises UserError."""
@@ -44,39 +64,45 @@ class TextPart:
                 self._report.note(note)
         return lengths
 
-    def embeddings(self, prompts: Sequence[str]) -> dict[str, Embeds]:
-        """bf16 bits [n, 4096] of each prompt."""
-        started = time.perf_counter()
+    def missing(self, prompts: Sequence[str]) -> list[str]:
+        """Those of the prompts that are to be encoded, each once."""
+        return [prompt for prompt in dict.fromkeys(prompts) if self._cache.get(prompt) is None]
+
+    def embeddings(self, prompts: Sequence[str], check: Callable[[], None] = lambda: None) -> dict[str, Embeds]:
+        """bf16 bits [n, 4096] of each prompt; ``check`` is called after each layer, and may raise."""
         known = {prompt: self._cache.get(prompt) for prompt in prompts}
         found = {prompt: embeds for prompt, embeds in known.items() if embeds is not None}
         missing = [prompt for prompt in known if prompt not in found]
-        planned, measured = None, None
         if missing:
-            made, planned, measured = self._encode(missing)
-            for prompt, embeds in zip(missing, made, strict=True):
+            for prompt, embeds in zip(missing, self._encode(missing, check), strict=True):
                 found[prompt] = embeds
                 if problem := self._cache.put(prompt, embeds):
                     self._report.note(problem)
         if count := len(known) - len(missing):
             known_ones = "The prompt is known: its" if len(known) == 1 else f"{count} of {len(known)} are known: their"
             self._report.note(f"{known_ones} embeddings come from the cache.")
-        self._opened.times.append(Part(TEXT, time.perf_counter() - started, planned, measured))
         return found
 
-    def _encode(self, prompts: Sequence[str]) -> tuple[list[Embeds], int, int | None]:
-        """Embeddings, and the peak of memory planned and measured."""
+    def _encode(self, prompts: Sequence[str], check: Callable[[], None]) -> list[Embeds]:
         ids = [self._reader()(prompt) for prompt in prompts]
         title = "encode the prompt" if len(ids) == 1 else f"encode {len(ids)} prompts"
-        runner, file = self._opened.runner, self._opened.weights("text")
+        self._opened.begin_checks("text")
         with self._report.stage(title) as update:
-            encoder = TextEncoder(runner, self._opened.manifest, file)
-            peak = encoder.nbytes([len(tokens) for tokens in ids])
+
+            def layer_done(done: int, total: int) -> None:
+                update(done, total)
+                check()
+
             try:
-                made = encoder.encode(ids, update)
+                made = self._encoder.encode(ids, layer_done)
             finally:
-                runner.release()
-        self._opened.checks.finish()
-        return made, peak, runner.device.take_peak()
+                self._opened.runner.release()
+        try:
+            self._opened.finish_checks("text")
+        except UserError:
+            self.unload()
+            raise
+        return made
 
     def _reader(self) -> PromptTokenizer:
         manifest = self._opened.manifest

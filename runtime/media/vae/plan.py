@@ -7,8 +7,9 @@ from typing import Literal
 
 from plugins.errors import UserError
 from runtime.backends.protocol import Activations
-from runtime.bundle import Manifest
+from runtime.bundle import Manifest, StageEntry
 from runtime.byte_sizes import gigabytes, gigabytes_up
+from runtime.layout import weight_layout
 from runtime.media.vae.chunks import Chunks
 from runtime.media.vae.tiles import MARGIN, TINY_MARGIN, Tile, cut
 
@@ -22,12 +23,14 @@ class VaePlan:
 
     ``by_chunk``: every tile of a chunk before the next chunk, so that frames come as they are decoded; the caches of
     all tiles are in ``peak``. Otherwise every chunk of a tile before the next tile, with one tile's caches.
+    ``weights``: bytes of both halves' weights, which are in ``peak`` too.
     """
 
     task: Task
     tiles: tuple[Tile, ...]
     by_chunk: bool
     peak: int
+    weights: int
 
     @property
     def how(self) -> str:
@@ -45,19 +48,30 @@ class VaePlan:
         return f"{title} {self.how}: at most {gigabytes(self.peak)} of device memory"
 
 
+def halves_of(task: Task) -> tuple[str, ...]:
+    """The stages whose weights a task takes: one that is for chunks after the first stands for both."""
+    return ("tiny_next",) if task == "tiny" else (f"{task}_latent", f"{task}_next")
+
+
+def weight_bytes(stage: StageEntry) -> int:
+    """Bytes of the slot that holds a stage's weights."""
+    return weight_layout(stage).nbytes
+
+
 class _Need:
     """Bytes of device memory of a task on pictures of ``height`` × ``width`` latents."""
 
     def __init__(self, manifest: Manifest, activations: Activations, task: Task, height: int, width: int) -> None:
         self.first, self.following = (manifest.stage(f"{task}_{part}") for part in ("first", "next"))
         self._activations, area = activations, {"H": height, "W": width}
+        self.weights = sum(weight_bytes(manifest.stage(name)) for name in halves_of(task))
         self._latent = 0, 0
         if task != "tiny":
             latent = manifest.stage(f"{task}_latent")
             self._latent = Chunks.held(latent, area), activations(latent.name, area)
 
     def peak(self, height: int, width: int, tracks: int, *, by_chunk: bool) -> int:
-        """All halves at once where chunks pass through both, one after the other where tiles do not.
+        """All halves at once where chunks pass through both, one after the other where tiles do not; weights of both.
 
         The halves take turns in the activation memory, which TensorRT's runner keeps from one to the other.
         """
@@ -65,7 +79,9 @@ class _Need:
         held = Chunks.held(self.following, sizes, tracks if by_chunk else 1)
         running = max(self._activations(stage.name, sizes) for stage in (self.first, self.following))
         latent_held, latent_running = self._latent
-        together = latent_held + held if by_chunk else max(latent_held, held)
+        own = weight_bytes(self.following)
+        apart = max(latent_held + own, held + self.weights - own)
+        together = latent_held + held if by_chunk else apart
         return together + max(latent_running, running)
 
     def fits(self, limit: int | None, height: int, width: int, tracks: int, *, by_chunk: bool) -> bool:
@@ -91,12 +107,13 @@ def plan_vae(
         tiles = cut(height, width, need.following.profile.max, fits, margin)
         if tiles is not None:
             rows, columns = tiles[0].rows.length, tiles[0].columns.length
-            return VaePlan(task, tiles, by_chunk, need.peak(rows, columns, len(tiles), by_chunk=by_chunk))
+            peak = need.peak(rows, columns, len(tiles), by_chunk=by_chunk)
+            return VaePlan(task, tiles, by_chunk, peak, need.weights)
     smallest = 2 * margin + 1
     least = need.peak(min(height, smallest), min(width, smallest), 1, by_chunk=False)
-    doing = "tiny decoder cannot decode" if task == "tiny" else f"VAE cannot {task}"
+    title, doing = ("tiny decoder", "decode") if task == "tiny" else ("VAE", task)
     raise UserError(
-        f"The {doing} {FACTOR * width}x{FACTOR * height} in {gigabytes(limit or 0)} of device memory.",
+        f"The {title} cannot {doing} {FACTOR * width}x{FACTOR * height} in {gigabytes(limit or 0)} of device memory.",
         expected=f"at least {gigabytes_up(least)}",
         remedy="give more device memory, or fewer pixels",
     )

@@ -57,7 +57,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[Asked]:
     """What reaches the DiT; nothing is computed: latents are noise by their seed, embeddings hold the prompt."""
     calls: list[Asked] = []
 
-    def embeddings(self: TextPart, prompts: list[str]) -> Any:
+    def embeddings(self: TextPart, prompts: list[str], check: Any) -> Any:
         return {prompt: np.full((2, 4096), len(prompt), np.uint16) for prompt in prompts}
 
     def latents(self: DitPart, request: Request, text: Any, *_: Any, **__: Any) -> Any:
@@ -66,7 +66,6 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[Asked]:
 
     monkeypatch.setattr(TextPart, "embeddings", embeddings)
     monkeypatch.setattr(DitPart, "latents", latents)
-    monkeypatch.setattr(VideoPipeline, "_plan", lambda self, asked: None)
     return calls
 
 
@@ -182,7 +181,7 @@ def test_a_long_prompt_is_cut_aloud(folder: Path) -> None:
     cache = EmbedsCache(folder / "embeds", pipeline.manifest)
     for prompts in ([long, short, long], [long]):
         report.notes.clear()
-        pipeline._text.lengths(prompts)
+        pipeline._parts.text.lengths(prompts)
         assert [note[:32] for note in report.notes] == ["The prompt “" + "x" * 20]
         assert "602 tokens" in report.notes[0]
         assert cache.put(long, np.zeros((512, 4096), np.uint16)) is None

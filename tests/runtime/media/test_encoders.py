@@ -32,9 +32,9 @@ def moving(count: int) -> npt.NDArray[np.uint8]:
     return frames + (4 * np.arange(count, dtype=np.uint8))[:, None, None, None]
 
 
-def written(path: Path, count: int = 9, fps: int = 16, **how: Any) -> npt.NDArray[np.uint8]:
+def written(path: Path, count: int = 9, fps: int | None = None, **how: Any) -> npt.NDArray[np.uint8]:
     frames = moving(count)
-    with BackgroundWriter(sink_for(path, SIZE, fps, Encoding(facts=FACTS, **how))) as writer:
+    with BackgroundWriter(sink_for(path, SIZE, 16, Encoding(facts=FACTS, fps=fps, **how))) as writer:
         for chunk in (frames[:1], *np.split(frames[1:], (count - 1) // 4)):
             writer.write(chunk)
     assert list(path.parent.iterdir()) == [path]
@@ -156,6 +156,9 @@ def test_a_failure_leaves_what_was_there(tmp_path: Path, name: str) -> None:
         ("cat.webm", {"codec": "h264"}, r"\.webm file holds no h264(.|\n)*auto \(vp9\), av1"),
         ("cat.mp4", {"codec": "mpeg2"}, "--codec 'mpeg2' is not known"),
         ("cat.mp4", {"quality": 101}, "quality cannot be used"),
+        ("cat.gif", {"fps": 0}, "frame rate cannot be used"),
+        ("frames", {"fps": 24}, "has no frame rate"),
+        ("cat.safetensors", {"fps": 24}, "has no frame rate"),
         ("cat.gif", {"quality": 50}, "written by no video codec"),
         ("cat.png", {"codec": "hevc"}, "written by no video codec"),
         ("frames", {"codec": "av1"}, "written by no video codec"),

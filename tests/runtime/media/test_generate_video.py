@@ -150,7 +150,7 @@ def test_a_switch_takes_what_it_adds(monkeypatch: pytest.MonkeyPatch) -> None:
     )
     parts: list[Part] = []
     rows = StepParts(pipe, parts)
-    rows.begin("")
+    rows.begin("", 9)
     for index, expert in enumerate(["high", "high", "low", "low"]):
         step: Any = SimpleNamespace(index=index, expert=expert)
         rows.add(step)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +13,7 @@ av = pytest.importorskip("av")
 Image = pytest.importorskip("PIL.Image")
 
 from plugins.errors import UserError
+from runtime.media.files.encoders import Encoding
 from runtime.media.preview import Preview
 from runtime.numerics import Array, times, update
 from runtime.sampler import Noise, Step, estimate, sample
@@ -41,7 +41,7 @@ def latents(brightness: int) -> Array:
 @pytest.mark.parametrize("name", ["live.mp4", "live.gif", "live.webm"])
 def test_a_moving_preview_is_replaced_step_by_step(tmp_path: Path, name: str) -> None:
     path, first = tmp_path / name, steps(2)
-    with Preview(path, SIZE, 16, {"seed": "1"}, decoded) as preview:
+    with Preview(path, SIZE, 16, Encoding(fps=24, facts={"seed": "1"}), decoded) as preview:
         assert not path.exists()
         preview(first[0], latents(0))
         preview._wait()
@@ -61,7 +61,7 @@ def test_a_moving_preview_is_replaced_step_by_step(tmp_path: Path, name: str) ->
 
 
 def test_a_still_preview_is_the_middle_frame(tmp_path: Path) -> None:
-    with Preview(tmp_path / "live.png", SIZE, 16, {}, decoded) as preview:
+    with Preview(tmp_path / "live.png", SIZE, 16, Encoding(fps=24), decoded) as preview:
         preview(steps(1)[0], latents(3))
     assert np.asarray(Image.open(tmp_path / "live.png")).mean() == 43
 
@@ -69,9 +69,9 @@ def test_a_still_preview_is_the_middle_frame(tmp_path: Path) -> None:
 def test_names_and_places_are_checked_at_once(tmp_path: Path) -> None:
     for name in ("live", "live.safetensors", "live.mkv"):
         with pytest.raises(UserError, match="names no kind of preview"):
-            Preview(tmp_path / name, SIZE, 16, {}, decoded)
+            Preview(tmp_path / name, SIZE, 16, Encoding(fps=24), decoded)
     with pytest.raises(UserError, match="cannot be written"):
-        Preview(tmp_path / "no" / "live.mp4", SIZE, 16, {}, decoded)
+        Preview(tmp_path / "no" / "live.mp4", SIZE, 16, Encoding(fps=24), decoded)
 
 
 def test_a_file_that_cannot_be_written_ends_the_video(tmp_path: Path) -> None:
@@ -79,7 +79,7 @@ def test_a_file_that_cannot_be_written_ends_the_video(tmp_path: Path) -> None:
     folder.mkdir()
 
     def show() -> None:
-        with Preview(folder / "live.png", SIZE, 16, {}, decoded) as preview:
+        with Preview(folder / "live.png", SIZE, 16, Encoding(fps=24), decoded) as preview:
             folder.rmdir()
             preview(steps(1)[0], latents(3))
 
@@ -96,8 +96,9 @@ def test_a_steps_clean_tokens_are_those_it_goes_towards(ode: bool) -> None:
 
     def forward(x: Array, step: Step, noise: Array) -> Array:
         v = (x - clean) / np.float32(step.t)
-        made: Any = step.update.a * x + step.update.b * v + step.update.c * noise
-        return made.astype(np.float32)
+        a, b, c = map(np.float32, (step.update.a, step.update.b, step.update.c))
+        made: Array = a * x + b * v + c * noise
+        return made
 
     planned = steps(4, ode=ode)
     noise = Noise(0, (1, 4, 6), 1 if ode else 4)

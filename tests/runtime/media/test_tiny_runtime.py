@@ -23,9 +23,9 @@ from runtime.media.vae import plan as plan_module
 from runtime.media.vae.chunks import Chunks
 from runtime.media.vae.decoder import TinyVae
 from runtime.media.vae.tiles import TINY_MARGIN, Tile, spans
-from runtime.weights.file import WeightsFile
 from tests.support.lazy_device import POLICIES, HostMemory, LazyDevice, Policy
 from tests.support.media_bundle import TINY_NAME, add_media, smooth_latents
+from tests.support.media_parts import tiny_on, weights_of_vae
 from tests.support.plain_tiny import PlainTiny
 from tests.support.random_bundle import make_random_bundle
 
@@ -41,8 +41,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 
 
 def tiny(bundle: Bundle, budget: int | None = None) -> TinyVae:
-    runner = TorchRunner(bundle[1], torch.device("cpu"))
-    return TinyVae(runner, bundle[1], WeightsFile(bundle[0] / TINY_NAME), budget)
+    return tiny_on(TorchRunner(bundle[1], torch.device("cpu")), bundle[1], bundle[0] / TINY_NAME, budget)
 
 
 def decoded(bundle: Bundle, latents: Pixels) -> Pixels:
@@ -124,9 +123,11 @@ def test_copies_behind_compute_never_meet_another_chunk(bundle: Bundle, policy: 
     parts = [(latents[track][:, :, t : t + 1], track) for t in range(4) for track in (0, 1)]
     device = LazyDevice(policy)
     runner: Any = LazyRunner(manifest, device)
-    with Chunks(runner, WeightsFile(folder / TINY_NAME), first, following, {"H": 2, "W": 3}, 2) as chunks:
+    weights = weights_of_vae(runner, manifest, folder / TINY_NAME, "tiny")
+    with Chunks(runner, weights, first, following, {"H": 2, "W": 3}, 2) as chunks:
         found = list(chunks.steps(parts))
-    assert device.live == {"device": 0, "pinned": 0}
+    weights.unload()
+    assert device.live["device"] == 0
     for track in (0, 1):
         got = np.concatenate(found[track::2])
         assert np.array_equal(got, decoded(bundle, latents[track][0]))
