@@ -95,7 +95,12 @@ def _check_sources(spec: ExportSpec, report: Report) -> None:
     """Raise UserError for checkpoints that are missing or not the model's, before the minutes that all else takes."""
     if spec.checkpoint is not None and check_checkpoint(spec.checkpoint, spec.model, report.note):
         open_experts(spec.checkpoint, spec.model, linear=spec.linear, allow_missing_proj_l=spec.allow_missing_proj_l)
-    for named, file in ((spec.text_encoder, None), (spec.tokenizer, TOKENIZER_NAME), (spec.vae, None)):
+    for named, file in (
+        (spec.text_encoder, None),
+        (spec.tokenizer, TOKENIZER_NAME),
+        (spec.vae, None),
+        (spec.tiny_vae, None),
+    ):
         if named is not None:
             look_for(named, report.note, file)
     check_media(spec)

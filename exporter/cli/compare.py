@@ -15,12 +15,14 @@ from exporter.cli.options import (
     OdeOption,
     SizeOption,
     StepsOption,
+    VaeDecoderOption,
     parse_frames,
     parse_size,
 )
 from exporter.progress import RichProgress
 from exporter.spec import parse_topk
 from exporter.terminal import console, say
+from runtime.media.decoders import decoder_named
 
 if TYPE_CHECKING:
     from exporter.compare.spec import Runner
@@ -60,7 +62,7 @@ VideoOption = Annotated[
     bool | None,
     typer.Option(
         "--video/--no-video",
-        help="Decode the final latents by the bundle's VAE and compare frames. [dim]\\[default: on a GPU, and for "
+        help="Decode the final latents by the bundle's decoder and compare frames. [dim]\\[default: on a GPU, and for "
         "videos small enough for the CPU][/]",
     ),
 ]
@@ -90,6 +92,7 @@ def compare(
     at_step: Annotated[int, typer.Option(help="The step whose blocks and ops are compared one by one.")] = 1,
     same_blocks: SameBlocksOption = False,
     video: VideoOption = None,
+    vae_decoder: VaeDecoderOption = "full",
     top_k: SweepOption = None,
     out: OutOption = Path("report"),
     as_json: JsonOption = False,
@@ -128,6 +131,7 @@ def compare(
         block_step=at_step - 1,
         same_blocks=same_blocks,
         video=video,
+        vae_decoder=decoder_named(vae_decoder),
         sweep=shares,
         out=out,
     )

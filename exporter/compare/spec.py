@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
 from plugins.errors import UserError
+from runtime.media.decoders import DecoderName
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,7 +23,7 @@ LEVELS: dict[str, str] = {
     "step": "every step, each from the reference's latents",
     "free": "every step, each from the runner's own latents",
     "frame": "the final latents, frame by frame",
-    "video": "the video that the VAE makes of the final latents, frame by frame",
+    "video": "the video that the decoder makes of the final latents, frame by frame",
 }
 
 
@@ -39,7 +40,7 @@ class CompareSpec:
     """One bundle against its checkpoint (None: against itself only). ``block_step`` counts from 0.
 
     None is the model's own steps, size and frames; ``embeds`` and ``condition`` are files (None: random).
-    ``video`` None decodes the final latents where that is no long work.
+    ``video`` None decodes the final latents, by ``vae_decoder``, where that is no long work.
     """
 
     bundle: Path
@@ -55,6 +56,7 @@ class CompareSpec:
     block_step: int = 0
     same_blocks: bool = False
     video: bool | None = None
+    vae_decoder: DecoderName = "full"
     sweep: tuple[int, ...] = ()
     out: Path = Path("report")
 

@@ -1,4 +1,4 @@
-"""The packed weights of text encoder and VAE, and the tokenizer: made from checkpoints, or kept from before."""
+"""The packed weights of text encoder and decoders, and the tokenizer: made from checkpoints, or kept from before."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def check_media(spec: ExportSpec) -> None:
 
 
 def _asked(spec: ExportSpec) -> dict[MediaComponent, str]:
-    given: dict[MediaComponent, str | None] = {"text": spec.text_encoder, "vae": spec.vae}
+    given: dict[MediaComponent, str | None] = {"text": spec.text_encoder, "vae": spec.vae, "tiny": spec.tiny_vae}
     return {component: checkpoint for component, checkpoint in given.items() if checkpoint is not None}
 
 
@@ -106,7 +106,7 @@ def _tokenizer(spec: ExportSpec, text_encoder: Path | None) -> Path | None:
 
 @dataclass(frozen=True)
 class KeptMedia:
-    """What stays in the bundle of text encoder and VAE: component → weights, the tokenizer, and the files' entries."""
+    """What stays of text encoder and decoders: component → weights, the tokenizer, and the files' entries."""
 
     weights: dict[MediaComponent, str]
     tokenizer: str | None

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from exporter.networks.dit.options import BlockOptions
+from exporter.networks.tiny.channels_last import ChannelsLast as TinyChannelsLast
 from exporter.networks.vae.channels_last import ChannelsLast
 from exporter.torch_backend.declared import bundle_stages
 from exporter.torch_backend.device import TorchDevice, tensor_of
@@ -98,16 +99,18 @@ def run_stage(
 ) -> None:
     """A stage's function on tensors by name, its weights among ``inputs``; results lie in ``outputs`` afterwards.
 
-    ``channels_last``: the VAE's way on CUDA. What its caches' memory holds is then in that order, first to last chunk.
+    ``channels_last``: the way of VAE and tiny decoder on CUDA. What their caches' memory holds is then in that order,
+    first to last chunk.
     """
     weights = {tensor.name: inputs[tensor.name] for tensor in stage.weights}
     given = {tensor.name: inputs[tensor.name] for tensor in stage.activations}
     options: dict[str, Any] = {}
-    if channels_last and stage.component == "vae":
+    if channels_last and stage.component in ("vae", "tiny"):
         given = {name: _reordered(x) if name.startswith(CACHE) else _converted(x) for name, x in given.items()}
         outputs = {name: _reordered(x) if name.startswith(CACHE) else x for name, x in outputs.items()}
         into = {name.removeprefix(CACHE): x for name, x in outputs.items() if name.startswith(CACHE)}
-        options["make_tape"] = partial(ChannelsLast, into=into)
+        vae = stage.component == "vae"
+        options = {"make_tape": partial(ChannelsLast, into=into)} if vae else {"layers": TinyChannelsLast()}
     found = function(*given.values(), weights, **options)
     for name, value in zip(stage.gives, found if isinstance(found, tuple) else (found,), strict=True):
         if value is not outputs[name]:
@@ -117,7 +120,7 @@ def run_stage(
 def _reordered(x: Tensor) -> Tensor:
     """The same memory as a tensor of the same shape, channels last."""
     n, c, *rest = x.shape
-    return x.view(n, *rest, c).permute(0, 4, 1, 2, 3)
+    return x.view(n, *rest, c).movedim(-1, 1)
 
 
 def _converted(x: Tensor) -> Tensor:

@@ -156,9 +156,12 @@ class CudaDevice:
         checked(driver().cuMemcpyHtoDAsync(where, source.ctypes.data, source.nbytes, self._streams[queue]))
 
     def download(self, source: Any, offset: int, target: Bytes) -> None:
-        stream = self._streams["compute"]
-        checked(driver().cuMemcpyDtoHAsync(target.ctypes.data, source.address + offset, target.nbytes, stream))
-        checked(driver().cuStreamSynchronize(stream))
+        self.fetch(source, offset, target, "compute")
+        checked(driver().cuStreamSynchronize(self._streams["compute"]))
+
+    def fetch(self, source: Any, offset: int, target: Bytes, queue: Queue) -> None:
+        where, stream = source.address + offset, self._streams[queue]
+        checked(driver().cuMemcpyDtoHAsync(target.ctypes.data, where, target.nbytes, stream))
 
     def record(self, queue: Queue) -> CudaEvent:
         event = CudaEvent()
