@@ -12,6 +12,7 @@ from exporter.cli.bench_generate import bench_generate
 from exporter.cli.bench_media import bench_media
 from exporter.cli.command import EPILOG, Command, typed
 from exporter.cli.compare import compare
+from exporter.cli.doctor import doctor
 from exporter.cli.export import export
 from exporter.cli.generate import generate
 from exporter.cli.kernels import BENCHMARKS, COMMANDS
@@ -52,6 +53,7 @@ def _options(
 #: The commands in the order in which one meets them.
 _COMMANDS: dict[str, Callable[..., None]] = {
     "export": export,
+    "doctor": doctor,
     "list": list_,
     "inspect": inspect,
     "pack": pack,

@@ -35,6 +35,7 @@ ROOMS: tuple[tuple[str, ...], ...] = (
     ("exporter.networks.text",),
     ("exporter.networks",),
     ("exporter.spec",),
+    ("exporter.doctor",),
     ("exporter.checkpoint",),
     ("exporter.packing",),
     ("exporter.bundle",),
