@@ -268,7 +268,7 @@ def file_info(path: Path, inputs: str | None = None, source: str | None = None) 
         size = os.fstat(descriptor).st_size
         whole = threads.whole(descriptor, size)
         tree = tree_of(digest.result() for digest in threads.pieces(descriptor, size))
-        return FileInfo(sha256=whole.result().hex(), bytes=size, inputs=inputs, source=source, tree_sha256=tree)
+        return FileInfo(sha256=whole.result().hex(), bytes=size, inputs=inputs, tree_sha256=tree, source=source)
 
 
 @contextmanager

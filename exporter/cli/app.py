@@ -10,6 +10,7 @@ import typer
 from exporter.cli.bench import bench_app
 from exporter.cli.bench_generate import bench_generate
 from exporter.cli.bench_media import bench_media
+from exporter.cli.bench_vae import bench_vae
 from exporter.cli.command import EPILOG, Command, typed
 from exporter.cli.compare import compare
 from exporter.cli.doctor import doctor
@@ -65,7 +66,12 @@ _COMMANDS: dict[str, Callable[..., None]] = {
 }
 for _name, _function in _COMMANDS.items():
     app.command(_name, cls=Command)(typed(_function))
-_BENCHES: dict[str, Callable[..., None]] = {**BENCHMARKS, "media": bench_media, "generate": bench_generate}
+_BENCHES: dict[str, Callable[..., None]] = {
+    **BENCHMARKS,
+    "media": bench_media,
+    "vae": bench_vae,
+    "generate": bench_generate,
+}
 for _name, _function in _BENCHES.items():
     bench_app.command(_name, cls=Command)(typed(_function))
 app.add_typer(bench_app, name="bench")

@@ -15,6 +15,7 @@ ROOMS: tuple[tuple[str, ...], ...] = (
     ("plugins.*",),
     ("plugins: ops",),
     ("plugins.registry",),
+    ("plugins.native",),
     ("plugins.compile", "plugins.torch_op", "plugins.onnx_schema"),
     ("plugins.sass",),
     ("runtime.*",),

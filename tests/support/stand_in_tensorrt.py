@@ -122,7 +122,7 @@ class Context:
             taken = {tensor.name: view(tensor) for tensor in stage.inputs}
             given = {name: view(tensor) for name, tensor in stage.gives.items()}
             with torch.no_grad():
-                run_stage(stage, function, taken, given, channels_last=False)
+                run_stage(stage, function, taken, given)
 
         return work
 
