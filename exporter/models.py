@@ -44,6 +44,7 @@ class ModelSpec:
     experts: tuple[str, ...] = ("model",)
     boundary: float | None = None
     vae: str = "Wan2.1"
+    tiny_decoder: str = "taew2_1"
     text_encoder: str = "umt5-xxl"
     max_size: tuple[int, int, int] | None = None
 
@@ -102,6 +103,7 @@ _WAN_TINY = replace(
     sizes=((128, 80), (80, 128), (96, 96)),
     max_tokens=4_096,
     vae="Wan2.1-tiny",
+    tiny_decoder="taew2_1-tiny",
     text_encoder="umt5-tiny",
 )
 

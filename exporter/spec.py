@@ -13,7 +13,8 @@ from exporter.models import ModelSpec, model_named, sized
 from exporter.networks.dit.options import ATTENTIONS, BARE, DENSE, Attention
 from exporter.networks.weight_spec import LinearMode
 from plugins.errors import UserError
-from runtime.bundle import COMPONENTS, Component
+from runtime.bundle import USUAL_COMPONENTS, Component
+from runtime.media.decoders import decoder_named
 
 LINEARS: tuple[str, ...] = get_args(LinearMode)
 DEFAULT_TOPK = "0.1"
@@ -33,10 +34,11 @@ class ExportSpec:
     onnx_only: bool = False
     one_file: bool = False
     embed_plugins: bool = False
-    components: tuple[Component, ...] = COMPONENTS
+    components: tuple[Component, ...] = USUAL_COMPONENTS
     text_encoder: str | None = None
     tokenizer: str | None = None
     vae: str | None = None
+    tiny_vae: str | None = None
     text_linear: LinearMode = "bf16"
     loras: Loras = NO_LORAS
 
@@ -61,6 +63,12 @@ class ExportSpec:
                     got=",".join(self.components),
                     remedy=f"add {component}, or drop {option}",
                 )
+        if self.tiny_vae is not None and "tiny" not in self.components:
+            raise UserError(
+                "--tiny-vae is for a decoder that this bundle is to be without.",
+                expected="--vae-decoder tiny",
+                remedy="add it, or drop --tiny-vae",
+            )
         if self.loras.items and self.checkpoint is None:
             raise UserError(
                 "--lora changes a checkpoint's weights, and there is no checkpoint.",
@@ -128,17 +136,17 @@ def parse_linear(text: str) -> LinearMode:
 
 
 def parse_components(text: str | None) -> tuple[Component, ...]:
-    """The components in "dit,vae", in the table's order; None means all. Raises UserError listing the known ones."""
+    """The components in "dit,vae", in the table's order; None means all of those. Raises UserError listing them."""
     if text is None:
-        return COMPONENTS
+        return USUAL_COMPONENTS
     asked = [part.strip() for part in text.split(",")]
     for part in asked:
-        _one_of("--components", part, COMPONENTS)
+        _one_of("--components", part, USUAL_COMPONENTS)
     if "dit" not in asked:
         raise UserError(
             "--components leaves out the DiT, which a bundle is made around.", expected="dit, and more", got=text
         )
-    return tuple(component for component in COMPONENTS if component in asked)
+    return tuple(component for component in USUAL_COMPONENTS if component in asked)
 
 
 def export_spec(
@@ -157,6 +165,8 @@ def export_spec(
     text_encoder: str | None = None,
     tokenizer: str | None = None,
     vae: str | None = None,
+    vae_decoder: str = "full",
+    tiny_vae: str | None = None,
     text_linear: str = "bf16",
     max_size: str | None = None,
     loras: LoraArguments = NO_ARGUMENTS,
@@ -169,6 +179,7 @@ def export_spec(
         )
     if checkpoint is not None and not checkpoint.strip():
         raise UserError("--checkpoint is empty.", expected="a path, a Hugging Face id, or none")
+    decoder = decoder_named(vae_decoder)
     named = model_named(model) if max_size is None else sized(model_named(model), *parse_max_size(max_size))
     return ExportSpec(
         model=named,
@@ -181,10 +192,11 @@ def export_spec(
         onnx_only=onnx_only,
         one_file=one_file,
         embed_plugins=embed_plugins,
-        components=parse_components(components),
+        components=parse_components(components) + (("tiny",) if decoder == "tiny" else ()),
         text_encoder=text_encoder,
         tokenizer=tokenizer,
         vae=vae,
+        tiny_vae=tiny_vae,
         text_linear=cast(LinearMode, text_linear),
         loras=loras.of(named),
     )

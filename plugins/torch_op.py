@@ -10,11 +10,11 @@ from typing import Any, cast
 
 import torch
 
-from plugins.compile import plan_bytes
 from plugins.executor import PlanExecutor
 from plugins.expr import fold
 from plugins.op import AttrValue, Op
 from plugins.plan import decode, shape_of
+from plugins.plan_cache import local_plan
 from plugins.registry import OPS
 from plugins.sms import sm_number
 from plugins.torch_dtypes import torch_dtype
@@ -95,7 +95,7 @@ def _implementation(op: Op) -> Callable[..., Any]:
         _check(op, inputs)
         if inputs[0].is_cuda:
             symbols = op.bind([tuple(tensor.shape) for tensor in inputs])
-            outputs = tuple(run_plan(plan_bytes(op, symbols, attributes, device_sm(inputs[0].device)), inputs))
+            outputs = tuple(run_plan(local_plan(op, symbols, attributes, device_sm(inputs[0].device)), inputs))
             return outputs if len(outputs) > 1 else outputs[0]
         return reference(op)(*inputs, **attributes)
 
@@ -121,11 +121,23 @@ def _signature(op: Op, function: Callable[..., Any]) -> Callable[..., Any]:
 
 @cache
 def torch_op(name: str) -> Callable[..., Any]:
-    """The custom op ``turbotrt::<name>``; called with the inputs, then the attributes, all positional."""
-    op = OPS[name]
-    custom = torch.library.custom_op(f"{NAMESPACE}::{name}", _signature(op, _implementation(op)), mutates_args=())
-    custom.register_fake(_fake(op))
-    return cast(Callable[..., Any], custom)
+    """The custom op ``turbotrt::<name>``; called with the inputs, then the attributes, all positional.
+
+    Not by ``torch.library.custom_op``: its wrappers import torch._dynamo at the first call, which takes seconds.
+    """
+    op, library = OPS[name], _library()
+    function = _signature(op, _implementation(op))
+    schema = torch.library.infer_schema(function, mutates_args=())
+    library.define(f"{name}{schema}", tags=(torch.Tag.pt2_compliant_tag,))
+    library.impl(name, function, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"{NAMESPACE}::{name}", _fake(op), lib=library)
+    return cast(Callable[..., Any], getattr(getattr(torch.ops, NAMESPACE), name).default)
+
+
+@cache
+def _library() -> torch.library.Library:
+    """Where the ops are registered; they are gone with it."""
+    return torch.library.Library(NAMESPACE, "FRAGMENT")
 
 
 def call(name: str, *inputs: torch.Tensor, **attributes: AttrValue) -> Any:

@@ -26,9 +26,10 @@ MAX_MANIFEST_BYTES = 16 << 20  # a manifest is some tens of kilobytes; anything 
 
 Attention = Literal["sagesla", "sla", "sage", "original"]
 DENSE: frozenset[Attention] = frozenset(("sage", "original"))  # those that keep every key block
-Component = Literal["dit", "text", "vae"]
+Component = Literal["dit", "text", "vae", "tiny"]  # tiny: a smaller decoder of the VAE's latents
 COMPONENTS: tuple[Component, ...] = get_args(Component)
-MediaComponent = Literal["text", "vae"]  # those whose weights are in one file each
+USUAL_COMPONENTS: tuple[Component, ...] = ("dit", "text", "vae")  # of an export that was asked for no others
+MediaComponent = Literal["text", "vae", "tiny"]  # those whose weights are in one file each
 StageName = Literal[
     "embed",
     "block",
@@ -42,6 +43,8 @@ StageName = Literal[
     "encode_first",
     "encode_next",
     "encode_latent",
+    "tiny_first",
+    "tiny_next",
 ]
 Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
 # A manifest comes from anywhere, and memory and loops are of the size that its numbers say.
@@ -177,7 +180,7 @@ class FileInfo(_Record, frozen=True, forbid_unknown_fields=True, kw_only=True):
 class Manifest(_Record, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Everything about one bundle: no time, no path. ``plans``: plugin node → file.
 
-    ``weights``: the DiT's, expert → file; ``media_weights``: text encoder's and VAE's, component → file;
+    ``weights``: the DiT's, expert → file; ``media_weights``: text encoder's and decoders', component → file;
     ``text_linear``: how the text encoder's Linears are packed and computed; ``embedded_library``: the sha256 of the
     plugin library inside the engines, None where plugins must be registered before they are loaded.
     """

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from plugins.errors import UserError
 from plugins.plan import FORMAT_VERSION, Plan, decode
 from plugins.tensorrt_plugin import PLUGIN_VERSION
-from runtime.bundle import COMPONENTS, Manifest
+from runtime.bundle import USUAL_COMPONENTS, Manifest, MediaComponent
 from runtime.input_files import read_input
 
 MAX_PLAN_BYTES = 64 << 20  # kernels of an op, of some hundred kilobytes each
+#: Component → the option of export that gives its weights.
+WEIGHT_OPTIONS: Mapping[MediaComponent, str] = {"text": "--text-encoder", "vae": "--vae", "tiny": "--tiny-vae"}
 PLUGIN_TOOL = "turbotrt-plugin"  # the manifest's name, under tools, for the version of our plugins
 
 
@@ -31,13 +33,21 @@ def rebuild_command(
     words += ["--out", str(folder.parent)] if folder is not None and folder.parent != Path("engines") else []
     words += ["--attention", sampler.attention, "--linear", sampler.linear]
     words += ["--topk", f"{sampler.topk_milli / 1000:g}"] if not sampler.dense else []
-    words += ["--components", ",".join(manifest.components)] if manifest.components != COMPONENTS else []
+    listed = tuple(component for component in manifest.components if component != "tiny")
+    words += ["--components", ",".join(listed)] if listed != USUAL_COMPONENTS else []
+    words += ["--vae-decoder", "tiny"] if "tiny" in manifest.components else []
     words += ["--max-size", "x".join(map(str, largest))] if (largest := manifest.model.max_size) is not None else []
     words += ["--text-linear", manifest.text_linear] if manifest.text_linear != "bf16" else []
     words += ["--onnx-only"] if not engines and any(stage.engine is None for stage in manifest.stages) else []
     words += ["--one-file"] if one_file else []
     words += ["--embed-plugins"] if manifest.embedded_library is not None else []
     return shlex.join(words)
+
+
+def export_with(component: MediaComponent) -> str:
+    """What to do where a bundle is without a component's weights; PATH_OR_HF_ID is the caller's to replace."""
+    decoder = "--vae-decoder tiny " if component == "tiny" else ""
+    return f"export again with {decoder}{WEIGHT_OPTIONS[component]} PATH_OR_HF_ID"
 
 
 def pack_command(folder: Path, manifest: Manifest) -> str:
@@ -50,8 +60,7 @@ def mending(folder: Path, manifest: Manifest, name: str) -> str:
     """The command that makes this file again: an export without a checkpoint would not bring weights back."""
     if name in manifest.weights.values():
         return pack_command(folder, manifest)
-    options = {"text": " --text-encoder PATH_OR_HF_ID", "vae": " --vae PATH_OR_HF_ID"}
-    needed = [options[part] for part, file in manifest.media_weights.items() if file == name]
+    needed = [f" {WEIGHT_OPTIONS[part]} PATH_OR_HF_ID" for part, file in manifest.media_weights.items() if file == name]
     return rebuild_command(manifest, folder) + "".join(needed)
 
 

@@ -10,6 +10,7 @@ COMPONENT_STAGES: Mapping[str, tuple[str, ...]] = {
     "dit": ("embed", "block", "head"),
     "text": ("text_block", "text_norm"),
     "vae": ("decode_latent", "decode_first", "decode_next", "encode_first", "encode_next", "encode_latent"),
+    "tiny": ("tiny_first", "tiny_next"),
 }
 TEXT_DIM = 4096
 LATENT_CHANNELS = 16
@@ -80,7 +81,7 @@ def _vae(width: int) -> dict[str, tuple[Tensors, Tensors]]:
         "encode_latent": (features, latents),
     }
     for part, frames in (("first", 1), ("next", _CHUNK)):
-        total: Tensors = {"total": ("fp32", (1,))}
-        made[f"decode_{part}"] = features, {"chunk": ("uint8", (frames, *area, 3)), **total}
+        pixels: Tensors = {"chunk": ("uint8", (frames, *area, 3)), "total": ("fp32", (1,))}
+        made |= {f"decode_{part}": (features, pixels), f"tiny_{part}": (latents, pixels)}
         made[f"encode_{part}"] = {"chunk": ("fp32", (1, 3, frames, *area))}, features
     return made

@@ -20,13 +20,13 @@ import msgspec
 
 from plugins.errors import UserError
 from plugins.interrupts import Ending
+from plugins.user_cache import cached, keep
 from runtime.bundle import Hashing, Manifest
 from runtime.checks import check_size, mending, mismatch
 from runtime.hashing import HashThreads
 from runtime.host_code import unverified_host_code
 from runtime.input_files import open_input
 from runtime.report import Report
-from runtime.user_cache import cached, keep
 
 Verify = Literal["auto", "always", "never"]
 VERIFY: tuple[Verify, ...] = get_args(Verify)

@@ -22,7 +22,7 @@ HEAD_DIM, TEXT_LENGTH, FREQ_DIM = 128, 512, 256
 IN_CHANNELS = (LATENT_CHANNELS, 2 * LATENT_CHANNELS + 4)  # from text; from an image: its latents and a mask besides
 MAX_WEIGHT_BYTES = 1 << 40  # of one stage: a slot
 MAX_TEXT = 1024
-_SYMBOLS: Mapping[str, Sequence[str]] = {"dit": "L", "text": "L", "vae": "HW"}
+_SYMBOLS: Mapping[str, Sequence[str]] = {"dit": "L", "text": "L", "vae": "HW", "tiny": "HW"}
 _DIM = re.compile(r"(?:[1-9]\d{0,3}\*)?[LHW]")
 
 
@@ -135,7 +135,7 @@ def _check_declared(stage: StageEntry, inputs: Tensors, outputs: Tensors) -> Non
 
 
 def _is_cache(stage: StageEntry, name: str) -> bool:
-    return stage.component == "vae" and name.startswith("cache.")
+    return stage.component in ("vae", "tiny") and name.startswith("cache.")
 
 
 def _said(tensor: TensorInfo) -> str:

@@ -64,6 +64,7 @@ class Pipeline:
         """Use ``load``; or with a runner and the way to its memory that others use too, which then stay theirs."""
         self.folder, self.manifest, self.runner = folder, manifest, runner
         self._budget, self._checks, self._report, self._kept = budget, checks, report, kept
+        self._spared = 0
         largest = max(where.nbytes for where in layouts(manifest).values())
         self._held = _Held(runner, checks, shared or Staging(runner.device, largest), own=shared is None)
         # A pipeline that is dropped gives all back too; a process's end does so by itself.
@@ -214,6 +215,7 @@ class Pipeline:
         ode: bool = False,
         sigma_max: float | None = None,
         on_step: OnStep | None = None,
+        on_estimate: OnStep | None = None,
         debug: bool = False,
         times: list[UnitTime] | None = None,
     ) -> Array:
@@ -223,7 +225,8 @@ class Pipeline:
         draws of another program (``runtime.sampler.given_noise``). condition: for image-to-video only, the VAE's
         latents fp32 [16, T, H, W] of [image, zeros…]. steps 1 to 4; size (width, height), frames, steps and
         sigma_max default to the bundle's. ode: the deterministic update, without fresh noise. debug: look for NaN after
-        every block. times: a list that gets the seconds of every stage run. Raises UserError for inputs that do not
+        every block. on_estimate: called after ``on_step`` with the clean latents that the step went towards. times: a
+        list that gets the seconds of every stage run. Raises UserError for inputs that do not
         fit, NonFiniteError where a step gave NaN, BackendError, and whatever ``on_step`` raises: the pipeline can be
         called again after each of them.
         """
@@ -241,26 +244,39 @@ class Pipeline:
                 try:
                     with run:
                         run.begin(text, extra, planned)
-                        made = self._sample(run, planned, draws, shape, on_step)
+                        made = self._sample(run, planned, draws, shape, on_step, on_estimate)
                     self._verified(storage)
                     return made
                 finally:
                     run.close()  # again: Ctrl-C may have come before it was closed
 
     def _sample(
-        self, run: Run, steps: Sequence[Step], noise: Noise, shape: tuple[int, int, int], on_step: OnStep | None
+        self,
+        run: Run,
+        steps: Sequence[Step],
+        noise: Noise,
+        shape: tuple[int, int, int],
+        on_step: OnStep | None,
+        on_estimate: OnStep | None,
     ) -> Array:
-        def after(step: Step, tokens: Array) -> None:
-            if on_step is not None:
-                on_step(step, to_latents(tokens, shape))
+        def telling(told: OnStep | None) -> OnStep | None:
+            return None if told is None else lambda step, tokens: told(step, to_latents(tokens, shape))
 
         try:
-            return to_latents(sample(run.forward, steps, noise, after), shape)
+            return to_latents(sample(run.forward, steps, noise, telling(on_step), telling(on_estimate)), shape)
         except NonFiniteError as error:
             raise run.located(error) from None
 
+    def spare(self, nbytes: int) -> None:
+        """Leave so many bytes of the budget to what runs beside the next calls."""
+        self._spared = nbytes
+
+    @property
+    def _room(self) -> int | None:
+        return None if self._budget is None else max(0, self._budget - self._spared)
+
     def _planned(self, tokens: int, experts: tuple[str, ...]) -> MemoryPlan:
-        return plan_memory(self._sizes(tokens), self.manifest.model.layers, experts, tokens, self._budget)
+        return plan_memory(self._sizes(tokens), self.manifest.model.layers, experts, tokens, self._room)
 
     def _sizes(self, tokens: int) -> StageBytes:
         return _stage_bytes(self.manifest, self.runner.activation_bytes, self.runner.overhead_bytes, tokens)
@@ -271,7 +287,7 @@ class Pipeline:
         if held.storage is not None:
             plan = held.storage.plan
             need = plan.weights + self._sizes(tokens).running
-            if set(experts) <= set(plan.experts) and (self._budget is None or need <= self._budget):
+            if set(experts) <= set(plan.experts) and (self._room is None or need <= self._room):
                 self._begin_checks(held.storage)
                 return held.storage
         plan = self._planned(tokens, experts)

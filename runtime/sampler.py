@@ -39,6 +39,8 @@ class Step:
 Forward = Callable[[Array, Step, Array], Array]
 #: Called after each step with the step and its tokens.
 AfterStep = Callable[[Step, Array], None]
+#: Called with a step and what it takes the clean tokens to be.
+OnEstimate = Callable[[Step, Array], None]
 
 
 class NonFiniteError(UserError):
@@ -157,16 +159,35 @@ class Noise:
         return to_tokens(self._random.standard_normal(self._shape, dtype=np.float32))
 
 
-def sample(forward: Forward, steps: Sequence[Step], noise: Noise, after: AfterStep | None = None) -> Array:
+def estimate(step: Step, before: Array, after: Array, noise: Array) -> Array:
+    """The clean tokens x − t·v that a step went towards, of its tokens before and after it and its noise.
+
+    x' = a·x + b·v + c·noise, solved for v.
+    """
+    a, b, c = step.update.a, step.update.b, step.update.c
+    v = (after - np.float32(a) * before - np.float32(c) * noise) / np.float32(b)
+    clean: Array = before - np.float32(step.t) * v
+    return clean
+
+
+def sample(
+    forward: Forward,
+    steps: Sequence[Step],
+    noise: Noise,
+    after: AfterStep | None = None,
+    on_estimate: OnEstimate | None = None,
+) -> Array:
     """Clean tokens fp32 [L, 64] from this noise. Raises NonFiniteError with the step that went wrong."""
     with noise:
         fresh = noise.draw()
         x = fresh * np.float32(steps[0].t)
         for step in steps:
             fresh = noise.draw() if step.update.c else fresh  # unused where c is 0, but 0·NaN would not be 0
-            x = forward(x, step, fresh)
+            before, x = x, forward(x, step, fresh)
             if not np.isfinite(x).all():
                 raise NonFiniteError(step.index + 1)
             if after is not None:
                 after(step, x)
+            if on_estimate is not None:
+                on_estimate(step, estimate(step, before, x, fresh))
     return x

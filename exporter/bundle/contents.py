@@ -17,7 +17,7 @@ from runtime.media.text.embeds_cache import FOLDER
 
 _STAGES = "|".join(get_args(StageName))
 _MADE = re.compile(rf"({_STAGES}|one-file-\w+)\.(onnx|engine|log|jitcache)|\w+-[0-9a-f]{{12}}\.plan")
-_GIVEN = re.compile(r"(weights(-\w+)?|text|vae)\.safetensors|tokenizer\.json")
+_GIVEN = re.compile(r"(weights(-\w+)?|text|vae|tiny)\.safetensors|tokenizer\.json")
 _SINGLE = frozenset((MANIFEST_NAME, README_NAME, SCRIPTS_NAME))
 
 

@@ -11,7 +11,7 @@ from exporter.checkpoint.files import SHARD, TORCH_SUFFIXES
 from plugins.errors import UserError
 
 #: What is wanted of a repository that holds a whole release: the DiT, or one of the parts beside it.
-Part = Literal["dit", "text", "vae"]
+Part = Literal["dit", "text", "vae", "tiny"]
 
 _PART = r"[A-Za-z0-9][\w.\-]*"
 _HUB_ID = re.compile(
@@ -26,6 +26,7 @@ _OF_PART: dict[Part, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "dit": ((), ()),
     "text": (("text_encoder/*", "tokenizer/*"), ("*t5*.pth", "google/umt5-xxl/*.json")),
     "vae": (("vae/*",), ("*VAE*.pth", "*VAE*.safetensors")),
+    "tiny": (("taehv/*",), ("*taew2_1*",)),
 }
 
 

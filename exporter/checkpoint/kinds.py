@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from exporter.checkpoint.names import from_diffusers, unwrapped
 from exporter.checkpoint.source import TensorMeta
 from exporter.checkpoint.text_names import text_name
+from exporter.checkpoint.tiny_names import described_tiny
 from exporter.models import PATCH
 from plugins.errors import UserError
 
@@ -35,12 +36,13 @@ def refuse_adapter(path: object, names: Iterable[str]) -> None:
 
 
 def described(tensors: Tensors) -> str:
-    """A DiT, a text encoder or a VAE, and its size: from any publication's names."""
+    """A DiT, a text encoder, a VAE or a tiny decoder, and its size: from any publication's names."""
     bare = {unwrapped(name): meta for name, meta in tensors.items()}
     return (
         _dit({from_diffusers(name): meta for name, meta in bare.items()})
         or _text({text_name(name): meta for name, meta in bare.items()})
         or _vae(bare)
+        or described_tiny(bare)
         or "nothing that is known here"
     )
 

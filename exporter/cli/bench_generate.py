@@ -81,7 +81,7 @@ def bench_generate(
 @contextmanager
 def _own_cache(folder: Path) -> Iterator[None]:
     """For this process and those that it starts: nothing of these bundles stays in the user's cache."""
-    from runtime.user_cache import VARIABLE
+    from plugins.user_cache import VARIABLE
 
     before = os.environ.get(VARIABLE)
     os.environ[VARIABLE] = str(folder / "cache")

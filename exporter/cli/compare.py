@@ -19,6 +19,7 @@ from exporter.cli.options import (
     OdeOption,
     SizeOption,
     StepsOption,
+    VaeDecoderOption,
     parse_frames,
     parse_size,
 )
@@ -26,6 +27,7 @@ from exporter.loras import LoraArguments
 from exporter.progress import RichProgress
 from exporter.spec import parse_topk
 from exporter.terminal import console, say
+from runtime.media.decoders import decoder_named
 
 if TYPE_CHECKING:
     from exporter.compare.spec import Runner
@@ -65,7 +67,7 @@ VideoOption = Annotated[
     bool | None,
     typer.Option(
         "--video/--no-video",
-        help="Decode the final latents by the bundle's VAE and compare frames. [dim]\\[default: on a GPU, and for "
+        help="Decode the final latents by the bundle's decoder and compare frames. [dim]\\[default: on a GPU, and for "
         "videos small enough for the CPU][/]",
     ),
 ]
@@ -95,6 +97,7 @@ def compare(
     at_step: Annotated[int, typer.Option(help="The step whose blocks and ops are compared one by one.")] = 1,
     same_blocks: SameBlocksOption = False,
     video: VideoOption = None,
+    vae_decoder: VaeDecoderOption = "full",
     top_k: SweepOption = None,
     lora: LoraOption = None,
     lora_high: LoraHighOption = None,
@@ -137,6 +140,7 @@ def compare(
         block_step=at_step - 1,
         same_blocks=same_blocks,
         video=video,
+        vae_decoder=decoder_named(vae_decoder),
         sweep=shares,
         loras=LoraArguments.typed(lora, lora_high, lora_low, lora_partial),
         out=out,

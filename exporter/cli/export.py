@@ -21,6 +21,7 @@ from exporter.cli.options import (
     ModelOption,
     TextEncoderOption,
     TextLinearOption,
+    TinyVaeOption,
     TokenizerOption,
     TopkOption,
     VaeOption,
@@ -30,7 +31,7 @@ from exporter.progress import RichProgress
 from exporter.spec import ExportSpec, export_spec
 from exporter.terminal import say
 from runtime.bundle import load_manifest
-from runtime.checks import pack_command, rebuild_command
+from runtime.checks import WEIGHT_OPTIONS, pack_command, rebuild_command
 
 if TYPE_CHECKING:
     pass
@@ -76,6 +77,15 @@ def export(
     text_encoder: TextEncoderOption = None,
     tokenizer: TokenizerOption = None,
     vae: VaeOption = None,
+    vae_decoder: Annotated[
+        str,
+        typer.Option(
+            "--vae-decoder",
+            metavar="full|tiny",
+            help="tiny: TAEHV besides the VAE's own decoder, for generate's --vae-decoder tiny and --preview.",
+        ),
+    ] = "full",
+    tiny_vae: TinyVaeOption = None,
     text_linear: TextLinearOption = "bf16",
     max_size: Annotated[
         str | None,
@@ -125,6 +135,8 @@ def export(
         text_encoder=text_encoder,
         tokenizer=tokenizer,
         vae=vae,
+        vae_decoder=vae_decoder,
+        tiny_vae=tiny_vae,
         text_linear=text_linear,
         max_size=max_size,
         loras=LoraArguments.typed(lora, lora_high, lora_low, lora_partial),
@@ -155,8 +167,9 @@ def _closing_lines(spec: ExportSpec, folder: Path) -> list[str]:
 
 
 def _media_lines(spec: ExportSpec, folder: Path) -> list[str]:
-    """Which weights of text encoder and VAE are missing, and the options that add them."""
-    names = {"text": "--text-encoder", "vae": "--vae"}
-    parts = [part for part in spec.components if part in names and not (folder / f"{part}.safetensors").is_file()]
-    given = " ".join(f"{names[part]} PATH_OR_HF_ID" for part in parts)
+    """Which weights of text encoder and decoders are missing, and the options that add them."""
+    parts = [
+        part for part in WEIGHT_OPTIONS if part in spec.components and not (folder / f"{part}.safetensors").is_file()
+    ]
+    given = " ".join(f"{WEIGHT_OPTIONS[part]} PATH_OR_HF_ID" for part in parts)
     return [f"Prompts and videos need the weights that export's {given} adds."] if parts else []

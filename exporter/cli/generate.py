@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
+from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -24,6 +25,7 @@ from exporter.cli.options import (
     OdeOption,
     SizeOption,
     StepsOption,
+    VaeDecoderOption,
     VerifyOption,
     VramOption,
     parse_frames,
@@ -36,6 +38,8 @@ from exporter.progress import RichProgress
 from exporter.spec import parse_topk
 from exporter.terminal import console, printable, say
 from plugins.errors import UserError
+from runtime.media.decoders import decoder_named
+from runtime.media.files.encoders import CODECS, QUALITY, codec_named
 
 if TYPE_CHECKING:
     from runtime.bundle import Manifest
@@ -51,8 +55,9 @@ def generate(
         Path,
         typer.Option(
             metavar="FILE",
-            help="NAME.mp4; a name without a suffix for a folder of png frames; NAME.png or NAME.jpg for a video of "
-            "one frame; NAME.safetensors for latents, fp32 \\[16, T, H, W]. A batch adds numbers to the name.",
+            help="NAME.mp4, NAME.webm or NAME.gif, without sound; no suffix for a folder of png frames; NAME.png or "
+            "NAME.jpg for a video of one frame; NAME.safetensors for latents, fp32 \\[16, T, H, W]. A batch "
+            "adds numbers to the name.",
         ),
     ],
     prompt: Annotated[str | None, typer.Option(metavar="TEXT", help="What the video shows.")] = None,
@@ -123,6 +128,30 @@ def generate(
             "export. [dim]\\[default: the bundle's][/]",
         ),
     ] = None,
+    vae_decoder: VaeDecoderOption = "full",
+    preview: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="A small video of what each step takes the result to be, by the tiny decoder, replaced whole step by "
+            "step: NAME.mp4, NAME.webm or NAME.gif; NAME.png or NAME.jpg for its middle frame.",
+        ),
+    ] = None,
+    codec: Annotated[
+        str,
+        typer.Option(
+            metavar="|".join(CODECS),
+            help="Of a video file. auto: h264 in .mp4, vp9 in .webm. The GPU's own encoder where it has one.",
+        ),
+    ] = "auto",
+    quality: Annotated[
+        int | None,
+        typer.Option(metavar="N", help=f"Of a video file, 1 to 100. [dim]\\[default: {QUALITY}, visually lossless][/]"),
+    ] = None,
+    fps: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Frames a second of a video file or gif. [dim]\\[default: the model's][/]"),
+    ] = None,
     lora: LoraOption = None,
     lora_high: LoraHighOption = None,
     lora_low: LoraLowOption = None,
@@ -162,11 +191,13 @@ def generate(
     pixels, frames = parse_size(size), parse_frames(frames)
     share = None if topk is None else parse_topk(topk)
     from runtime.atomic import check_place, told, write_atomic
+    from runtime.backends.cuda_device import open_early
     from runtime.media.files.kinds import LATENTS
     from runtime.media.request import Request
     from runtime.media.video_pipeline import VideoPipeline
 
     started = time.perf_counter()
+    open_early()  # while torch, or TensorRT, is imported
     loading: dict[str, Any] = {"backend": backend, "vram": vram, "boundary": boundary, "topk_milli": share}
     wanted = sampled([Video(prompt, seed)] if prompts is None else read_prompts(prompts, seed), samples)
     if noise is not None and len(wanted) > 1:
@@ -193,10 +224,17 @@ def generate(
             ode=ode,
             sigma_max=sigma_max,
             debug=debug,
+            decoder=decoder_named(vae_decoder),
+            codec=codec_named(codec),
+            quality=quality,
+            fps=fps,
             facts=_facts(noise, loras),
         )
-        outs = names(out, len(wanted))
-        requests = [replace(common, prompt=v.prompt, seed=v.seed, out=o) for v, o in zip(wanted, outs, strict=True)]
+        outs, shown = names(out, len(wanted)), [None] if preview is None else names(preview, len(wanted))
+        requests = [
+            replace(common, prompt=video.prompt, seed=video.seed, out=to, preview=show)
+            for video, to, show in zip(wanted, outs, cycle(shown), strict=False)
+        ]
         if times is not None:
             check_place(times)
         pipeline.make(requests, lambda made: _tell(made, pipeline.manifest, several=len(wanted) > 1))
@@ -267,7 +305,7 @@ def _tell(made: Made, manifest: Manifest, *, several: bool) -> None:
         say(f"{out}: latents {list(made.latents.shape)}{seed}")
         return
     t, h, w = made.latents.shape[1:]
-    say(f"{out}: {8 * w}x{8 * h}, {4 * t - 3} frames at {manifest.model.fps} per second{seed}")
+    say(f"{out}: {8 * w}x{8 * h}, {4 * t - 3} frames at {made.request.fps or manifest.model.fps} per second{seed}")
 
 
 def _show(manifest: Manifest, times: Sequence[Part], total: float) -> None:

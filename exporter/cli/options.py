@@ -71,6 +71,22 @@ VaeOption = Annotated[
         help="The VAE's weights: Wan2.1_VAE.pth, diffusers' safetensors, a folder of either, or official.",
     ),
 ]
+TinyVaeOption = Annotated[
+    str | None,
+    typer.Option(
+        "--tiny-vae",
+        metavar="PATH|HF_ID",
+        help="The tiny decoder's weights: TAEHV's taew2_1.pth or .safetensors.",
+    ),
+]
+VaeDecoderOption = Annotated[
+    str,
+    typer.Option(
+        "--vae-decoder",
+        metavar="full|tiny",
+        help="What makes frames of latents. full: the VAE's own; tiny: TAEHV, several times faster, with less detail.",
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
 CHECKPOINT_HELP = (
     "Weights of a whole model: a file or folder (.safetensors, shards, .pth), a Hugging Face id (org/repo or "

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,7 +24,7 @@ from exporter.compare.runners import (
     StepRunner,
 )
 from exporter.compare.scene import frames
-from exporter.compare.spec import Comparison, Level, Row
+from exporter.compare.spec import CompareSpec, Comparison, Level, Row
 from exporter.compare.video import decode, measure
 from runtime.report import Report
 
@@ -144,9 +143,11 @@ def _frames(roster: Roster, found: Comparison, free: RunResults) -> RunResults:
     return results
 
 
-def compare_videos(roster: Roster, bundle: Path, free: RunResults, found: Comparison, progress: Report) -> RunResults:
+def compare_videos(
+    roster: Roster, spec: CompareSpec, free: RunResults, found: Comparison, progress: Report
+) -> RunResults:
     """The final latents decoded, frame by frame."""
-    results = decode(roster, bundle, free, found, progress)
+    results = decode(roster, spec, free, found, progress)
     names = [name for name, _ in results.items()]
     pairs = [pair for pair in roster.pairs() if set(pair) <= set(names)]
     functions = [frame_function(constant(roster.bounds(pair[1]).video_psnr), measure) for pair in pairs]

@@ -58,7 +58,7 @@ def _compare(spec: CompareSpec, roster: Roster, found: Comparison, video: bool, 
     """Fill ``found`` and write the files."""
     results = compare_steps(roster, found, progress)
     if video:
-        results[VIDEO] = compare_videos(roster, spec.bundle, results["free"], found, progress)
+        results[VIDEO] = compare_videos(roster, spec, results["free"], found, progress)
     blocks = BlockLevels(roster, spec.block_step, _tokens_before(roster, results["steps"], spec.block_step))
     blocks.run(found, progress)
     feed, results["ops"] = blocks.inspect(found, progress)

@@ -47,7 +47,9 @@ def inputs(bundle: Path, stage: str) -> Iterator[dict[str, Any]]:
 
 def _size(entry: StageEntry) -> int:
     """What the symbols of made-up inputs are: tokens, or the sides of a small picture's latents."""
-    return {"dit": TOKENS, "text": entry.profile.opt, "vae": entry.profile.min}[entry.component]
+    return {"dit": TOKENS, "text": entry.profile.opt, "vae": entry.profile.min, "tiny": entry.profile.min}[
+        entry.component
+    ]
 
 
 def _weights(bundle: Path, manifest: Manifest, entry: StageEntry) -> dict[str, Any]:

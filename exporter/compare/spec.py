@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 from exporter.loras import NO_ARGUMENTS, LoraArguments
 from plugins.errors import UserError
+from runtime.media.decoders import DecoderName
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,7 +24,7 @@ LEVELS: dict[str, str] = {
     "step": "every step, each from the reference's latents",
     "free": "every step, each from the runner's own latents",
     "frame": "the final latents, frame by frame",
-    "video": "the video that the VAE makes of the final latents, frame by frame",
+    "video": "the video that the decoder makes of the final latents, frame by frame",
 }
 
 
@@ -41,7 +42,7 @@ class CompareSpec:
 
     None is the model's own steps, size and frames; ``embeds`` and ``condition`` are files (None: random);
     ``loras`` are merged into the checkpoint.
-    ``video`` None decodes the final latents where that is no long work.
+    ``video`` None decodes the final latents, by ``vae_decoder``, where that is no long work.
     """
 
     bundle: Path
@@ -57,6 +58,7 @@ class CompareSpec:
     block_step: int = 0
     same_blocks: bool = False
     video: bool | None = None
+    vae_decoder: DecoderName = "full"
     sweep: tuple[int, ...] = ()
     loras: LoraArguments = NO_ARGUMENTS
     out: Path = Path("report")

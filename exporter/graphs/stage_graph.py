@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 from exporter.graphs.passes import finish
 from exporter.graphs.trace import trace_stage
 from exporter.networks.stage_spec import StageSpec
+from exporter.sources import sources_hash
 from exporter.spec import ExportSpec
 from plugins.dtypes import DTYPES
 from plugins.onnx_schema import DOMAIN, PLAN_ATTRIBUTE
@@ -48,16 +48,6 @@ def onnx_name(stage: str) -> str:
 def tools() -> dict[str, str]:
     """Versions of what made the files; a package that is not installed is left out."""
     return {PLUGIN_TOOL: PLUGIN_VERSION, **installed_versions(_TOOLS)}
-
-
-@cache
-def sources_hash() -> str:
-    """Hash of our own code that shapes a graph or a plan."""
-    digest = hashlib.sha256()
-    for package in ("exporter", "runtime", "plugins"):
-        for path in sorted((_ROOT / package).rglob("*.py")):
-            digest.update(f"{path.relative_to(_ROOT).as_posix()}\n".encode() + path.read_bytes())
-    return digest.hexdigest()
 
 
 def stage_graph(spec: ExportSpec, stage: StageSpec, previous: Manifest | None, report: Report) -> StageGraph:

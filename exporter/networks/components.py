@@ -1,4 +1,4 @@
-"""The components of a bundle and their stages: the DiT, the text encoder, the VAE. One table, one way to export."""
+"""The components of a bundle and their stages, from DiT to tiny decoder. One table, one way to export."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from exporter.networks.dit.stages import dit_stages
 from exporter.networks.stage_spec import StageSpec
 from exporter.networks.text.encoder import TEXT_ENCODERS
 from exporter.networks.text.stages import text_stages
+from exporter.networks.tiny.spec import TINY_DECODERS
+from exporter.networks.tiny.stages import tiny_stages
 from exporter.networks.vae.spec import VAES
 from exporter.networks.vae.stages import vae_stages
 from exporter.networks.weight_spec import LinearMode
@@ -22,4 +24,6 @@ def component_stages(
         return dit_stages(model, options)
     if component == "text":
         return text_stages(TEXT_ENCODERS[model.text_encoder], text_linear)
+    if component == "tiny":
+        return tiny_stages(TINY_DECODERS[model.tiny_decoder], model)
     return vae_stages(VAES[model.vae], model)

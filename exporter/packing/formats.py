@@ -1,4 +1,4 @@
-"""The table of component formats: how text encoder and VAE of a model are published and packed."""
+"""The table of component formats: how text encoder, VAE and tiny decoder of a model are published and packed."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ import re
 
 from exporter.checkpoint.table import Expected
 from exporter.checkpoint.text_names import text_expected, text_name, text_sources
+from exporter.checkpoint.tiny_names import OTHERS
 from exporter.checkpoint.vae_names import vae_name
 from exporter.models import ModelSpec
 from exporter.networks.text.encoder import TEXT_ENCODERS, TextSpec, text_weights
+from exporter.networks.tiny.spec import TINY_DECODERS, TinySpec, tiny_weights
 from exporter.networks.vae.halves import HALVES
 from exporter.networks.vae.spec import VAES, VaeSpec
 from exporter.networks.vae.weights import packed_weights, vae_weights
@@ -24,7 +26,7 @@ def component_format(model: ModelSpec, component: MediaComponent, text_linear: L
     """How a component of this model is published, and packed for a text encoder with such Linears."""
     if component == "text":
         return text_format(TEXT_ENCODERS[model.text_encoder], text_linear)
-    return vae_format(VAES[model.vae])
+    return vae_format(VAES[model.vae]) if component == "vae" else tiny_format(TINY_DECODERS[model.tiny_decoder])
 
 
 def text_format(spec: TextSpec, linear: LinearMode = "bf16") -> ComponentFormat:
@@ -53,4 +55,19 @@ def vae_format(spec: VaeSpec) -> ComponentFormat:
         expected={name: Expected(shape) for name, shape in vae_weights(spec).items()},
         packed=packed,
         sources=lambda name: (name,),
+    )
+
+
+def tiny_format(spec: TinySpec) -> ComponentFormat:
+    """The tiny decoder: TAEHV's taew2_1.pth or its safetensors, whose encoder is passed over."""
+    packed = tiny_weights(spec)
+    return ComponentFormat(
+        title=f"tiny decoder {spec.name}",
+        subfolder="taehv",
+        pattern="*taew2_1*",
+        rename=lambda name: name,
+        expected={name: Expected(weight.shape) for name, weight in packed.items()},
+        packed=packed,
+        sources=lambda name: (name,),
+        others=OTHERS,
     )

@@ -26,13 +26,13 @@ from exporter.packing.packed_checkpoint import open_packed
 from exporter.packing.packer import pack
 from plugins.errors import UserError
 from plugins.temporary import scratch
+from plugins.user_cache import cache_folder
 from runtime.atomic import told, write_atomic
 from runtime.bundle import LOCK_NAME, MANIFEST_NAME, FileInfo, Manifest, file_info, load_manifest, write_manifest
 from runtime.byte_sizes import gigabytes
 from runtime.checks import check_weights
 from runtime.input_files import read_input
 from runtime.report import Report
-from runtime.user_cache import cache_folder
 
 FOLDER = "loras"
 DEFAULT_LIMIT = 60 * 10**9

@@ -1,4 +1,4 @@
-"""The packed weights of text encoder and VAE, and the tokenizer: made from checkpoints, or kept from before."""
+"""The packed weights of text encoder and decoders, and the tokenizer: made from checkpoints, or kept from before."""
 
 from __future__ import annotations
 
@@ -56,13 +56,12 @@ def check_media(spec: ExportSpec, report: Report) -> list[Download]:
 def _asked(spec: ExportSpec) -> dict[MediaComponent, str]:
     """The checkpoints that were asked for; ``--checkpoint official`` means its release's text encoder and VAE too."""
     implied = OFFICIAL if is_official(spec.checkpoint) else None
-    given: dict[MediaComponent, str | None] = {"text": spec.text_encoder, "vae": spec.vae}
-    found = {
-        component: official_component(checkpoint or implied, component, spec.model)
-        for component, checkpoint in given.items()
-        if component in spec.components
+    found: dict[MediaComponent, str | None] = {
+        "text": official_component(spec.text_encoder or implied, "text", spec.model),
+        "vae": official_component(spec.vae or implied, "vae", spec.model),
+        "tiny": spec.tiny_vae,
     }
-    return {component: checkpoint for component, checkpoint in found.items() if checkpoint is not None}
+    return {part: named for part, named in found.items() if named is not None and part in spec.components}
 
 
 def pack_media(spec: ExportSpec, manifest: Manifest, report: Report) -> Manifest:
@@ -123,7 +122,7 @@ def _tokenizer(spec: ExportSpec, text_encoder: Path | None) -> Path | None:
 
 @dataclass(frozen=True)
 class KeptMedia:
-    """What stays in the bundle of text encoder and VAE: component → weights, the tokenizer, and the files' entries."""
+    """What stays of text encoder and decoders: component → weights, the tokenizer, and the files' entries."""
 
     weights: dict[MediaComponent, str]
     tokenizer: str | None

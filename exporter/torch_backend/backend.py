@@ -11,6 +11,7 @@ import torch
 from exporter.torch_backend.runner import TorchRunner, overhead_bytes
 from runtime.backends.kind import BackendKind
 from runtime.bundle import Manifest
+from runtime.report import Report
 
 
 def _device_here() -> torch.device:
@@ -19,15 +20,15 @@ def _device_here() -> torch.device:
     return torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu")
 
 
-def _runner(manifest: Manifest) -> TorchRunner:
-    return TorchRunner(manifest, _device_here())
+def _runner(manifest: Manifest, report: Report | None = None) -> TorchRunner:
+    return TorchRunner(manifest, _device_here(), report)
 
 
 TORCH = BackendKind(
     name="torch",
     check=lambda folder, manifest: None,
     files=lambda manifest, component: [],
-    open=lambda folder, manifest, report: _runner(manifest),
+    open=lambda folder, manifest, report: _runner(manifest, report),
     # A plan before anything is loaded is of what would run: the device here, whatever GPU the bundle is for.
     activations=lambda manifest: _runner(manifest).activation_bytes,
     overhead=lambda manifest: overhead_bytes(manifest, _device_here()),

@@ -64,6 +64,11 @@ class TorchDevice:
         with self.on("compute"):
             torch.from_numpy(target).copy_(source.tensor[offset : offset + target.nbytes])
 
+    def fetch(self, source: Any, offset: int, target: Bytes, queue: Queue) -> None:
+        with self.on(queue):
+            place = source.tensor[offset : offset + target.nbytes]
+            torch.from_numpy(target).copy_(place, non_blocking=True)
+
     def record(self, queue: Queue) -> Any:
         if not self.cuda:
             return time.perf_counter()

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from plugins.compile import plan_bytes
 from plugins.expr import evaluate
 from plugins.plan import decode
+from plugins.plan_cache import local_plan
 from plugins.registry import OPS
 from plugins.torch_dtypes import torch_dtype
 from plugins.torch_op import NAMESPACE
@@ -64,7 +64,7 @@ class PeakBytes(TorchDispatchMode):  # type: ignore[misc]
         op = OPS[name]
         shapes = [tuple(tensor.shape) for tensor in args[: len(op.inputs)]]
         attributes = {a.name: value for a, value in zip(op.attributes, args[len(op.inputs) :], strict=False)}
-        plan = decode(plan_bytes(op, op.bind(shapes), attributes, self._sm))
+        plan = decode(local_plan(op, op.bind(shapes), attributes, self._sm))
         return allocated(evaluate(plan.workspace_bytes, plan.bind(shapes)))
 
 

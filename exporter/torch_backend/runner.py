@@ -10,17 +10,20 @@ import torch
 from torch import Tensor
 
 from exporter.networks.dit.options import BlockOptions
+from exporter.networks.tiny.channels_last import ChannelsLast as TinyChannelsLast
 from exporter.networks.vae.channels_last import ChannelsLast
 from exporter.networks.vae.hopper_tape import tape_for
 from exporter.networks.vae.layers import Tape
 from exporter.torch_backend.declared import bundle_stages
 from exporter.torch_backend.device import TorchDevice, tensor_of
 from exporter.torch_backend.memory import UNSPLIT, PeakBytes, meta_tensors
+from exporter.torch_backend.peaks import kept_peak
 from plugins.torch_op import device_sm
 from runtime.backends.protocol import DeviceTensor
 from runtime.bundle import Manifest, StageEntry
 from runtime.dims import Sizes
 from runtime.media.vae.tensors import CACHE
+from runtime.report import Report, Silent
 
 #: cuBLAS takes 32 MiB for itself on Hopper, and cuBLASLt as much again.
 CUBLAS_BYTES = 2 * 32 * 2**20
@@ -31,8 +34,8 @@ Function = Callable[..., Any]
 class TorchRunner:
     """A runner (see ``runtime.backends.protocol``) whose memory is torch's; results are copied to where they go."""
 
-    def __init__(self, manifest: Manifest, device: torch.device) -> None:
-        self._manifest = manifest
+    def __init__(self, manifest: Manifest, device: torch.device, report: Report | None = None) -> None:
+        self._manifest, self._report = manifest, report or Silent()
         self._functions = stage_functions(manifest)
         self._peaks: dict[tuple[str, tuple[tuple[str, int], ...]], int] = {}
         self.device = TorchDevice(device)
@@ -48,7 +51,14 @@ class TorchRunner:
         """The peak of torch's allocations, followed on meta tensors; workspace of cuDNN is not in it."""
         key = stage, tuple(sorted(sizes.items()))
         if key not in self._peaks:
-            self._peaks[key] = stage_peak(self._manifest.stage(stage), self._functions[stage], sizes, self._sm)
+            entry, function = self._manifest.stage(stage), self._functions[stage]
+
+            def follow() -> int:
+                compiled = "" if self._sm is None else " and compile its kernels"
+                with self._report.stage(f"follow {stage}{compiled}, kept for the next start"):
+                    return stage_peak(entry, function, sizes, self._sm)
+
+            self._peaks[key] = kept_peak(self._manifest, entry, sizes, f"sm {self._sm}", follow)
         return self._peaks[key]
 
     def prepare(self, sizes: Mapping[str, Sizes]) -> None:
@@ -94,16 +104,18 @@ def run_stage(
 ) -> None:
     """A stage's function on tensors by name, its weights among ``inputs``; results lie in ``outputs`` afterwards.
 
-    ``tape``: the VAE's way. What its caches' memory holds is in that way's order, first to last chunk.
+    ``tape``: the VAE's way, in whose order of memory the tiny decoder works too. What their caches' memory holds is in
+    that order, first to last chunk.
     """
     weights = {tensor.name: inputs[tensor.name] for tensor in stage.weights}
     given = {tensor.name: inputs[tensor.name] for tensor in stage.activations}
     options: dict[str, Any] = {}
-    if stage.component == "vae" and issubclass(tape, ChannelsLast):
+    if stage.component in ("vae", "tiny") and issubclass(tape, ChannelsLast):
         given = {name: _reordered(x) if name.startswith(CACHE) else _converted(x) for name, x in given.items()}
         outputs = {name: _reordered(x) if name.startswith(CACHE) else x for name, x in outputs.items()}
         into = {name.removeprefix(CACHE): x for name, x in outputs.items() if name.startswith(CACHE)}
-        options["make_tape"] = partial(tape, into=into)
+        vae = stage.component == "vae"
+        options = {"make_tape": partial(tape, into=into)} if vae else {"layers": TinyChannelsLast()}
     found = function(*given.values(), weights, **options)
     for name, value in zip(stage.gives, found if isinstance(found, tuple) else (found,), strict=True):
         if value is not outputs[name]:
@@ -113,7 +125,7 @@ def run_stage(
 def _reordered(x: Tensor) -> Tensor:
     """The same memory as a tensor of the same shape, channels last."""
     n, c, *rest = x.shape
-    return x.view(n, *rest, c).permute(0, 4, 1, 2, 3)
+    return x.view(n, *rest, c).movedim(-1, 1)
 
 
 def _converted(x: Tensor) -> Tensor:

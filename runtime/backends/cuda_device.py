@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import numpy as np
@@ -50,6 +51,21 @@ def compute_capability(ordinal: int = 0) -> int | None:
     major = checked(cuda.cuDeviceGetAttribute(kinds.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, device))
     minor = checked(cuda.cuDeviceGetAttribute(kinds.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR, device))
     return 10 * int(major) + int(minor)
+
+
+def open_early(ordinal: int = 0) -> None:
+    """Begin to open a GPU in a thread, for whoever uses it later: its context takes a part of a second, without Python.
+
+    It stays open to the end of the process. Where there is no GPU, nothing happens.
+    """
+
+    def work() -> None:
+        cuda = driver()
+        with suppress(RuntimeError):  # no libcuda at all
+            if compute_capability(ordinal) is not None:
+                cuda.cuDevicePrimaryCtxRetain(checked(cuda.cuDeviceGet(ordinal)))
+
+    threading.Thread(target=work, name="turbotrt-open", daemon=True).start()
 
 
 class CudaMemory:
@@ -140,9 +156,12 @@ class CudaDevice:
         checked(driver().cuMemcpyHtoDAsync(where, source.ctypes.data, source.nbytes, self._streams[queue]))
 
     def download(self, source: Any, offset: int, target: Bytes) -> None:
-        stream = self._streams["compute"]
-        checked(driver().cuMemcpyDtoHAsync(target.ctypes.data, source.address + offset, target.nbytes, stream))
-        checked(driver().cuStreamSynchronize(stream))
+        self.fetch(source, offset, target, "compute")
+        checked(driver().cuStreamSynchronize(self._streams["compute"]))
+
+    def fetch(self, source: Any, offset: int, target: Bytes, queue: Queue) -> None:
+        where, stream = source.address + offset, self._streams[queue]
+        checked(driver().cuMemcpyDtoHAsync(target.ctypes.data, where, target.nbytes, stream))
 
     def record(self, queue: Queue) -> CudaEvent:
         event = CudaEvent()

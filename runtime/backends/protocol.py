@@ -65,6 +65,9 @@ class Device(Protocol):
     def download(self, source: Memory, offset: int, target: Bytes) -> None:
         """Device → host, after everything in the compute queue; done on return."""
 
+    def fetch(self, source: Memory, offset: int, target: Bytes, queue: Queue) -> None:
+        """Enqueue device → page-locked host memory, whose bytes are there once an event recorded after it passed."""
+
     def record(self, queue: Queue) -> Event: ...
 
     def wait(self, queue: Queue, event: Event) -> None:

@@ -11,14 +11,16 @@ from typing import Any
 import numpy.typing as npt
 
 from plugins.errors import UserError
+from runtime.media.decoders import DECODERS, DecoderName
 from runtime.media.parts.dit import DitPart, OnStep
 from runtime.media.parts.opened import OpenBundle
 from runtime.media.parts.part import Decoder, VideoPart
-from runtime.media.parts.plan import DIT, ENCODE, LONGEST, TEXT, Sizes, plan_parts
+from runtime.media.parts.plan import DIT, ENCODE, LONGEST, TEXT, Sizes, beside_dit, plan_parts
 from runtime.media.parts.residency import Residency
 from runtime.media.parts.text import TextPart
 from runtime.media.parts.times import Part
-from runtime.media.parts.vae import VaeEncoder
+from runtime.media.parts.vae import TinyDecoder, VaeDecoder, VaeEncoder
+from runtime.media.preview import Preview
 from runtime.media.ready import Ready
 from runtime.media.request import Request
 from runtime.media.text.encoder import Embeds
@@ -54,12 +56,16 @@ class Parts:
     text: TextPart
     encoder: VaeEncoder
     dit: DitPart
-    decoder: Decoder
+    full: VaeDecoder
+    tiny: TinyDecoder
     said: list[str] = field(default_factory=list)
 
     @property
     def all(self) -> tuple[VideoPart, ...]:
-        return self.text, self.encoder, self.dit, self.decoder
+        return self.text, self.encoder, self.dit, self.full, self.tiny
+
+    def decoder(self, name: DecoderName) -> Decoder:
+        return self.full if name == "full" else self.tiny
 
 
 class Call:
@@ -101,14 +107,16 @@ class Call:
         """Where everything will lie. Raises UserError where a part cannot keep to the budget."""
         opened, parts = self._opened, self._parts
         runs = ([TEXT] if lengths else []) + ([ENCODE] if any(one.request.image for one in self._asked) else [])
-        runs += [DIT] + ([parts.decoder.name] if any(one.latents_to is None for one in self._asked) else [])
+        runs += [DIT, *self._decoders]
         listed = [part.name for part in parts.all if part.name in runs or part.loaded]
         largest = max(self._asked, key=lambda one: tokens_of(one.shape))
         steps = max(one.request.steps or opened.manifest.sampler.steps for one in self._asked)
-        parts.dit.expect(largest.size, largest.request.frames, steps)
         layers = parts.text.layers if TEXT in listed else 0
-        sizes = Sizes(largest.size, largest.request.frames, steps, tuple(lengths) or (LONGEST,), layers)
-        again = listed if self._keep else [DIT, parts.decoder.name] if len(self._asked) > 1 else []
+        previews = any(one.request.preview is not None for one in self._asked)
+        sizes = Sizes(largest.size, largest.request.frames, steps, tuple(lengths) or (LONGEST,), layers, previews)
+        spare = beside_dit(opened.manifest, opened.runner, sizes, opened.budget)
+        parts.dit.expect(largest.size, largest.request.frames, steps, spare)
+        again = listed if self._keep else [DIT, *self._decoders] if len(self._asked) > 1 else []
         limits: dict[str, Any] = {"vram": opened.budget, "host_limit": opened.host_limit if self._keep else 0}
         plan = plan_parts(opened.manifest, opened.runner, listed, sizes, again=again, **limits).residency
         if runs != [DIT] and plan.lines() != parts.said:  # the DiT alone states its own plan
@@ -135,9 +143,14 @@ class Call:
         return self._parts.text.missing(self._prompts)
 
     def _takes_turns(self) -> bool:
-        """Whether DiT and decoder stay beside each other."""
-        decoder = self._parts.decoder.name
-        return self._plan.stays(DIT) and (self._plan.stays(decoder) or not self._runs(decoder))
+        """Whether DiT and decoders stay beside each other."""
+        return self._plan.stays(DIT) and all(map(self._plan.stays, self._decoders))
+
+    @property
+    def _decoders(self) -> list[str]:
+        """Those that make frames, by their parts' names."""
+        asked = {one.request.decoder for one in self._asked if one.latents_to is None}
+        return [self._parts.decoder(name).name for name in DECODERS if name in asked]
 
     @contextmanager
     def _running(self, part: VideoPart) -> Iterator[Callable[[], None]]:
@@ -171,7 +184,7 @@ class Call:
         request, frame = one.request, one.first_frame()
         text: npt.NDArray[Any] = texts[request.prompt or ""] if request.embeds is None else request.embeds
         condition = request.condition if frame is None else self._condition(frame, one.shape)
-        with self._running(self._parts.dit) as check:
+        with self._running(self._parts.dit) as check, self._previewing(one) as show:
             check()
 
             def after(step: Step, latents: Array) -> None:
@@ -180,7 +193,22 @@ class Call:
                 check()
 
             peak = self._plan.peak(DIT)
-            return self._parts.dit.latents(request, text, condition, peak=peak, of=of, on_step=after)
+            told: dict[str, Any] = {"on_step": after, "on_estimate": show}
+            return self._parts.dit.latents(request, text, condition, peak=peak, of=of, **told)
+
+    @contextmanager
+    def _previewing(self, one: Ready) -> Iterator[OnStep | None]:
+        """What hears of each step's estimate, where a preview was asked for."""
+        path, manifest, tiny = one.request.preview, self._opened.manifest, self._parts.tiny
+        if path is None:
+            yield None
+            return
+        how = one.request.encoding(manifest)
+        with Preview(path, one.size, manifest.model.fps, how, tiny.preview) as preview:
+            yield preview
+        self._times.append(Part("previews (between steps)", preview.seconds))
+        if not self._plan.stays(tiny.name):
+            tiny.unload()
 
     def _condition(self, frame: Array, shape: tuple[int, int, int]) -> Array:
         started = time.perf_counter()
@@ -194,9 +222,9 @@ class Call:
         """The video of latents: in its file, or in memory."""
         request = one.request
         if one.latents_to is not None:
-            write_tensors(one.latents_to, {"latents": latents}, self._facts(request))
+            write_tensors(one.latents_to, {"latents": latents}, request.latents_facts(self._opened.manifest))
             return Video(request, latents, latents_alone=True)
-        started, decoder = time.perf_counter(), self._parts.decoder
+        started, decoder = time.perf_counter(), self._parts.decoder(request.decoder)
         name = "the video" if request.out is None else request.out.name
         with self._running(decoder) as check:
             total = 4 * latents.shape[1] - 3
@@ -212,9 +240,3 @@ class Call:
 
     def _of(self, number: int) -> str:
         return "" if len(self._asked) == 1 else f"{number + 1} of {len(self._asked)}"
-
-    def _facts(self, request: Request) -> dict[str, str]:
-        manifest = self._opened.manifest
-        steps = request.steps or manifest.sampler.steps
-        own = {"seed": str(request.seed), "steps": str(steps), "ode": str(request.ode).lower()}
-        return {"model": manifest.model.name, **own, **request.facts}

@@ -10,10 +10,12 @@ from plugins.errors import UserError
 from runtime.atomic import check_place
 from runtime.bundle import Manifest
 from runtime.inputs import LATENT_CHANNELS, latent_shape, text_bits
+from runtime.media.decoders import check_decoder
 from runtime.media.files.image import adaptive_size, first_frame
-from runtime.media.files.kinds import LATENTS, check_frames, sink_for
+from runtime.media.files.kinds import LATENTS, check_encoding, check_frames, sink_for
 from runtime.media.files.picture import open_image
-from runtime.media.files.video_file import FrameSink
+from runtime.media.files.sink import FrameSink
+from runtime.media.preview import check_preview
 from runtime.media.request import Request
 from runtime.numerics import Array
 from runtime.sampler import check_seed, given_noise, plan_steps
@@ -58,11 +60,14 @@ def _ready(manifest: Manifest, request: Request) -> Ready:
         given_noise(request.noise, steps, shape)
     made = Ready(request, size, shape)
     if out is not None and out.suffix == LATENTS:
+        check_encoding(out, request.encoding(manifest))
         check_place(out)
         made = replace(made, latents_to=out)
-    _check_stages(manifest, made)
-    if out is not None and made.latents_to is None:
+    elif out is not None:
         made = replace(made, sink=_sink(manifest, request, out))
+    if request.preview is not None:
+        check_preview(request.preview)
+    _check_stages(manifest, made)
     return made
 
 
@@ -100,21 +105,19 @@ def _size(manifest: Manifest, request: Request) -> tuple[int, int]:
 
 
 def _check_stages(manifest: Manifest, made: Ready) -> None:
-    decodes = made.latents_to is None
-    if not decodes and made.request.image is None:
-        return
-    if "vae" not in manifest.media_weights:
-        raise UserError(
-            "The bundle has no VAE's weights.",
-            expected="weights for videos and for images",
-            remedy="export again with --vae PATH_OR_HF_ID; latents go to NAME.safetensors",
-        )
-    for name in (["decode_next"] if decodes else []) + (["encode_next"] if made.request.image else []):
-        manifest.stage(name)
+    """The bundle must have what this takes besides the DiT."""
+    request = made.request
+    if made.latents_to is None:
+        check_decoder(manifest, request.decoder)
+    if request.image is not None:
+        check_decoder(manifest, "full")
+        manifest.stage("encode_next")
+    if request.preview is not None:
+        check_decoder(manifest, "tiny")
 
 
 def _sink(manifest: Manifest, request: Request, out: Path) -> FrameSink:
     """What the frames go to; it has looked whether they can."""
-    sink = sink_for(out, request.size or manifest.model.size, manifest.model.fps)
+    sink = sink_for(out, request.size or manifest.model.size, manifest.model.fps, request.encoding(manifest))
     sink.check()
     return sink

@@ -9,7 +9,11 @@ from typing import Any
 
 import numpy.typing as npt
 
+from runtime.bundle import Manifest
+from runtime.media.decoders import DecoderName
+from runtime.media.files.encoders import Codec, Encoding
 from runtime.numerics import Array
+from runtime.versions import own_version
 
 
 @dataclass(frozen=True)
@@ -19,8 +23,9 @@ class Request:
     ``prompt`` or ``embeds`` [n ≤ 512, 4096]; ``out`` names the file (``runtime.media.files.kinds``), without it the
     frames come back. ``image``: the first frame, brought to ``size`` (width, height) by stretching, or with ``crop`` by
     cutting; ``adaptive``: ``size``'s area at the image's aspect. ``condition`` in its place: the VAE's latents fp32
-    [16, T, H, W]. ``noise``: another program's draws (``runtime.sampler.given_noise``). ``facts`` go to the file's
-    metadata.
+    [16, T, H, W]. ``noise``: another program's draws (``runtime.sampler.given_noise``). ``decoder``: which
+    makes the frames. ``codec``, ``quality`` and ``fps`` of the file (``runtime.media.files.encoders``). ``preview``: a
+    file that shows what each step takes the video to be. ``facts`` go to the file's metadata.
     """
 
     prompt: str | None = None
@@ -38,4 +43,22 @@ class Request:
     ode: bool = False
     sigma_max: float | None = None
     debug: bool = False
+    decoder: DecoderName = "full"
+    codec: Codec = "auto"
+    quality: int | None = None
+    fps: int | None = None
+    preview: Path | None = None
     facts: Mapping[str, str] = field(default_factory=dict)
+
+    def latents_facts(self, manifest: Manifest) -> dict[str, str]:
+        """What latents were made from, for their file's metadata."""
+        own = {"seed": str(self.seed), "steps": str(self.steps or manifest.sampler.steps), "ode": str(self.ode).lower()}
+        return {"model": manifest.model.name, **own, **self.facts}
+
+    def encoding(self, manifest: Manifest) -> Encoding:
+        """How its file of frames is made, and what that file says of itself."""
+        prompt = {} if self.prompt is None else {"prompt": self.prompt}
+        versions = {"turbotrt": own_version(), **manifest.tools}
+        said = ", ".join(f"{name} {version}" for name, version in versions.items())
+        facts = {**prompt, **self.latents_facts(manifest), "decoder": self.decoder, "gpu": manifest.gpu.name}
+        return Encoding(self.codec, self.quality, self.fps, {**facts, "versions": said})

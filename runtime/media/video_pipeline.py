@@ -23,12 +23,13 @@ from runtime.byte_sizes import parse_bytes
 from runtime.choices import chosen
 from runtime.file_checks import Verify, parse_verify
 from runtime.media.call import Call, Cancelled, Parts, Video
+from runtime.media.decoders import DecoderName
 from runtime.media.parts.dit import DitPart, OnStep
 from runtime.media.parts.opened import OpenBundle
 from runtime.media.parts.residency import HOST_LIMIT
 from runtime.media.parts.text import TextPart
 from runtime.media.parts.times import Part
-from runtime.media.parts.vae import VaeDecoder, VaeEncoder
+from runtime.media.parts.vae import TinyDecoder, VaeDecoder, VaeEncoder
 from runtime.media.ready import ready
 from runtime.media.request import Request
 from runtime.media.text.encoder import Embeds
@@ -51,7 +52,9 @@ class VideoPipeline:
         self.manifest: Manifest = opened.manifest
         self.times: list[Part] = opened.times
         self._opened, self._report, self._keep = opened, opened.report, keep
-        self._parts = Parts(TextPart(opened), VaeEncoder(opened), DitPart(opened), VaeDecoder(opened))
+        self._parts = Parts(
+            TextPart(opened), VaeEncoder(opened), DitPart(opened), VaeDecoder(opened), TinyDecoder(opened)
+        )
         self._give_back = Ending(self, _close, opened, self._parts, atexit=False)
         self._callers = Exclusive()
 
@@ -144,14 +147,14 @@ class VideoPipeline:
             found = self._parts.text.embeddings(list(dict.fromkeys(prompts)))
             return [found[prompt] for prompt in prompts]
 
-    def decode(self, latents: Array) -> Frames:
-        """Frames uint8 [n, 8H, 8W, 3] of latents fp32 [16, T, H, W]. Raises UserError without the VAE's weights."""
-        return np.concatenate(list(self.stream(latents)))
+    def decode(self, latents: Array, decoder: DecoderName = "full") -> Frames:
+        """Frames uint8 [n, 8H, 8W, 3] of latents fp32 [16, T, H, W]. Raises UserError without the decoder's weights."""
+        return np.concatenate(list(self.stream(latents, decoder)))
 
-    def stream(self, latents: Array) -> Iterator[Frames]:
+    def stream(self, latents: Array, decoder: DecoderName = "full") -> Iterator[Frames]:
         """``decode`` chunk by chunk: 1 frame first, then 4; the next one is made when it is asked for."""
         with self._working():
-            yield from self._parts.decoder.decode(latents)
+            yield from self._parts.decoder(decoder).decode(latents)
 
     @contextmanager
     def _working(self) -> Iterator[None]:

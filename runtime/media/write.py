@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 
-from runtime.media.files.video_file import Frames, FrameSink
+from runtime.media.files.sink import Frames, FrameSink
 from runtime.media.files.writer import BackgroundWriter
 from runtime.report import Report
 

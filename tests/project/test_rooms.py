@@ -32,6 +32,7 @@ ROOMS: tuple[tuple[str, ...], ...] = (
     ("exporter.networks.weight_spec", "exporter.networks.stage_spec"),
     ("exporter.networks.dit",),
     ("exporter.networks.vae",),
+    ("exporter.networks.tiny",),
     ("exporter.networks.text",),
     ("exporter.networks",),
     ("exporter.spec",),

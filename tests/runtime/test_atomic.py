@@ -17,7 +17,7 @@ from plugins.errors import UserError
 from plugins.temporary import is_temporary
 from runtime import atomic
 from runtime.atomic import atomic_file, atomic_folder, atomic_path, put_in_place, told, write_atomic
-from runtime.media.files.video_file import PngFolder
+from runtime.media.files.png_folder import PngFolder
 from runtime.tensor_files import write_tensors
 
 

@@ -97,6 +97,12 @@ WRONG: dict[str, tuple[Callable[[Content], Any], str]] = {
     "no stages": (lambda m: m.update(stages=[]), "dit without its stage embed"),
     "half a text encoder": (without("text_norm"), "text without its stage text_norm"),
     "half a decoder": (without("decode_latent"), "vae without its stage decode_latent"),
+    "half a tiny decoder": (without("tiny_first"), "tiny without its stage tiny_first"),
+    "other frames of tiny": (
+        tensor("tiny_next", "chunk_out", dims=[5, "8*H", "8*W", 3]),
+        "tiny_next gives",
+    ),
+    "a memory that is not given": (lambda m: stage_of(m, "tiny_next")["outputs"].pop(), "other caches than it gives"),
     "no encoder for an image": (without("encode_first", "encode_next", "encode_latent"), "vae without its stage enc"),
     "a stage twice": (again("head"), "the stage head twice"),
     "a stage of nobody's component": (again("text_norm", component="vae"), "text_norm twice"),
@@ -164,7 +170,7 @@ def test_what_the_runtime_drives_is_what_the_exporter_declares(name: str) -> Non
             given = {n: (t.dtype, t.dims) for n, t in entry.gives.items() if not n.startswith("cache.")}
             assert (taken, given) == (inputs, outputs), entry.name
             seen.add(entry.name)
-    assert len(seen) == (11 if spec.image_to_video else 8)
+    assert len(seen) == (13 if spec.image_to_video else 10)
 
 
 # --- the torch backend runs functions, whose tensors the manifest must state ---
@@ -178,7 +184,7 @@ def _torch_says(folder: Path, content: Content, words: str) -> None:
 
 def test_the_torch_backend_takes_no_other_stages_than_its_functions(tmp_path: Path) -> None:
     tiny = bare_manifest(MODELS["wan-tiny"])
-    assert len(stage_functions(tiny)) == 8
+    assert len(stage_functions(tiny)) == 10
     whole: Content = json.loads(encode_manifest(tiny))
     changed: list[tuple[Callable[[Content], Any], str]] = [
         (sampler(linear="bf16"), "stage block is not that of its model and choices"),

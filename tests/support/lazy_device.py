@@ -91,6 +91,12 @@ class LazyDevice:
         self.finish(mark)
         target[:] = source.array[offset : offset + len(target)]
 
+    def fetch(self, source: Any, offset: int, target: Any, queue: Queue) -> None:
+        def copy() -> None:
+            target[:] = source.array[offset : offset + len(target)]
+
+        self.enqueue(queue, copy)
+
     def enqueue(self, queue: Queue, work: Callable[[], None]) -> None:
         with self.lock:
             self.queues[queue].append(("do", work))

@@ -13,6 +13,7 @@ from exporter.models import MODELS, ModelSpec
 from exporter.networks.components import component_stages
 from exporter.networks.dit.options import BlockOptions
 from exporter.networks.text.encoder import TEXT_ENCODERS, text_weights
+from exporter.networks.tiny.spec import TINY_DECODERS, tiny_weights
 from exporter.networks.vae.halves import HALVES
 from exporter.networks.vae.spec import VAES
 from exporter.networks.vae.weights import packed_weights
@@ -22,7 +23,8 @@ from runtime.bundle import Component, FileInfo, GpuFacts, Manifest, StageEntry, 
 from runtime.numerics import Array
 from tests.support.random_bundle import facts
 
-TEXT_NAME, VAE_NAME, TOKENIZER = "text.safetensors", "vae.safetensors", "tokenizer.json"
+TEXT_NAME, VAE_NAME, TINY_NAME = "text.safetensors", "vae.safetensors", "tiny.safetensors"
+TOKENIZER = "tokenizer.json"
 
 
 def random_tensors(table: dict[str, WeightSpec], seed: int) -> dict[str, torch.Tensor]:
@@ -47,7 +49,7 @@ def vae_table(model: ModelSpec) -> dict[str, WeightSpec]:
 
 def media_stages(model: ModelSpec, text_linear: LinearMode = "bf16") -> tuple[StageEntry, ...]:
     """The manifest's entries, from the same table that the exporter traces."""
-    components: tuple[Component, ...] = ("text", "vae")
+    components: tuple[Component, ...] = ("text", "vae", "tiny")
     return tuple(
         stage.entry(f"{stage.name}.onnx")
         for component in components
@@ -86,15 +88,16 @@ def add_media(folder: Path, manifest: Manifest, model: ModelSpec | None = None, 
     model = model or MODELS[manifest.model.name]
     save_file(random_tensors(text_weights(TEXT_ENCODERS[model.text_encoder]), seed), folder / TEXT_NAME)
     save_file(random_tensors(vae_table(model), seed + 1), folder / VAE_NAME)
+    save_file(random_tensors(tiny_weights(TINY_DECODERS[model.tiny_decoder]), seed + 2), folder / TINY_NAME)
     write_tokenizer(folder / TOKENIZER)
     stages = media_stages(model)
     for stage in stages:
         (folder / stage.onnx).write_bytes(b"not traced")
-    names = [TEXT_NAME, VAE_NAME, TOKENIZER, *(stage.onnx for stage in stages)]
+    names = [TEXT_NAME, VAE_NAME, TINY_NAME, TOKENIZER, *(stage.onnx for stage in stages)]
     added = msgspec.structs.replace(
         manifest,
         stages=(*manifest.stages_of("dit"), *stages),
-        media_weights={"text": TEXT_NAME, "vae": VAE_NAME},
+        media_weights={"text": TEXT_NAME, "vae": VAE_NAME, "tiny": TINY_NAME},
         tokenizer=TOKENIZER,
         files={**manifest.files, **{name: file_info(folder / name) for name in names}},
     )

@@ -17,6 +17,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from runtime.bundle import MANIFEST_NAME, Manifest, load_manifest
+from runtime.dims import shape_of
 from runtime.host_code import holds_host_code
 from tests.support.host_executor import faults, host_view
 from tests.support.stand_in_tensorrt import Config, Context, StandIn
@@ -66,7 +67,8 @@ class FaultyContext(Context):
     """A context that does at some stages and sizes what a driver or a kernel does on a bad day."""
 
     def execute_async_v3(self, stream: int) -> bool:
-        kind = faults().get(f"{self.stage.name} {self._length()}")
+        sizes = self._sizes()
+        kind = faults().get(" ".join([self.stage.name, *map(str, sizes.values())]))
         if kind == "raise":
             return self.trt.fail("BlockInt8GemmGelu: enqueue raised an exception on purpose")
         if kind == "crash":
@@ -76,6 +78,5 @@ class FaultyContext(Context):
         ran = super().execute_async_v3(stream)
         if kind == "wrong":
             given = next(iter(self.stage.gives.values()))
-            shape = tuple(dim if isinstance(dim, int) else self._length() for dim in given.dims)
-            host_view(self.addresses[given.name], shape, given.dtype).mul_(1.5)
+            host_view(self.addresses[given.name], shape_of(given.dims, sizes), given.dtype).mul_(1.5)
         return ran

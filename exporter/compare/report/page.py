@@ -222,7 +222,7 @@ def _video(found: Comparison) -> str:
         chart = _figure(charts.frame_lines(series, _bounds(groups)), "svg+xml", "PSNR and SSIM of every frame")
     image = _figure(charts.video_images(found.video), "png", "frames side by side")
     text = (
-        "The final latents through the bundle's VAE, one decoder for all, so that what differs is the DiT's; against "
+        "The final latents through one of the bundle's decoders for all, so that what differs is the DiT's; against "
         f"8-bit range. Equal frames are drawn at {charts.CEILING:g} dB, bounds dotted."
     )
     return _section("Video", text, chart + image + _frame_table(found, "video"))

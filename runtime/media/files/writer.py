@@ -9,7 +9,7 @@ from contextlib import suppress
 from types import TracebackType
 
 from plugins.interrupts import Ending, uninterrupted
-from runtime.media.files.video_file import Frames, FrameSink
+from runtime.media.files.sink import Frames, FrameSink
 
 _WAITING = 4  # chunks: what decoding may run ahead
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -32,6 +33,7 @@ class DitPart:
         self._made: list[tuple[Pipeline, StepParts]] = []
         self._asked: dict[str, Any] = {}
         self._to_come = False
+        self._spare = 0
 
     @property
     def _pipe(self) -> Pipeline:
@@ -42,11 +44,16 @@ class DitPart:
             bundle = opened.folder, opened.manifest, opened.runner, opened.budget
             pipe = Pipeline(*bundle, checks=opened.checks, **shared)
             self._made.append((pipe, StepParts(pipe, opened.times)))
-        return self._made[0][0]
+        pipe = self._made[0][0]
+        pipe.spare(self._spare)
+        return pipe
 
-    def expect(self, size: tuple[int, int] | None, frames: int | None, steps: int | None) -> None:
-        """What ``load`` makes room for. Where nothing is there yet, the next call's first step waits for weights."""
-        self._asked = {"size": size, "frames": frames, "steps": steps}
+    def expect(self, size: tuple[int, int] | None, frames: int | None, steps: int | None, spare: int = 0) -> None:
+        """What ``load`` makes room for. Where nothing is there yet, the next call's first step waits for weights.
+
+        ``spare``: bytes of the budget that others take while it runs.
+        """
+        self._asked, self._spare = {"size": size, "frames": frames, "steps": steps}, spare
         self._to_come = not self.loaded
 
     @property
@@ -73,10 +80,12 @@ class DitPart:
         peak: int,
         of: str = "",
         on_step: OnStep | None = None,
+        on_estimate: OnStep | None = None,
     ) -> Array:
         """Clean latents fp32 [16, T, H, W] of embeddings [n, 4096].
 
         ``peak``: bytes of device memory that the plan states; ``of``: which of several, as in "2 of 3".
+        ``on_estimate``: called with each step's estimate of the clean latents.
         """
         pipe, rows = self._pipe, self._made[0][1]
         total = request.steps or self._opened.manifest.sampler.steps
@@ -90,5 +99,12 @@ class DitPart:
                 if on_step is not None:
                     on_step(step, latents)
 
+            def show(step: Step, latents: Array) -> None:
+                started = time.perf_counter()
+                if on_estimate is not None:
+                    on_estimate(step, latents)
+                rows.elsewhere(time.perf_counter() - started)
+
             given: dict[str, Any] = {name: getattr(request, name) for name in _OPTIONS}
+            given |= {} if on_estimate is None else {"on_estimate": show}
             return pipe(text, condition=condition, on_step=after, **given)

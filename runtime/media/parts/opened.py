@@ -84,7 +84,7 @@ class OpenBundle:
         if component not in self._files:
             name = self.manifest.media_weights.get(component)
             if name is None:
-                option = "--vae" if component == "vae" else "--text-encoder"
+                option = {"text": "--text-encoder", "vae": "--vae", "tiny": "--vae-decoder tiny --tiny-vae"}[component]
                 raise UserError(
                     f"The bundle has no weights of the component {component}.",
                     remedy=f"export again with {option} PATH_OR_HF_ID",

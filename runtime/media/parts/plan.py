@@ -20,17 +20,18 @@ from runtime.pipeline import plan_bundle
 from runtime.weights.file import WeightsFile
 from runtime.weights.memory_plan import MemoryPlan
 
-DIT, TEXT, ENCODE, DECODE = "DiT", "text", "VAE encode", "VAE decode"
+DIT, TEXT, ENCODE, DECODE, TINY = "DiT", "text", "VAE encode", "VAE decode", "tiny decode"
+_TASKS: Mapping[str, Task] = {ENCODE: "encode", DECODE: "decode", TINY: "tiny"}
 LONGEST = 512  # tokens of a prompt
-_TASKS: Mapping[str, Task] = {ENCODE: "encode", DECODE: "decode"}
-_RANKS = (DIT, DECODE, ENCODE, TEXT)  # those first that cost most to bring back, or least to keep
+_RANKS = (DIT, DECODE, TINY, ENCODE, TEXT)  # those first that cost most to bring back, or least to keep
 
 
 @dataclass(frozen=True)
 class Sizes:
     """What memory depends on; None: the bundle's own.
 
-    ``lengths``: tokens of each prompt that is encoded; ``text_layers``: of the text encoder, 0 where nobody knows.
+    ``lengths``: tokens of each prompt that is encoded; ``text_layers``: of the text encoder, 0 where nobody knows;
+    ``preview``: whether the tiny decoder runs beside the DiT.
     """
 
     size: tuple[int, int] | None = None
@@ -38,12 +39,13 @@ class Sizes:
     steps: int | None = None
     lengths: tuple[int, ...] = (LONGEST,)
     text_layers: int = 0
+    preview: bool = False
 
 
 def bundle_parts(manifest: Manifest) -> tuple[str, ...]:
     """The parts that a bundle's stages make up."""
     stages = {entry.name for entry in manifest.stages}
-    named = {TEXT: "text_block", ENCODE: "encode_next", DIT: "block", DECODE: "decode_next"}
+    named = {TEXT: "text_block", ENCODE: "encode_next", DIT: "block", DECODE: "decode_next", TINY: "tiny_next"}
     return tuple(part for part, stage in named.items() if stage in stages)
 
 
@@ -114,14 +116,15 @@ def plan_parts(
     ``again``: the parts that run again later, which may stay; ``vram`` in bytes, None means no limit. Raises UserError
     where a part cannot keep to it.
     """
-    asked: dict[str, Any] = {"size": sizes.size, "frames": sizes.frames, "steps": sizes.steps, "vram": vram}
-    activations = figures.activation_bytes
+    activations, spare = figures.activation_bytes, beside_dit(manifest, figures, sizes, vram)
+    left = None if vram is None else max(0, vram - spare)
+    asked: dict[str, Any] = {"size": sizes.size, "frames": sizes.frames, "steps": sizes.steps, "vram": left}
     dit = plan_bundle(manifest, activations, figures.overhead_bytes, **asked)
     _, height, width = latent_shape(manifest, sizes.size, sizes.frames)
     made = []
     for name in parts:
         if name == DIT:
-            made.append(_dit_need(dit))
+            made.append(_dit_need(dit, spare))
         elif name == TEXT:
             found = text_bytes(manifest, activations, sizes.lengths, sizes.text_layers)
             made.append(_text_need(found, sizes.lengths))
@@ -130,11 +133,20 @@ def plan_parts(
     return GenerationPlan(plan_residency(made, vram, again=again, host_limit=host_limit), dit)
 
 
-def _dit_need(plan: MemoryPlan) -> Need:
+def beside_dit(manifest: Manifest, figures: Figures, sizes: Sizes, vram: int | None) -> int:
+    """Bytes of device memory that the DiT leaves to previews."""
+    if not sizes.preview:
+        return 0
+    _, height, width = latent_shape(manifest, sizes.size, sizes.frames)
+    return plan_vae(manifest, figures.activation_bytes, "tiny", height, width, vram).peak
+
+
+def _dit_need(plan: MemoryPlan, spare: int) -> Need:
     every = (plan.sizes.embed + plan.sizes.head + plan.layers * plan.sizes.block) * len(plan.experts)
     streamed = plan.streamed * plan.sizes.block * len(plan.experts)
     again = streamed if plan.all_experts or len(plan.experts) == 1 else every
-    return Need(DIT, plan.how, plan.weights, plan.peak, plan.peak, plan.weights, every, again, _RANKS.index(DIT))
+    how, peak = plan.how + (", previews beside it" if spare else ""), plan.peak + spare
+    return Need(DIT, how, plan.weights, peak, peak, plan.weights, every, again, _RANKS.index(DIT))
 
 
 def _text_need(found: TextBytes, lengths: Sequence[int]) -> Need:

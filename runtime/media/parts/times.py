@@ -38,6 +38,10 @@ class StepParts:
         """
         self._of, self._last, self._peak, self._loading = of, time.perf_counter(), peak, loading
 
+    def elsewhere(self, seconds: float) -> None:
+        """What lay between two steps and is not the model's."""
+        self._last += seconds
+
     def add(self, step: Step) -> None:
         """The step has just ended. Its memory is its switch's too: the weights come while it runs."""
         now, waited = time.perf_counter(), self._pipe.take_waited_seconds()

@@ -1,15 +1,16 @@
-"""The VAE as two parts: an image → the latents of [image, zeros…], and latents → frames."""
+"""The VAE as two parts: an image → the latents of [image, zeros…], and latents → frames; the tiny decoder as one."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 from plugins.errors import UserError
+from runtime.bundle import MediaComponent
 from runtime.media.files.image import conditioning_chunks
 from runtime.media.parts.opened import OpenBundle
-from runtime.media.parts.plan import DECODE, ENCODE
-from runtime.media.vae.decoder import Frames, Vae
-from runtime.media.vae.plan import Task
+from runtime.media.parts.plan import DECODE, ENCODE, TINY
+from runtime.media.vae.decoder import Frames, TinyVae, Vae
+from runtime.media.vae.plan import Task, halves_of
 from runtime.media.vae.weights import VaeWeights
 from runtime.numerics import Array
 
@@ -19,6 +20,8 @@ class _VaePart:
 
     name: str
     task: Task
+    component: MediaComponent = "vae"
+    title = "VAE"
 
     def __init__(self, opened: OpenBundle) -> None:
         self._opened = opened
@@ -28,9 +31,9 @@ class _VaePart:
     def _weights(self) -> VaeWeights:
         if not self._made:
             opened = self._opened
-            halves = [opened.manifest.stage(f"{self.task}_{half}") for half in ("latent", "next")]
+            halves = [opened.manifest.stage(name) for name in halves_of(self.task)]
             shared = opened.staging, opened.kept(self.name)
-            self._made.append(VaeWeights(opened.runner.device, halves, opened.weights("vae"), *shared))
+            self._made.append(VaeWeights(opened.runner.device, halves, opened.weights(self.component), *shared))
         return self._made[0]
 
     @property
@@ -38,7 +41,7 @@ class _VaePart:
         return any(weights.loaded for weights in self._made)
 
     def load(self) -> None:
-        self._opened.begin_checks("vae")
+        self._opened.begin_checks(self.component)
         self._weights.load()
 
     def unload(self) -> None:
@@ -50,7 +53,11 @@ class _VaePart:
         self._made.clear()
 
     def line(self, height: int, width: int) -> str:
-        return self._vae().plan(self.task, height, width).line(f"The VAE {self.task}s")
+        return (
+            self._vae()
+            .plan(self.task, height, width)
+            .line(f"The {self.title} {'encodes' if self.task == 'encode' else 'decodes'}")
+        )
 
     def _vae(self) -> Vae:
         opened = self._opened
@@ -59,7 +66,7 @@ class _VaePart:
     def _verified(self) -> None:
         """Raises UserError where the weights are not the manifest's: none of them stay."""
         try:
-            self._opened.finish_checks("vae")
+            self._opened.finish_checks(self.component)
         except UserError:
             self.unload()
             raise
@@ -86,7 +93,8 @@ class VaeEncoder(_VaePart):
 class VaeDecoder(_VaePart):
     """The VAE's own decoder (see ``parts.part.Decoder``)."""
 
-    name, task = DECODE, "decode"
+    name = DECODE
+    task: Task = "decode"
 
     def decode(self, latents: Array) -> Iterator[Frames]:
         self.load()
@@ -95,3 +103,25 @@ class VaeDecoder(_VaePart):
         finally:
             self._opened.runner.release()
         self._verified()
+
+
+class TinyDecoder(VaeDecoder):
+    """The tiny decoder: the same latents, a fraction of the time, less detail.
+
+    It also runs beside the DiT, in activation memory that is then the DiT's too.
+    """
+
+    name = TINY
+    task: Task = "tiny"
+    component: MediaComponent = "tiny"
+    title = "tiny decoder"
+
+    def preview(self, latents: Array) -> Iterator[Frames]:
+        """``decode`` while the DiT's run holds activation memory, which stays."""
+        self.load()
+        yield from self._vae().decode(latents)
+        self._verified()
+
+    def _vae(self) -> TinyVae:
+        opened = self._opened
+        return TinyVae(opened.runner, opened.manifest, self._weights, opened.budget)

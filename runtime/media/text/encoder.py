@@ -13,6 +13,7 @@ from runtime.backends.protocol import Activations, DeviceTensor, Memory, Runner,
 from runtime.bundle import OUTPUT_SUFFIX, Manifest, StageEntry
 from runtime.checks import rebuild_command
 from runtime.layout import Layout, run_layout, weight_layout
+from runtime.media.text.prompt import MAX_TOKENS
 from runtime.media.text.relative_position import relative_buckets
 from runtime.numerics import from_bf16_bits
 from runtime.weights.file import WeightsFile
@@ -22,6 +23,7 @@ from runtime.weights.streaming import Kept, Unit
 from runtime.weights.upload import Staging, Stored
 
 Embeds = npt.NDArray[np.uint16]
+_BUCKET = 128  # tokens
 _EMBEDDING = "token_embedding.weight"
 
 
@@ -38,10 +40,11 @@ class TextBytes:
 
 
 def text_bytes(manifest: Manifest, activations: Activations, lengths: Sequence[int], layers: int = 0) -> TextBytes:
-    """For prompts of so many tokens each."""
+    """For prompts of so many tokens each. Activations are those of a length in whole buckets: few are ever followed."""
     block, norm = manifest.stage("text_block"), manifest.stage("text_norm")
     io = sum(_places((block, norm), length).nbytes for length in lengths)
-    running = max(activations(stage.name, {"L": max(lengths)}) for stage in (block, norm))
+    most = min(MAX_TOKENS, -(-max(lengths) // _BUCKET) * _BUCKET)
+    running = max(activations(stage.name, {"L": most}) for stage in (block, norm))
     slot, last = weight_layout(block).nbytes, weight_layout(norm).nbytes
     return TextBytes(layers * slot + last if layers else 0, min(layers or RING, RING) * slot + last, io + running)
 

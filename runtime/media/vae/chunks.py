@@ -1,10 +1,13 @@
 """One half of the VAE, chunk after chunk: weights and caches on the device, chunks in host memory on both sides.
 
 Several tracks (the tiles of a picture) may take turns: they share weights, chunks and activations, and each has caches.
+A chunk may be on its way while the results of the one before it are copied to the host, behind its compute.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
@@ -13,12 +16,31 @@ import numpy.typing as npt
 
 from plugins.dtypes import DTYPES
 from plugins.errors import UserError
-from runtime.backends.protocol import Memory, Runner, tensors
+from runtime.backends.protocol import Event, HostMemory, Memory, Runner, tensors
 from runtime.bundle import StageEntry
 from runtime.dims import Sizes
-from runtime.layout import weight_layout
+from runtime.layout import Layout, weight_layout
 from runtime.media.vae.tensors import TOTAL, cache_layout, input_layout, output_layout
 from runtime.media.vae.weights import VaeWeights
+
+_AHEAD = 2  # chunks under way at once: one computes, one is copied out
+Values = npt.NDArray[Any]
+
+
+class _Turn:
+    """What a chunk under way has for itself: its place on the device, and page-locked memory for both copies."""
+
+    def __init__(self, output: Memory, taken: HostMemory, given: HostMemory) -> None:
+        self.output, self.taken, self.given = output, taken, given
+
+
+@dataclass(frozen=True)
+class _Started:
+    """A chunk under way; its results are in the turn's host memory when ``done`` has passed."""
+
+    layout: Layout
+    turn: _Turn
+    done: Event
 
 
 class Chunks:
@@ -29,7 +51,6 @@ class Chunks:
     """
 
     _input: Memory
-    _output: Memory
     _spare: Memory
 
     def __init__(
@@ -45,13 +66,16 @@ class Chunks:
         self._first, self._following = first, following
         self._source, self._caches = weights, cache_layout(following, sizes)
         self._memories: list[Memory] = []
+        self._pinned: list[HostMemory] = []
         self._held: list[Memory] = []
+        self._turns: list[_Turn] = []
+        self._count = 0
         self._chunks = [0] * tracks
 
     @staticmethod
     def held(following: StageEntry, sizes: Sizes, tracks: int = 1) -> int:
-        """Bytes of device memory that a sequence holds besides activations: weights, caches, a chunk in and out."""
-        chunks = input_layout(following, sizes).nbytes + output_layout(following, sizes).nbytes
+        """Bytes of device memory that a sequence holds besides activations: weights, caches, a chunk in, two out."""
+        chunks = input_layout(following, sizes).nbytes + _AHEAD * output_layout(following, sizes).nbytes
         return weight_layout(following).nbytes + (tracks + 1) * cache_layout(following, sizes).nbytes + chunks
 
     def __enter__(self) -> Chunks:
@@ -66,31 +90,55 @@ class Chunks:
         self._device.finish()
         self._free()
 
-    def step(self, chunk: npt.NDArray[Any], track: int = 0) -> npt.NDArray[Any]:
+    def step(self, chunk: Values, track: int = 0) -> Values:
         """The output of a track's next chunk; bf16 tensors are bits in uint16 on both sides.
 
         Raises UserError where a stage that sums up its output gave NaN or infinity.
         """
+        return self._finish(self._start(chunk, track))
+
+    def steps(self, chunks: Iterable[tuple[Values, int]]) -> Iterator[Values]:
+        """``step`` of each (chunk, track), in order; the next one is computed while the caller has a result in hand."""
+        before: _Started | None = None
+        for chunk, track in chunks:
+            started = self._start(chunk, track)
+            if before is not None:
+                yield self._finish(before)
+            before = started
+        if before is not None:
+            yield self._finish(before)
+
+    def _start(self, chunk: Values, track: int) -> _Started:
         stage = self._first if self._first is not None and self._chunks[track] == 0 else self._following
         taken, given = input_layout(stage, self._sizes), output_layout(stage, self._sizes)
-        place = taken.places["chunk"]
+        place, device = taken.places["chunk"], self._device
         if chunk.shape != place.shape or chunk.dtype != DTYPES[place.dtype].numpy:
             raise ValueError(f"{stage.name} takes {place.dtype} {place.shape}, got {chunk.dtype} {chunk.shape}")
+        turn = self._turns[self._count % _AHEAD]
+        self._count += 1
         read, write = tensors(self._held[track], self._caches), tensors(self._spare, self._caches)
         inputs = {**self._weights, **tensors(self._input, taken), **({} if stage is self._first else read)}
-        self._device.upload(self._input, 0, np.ascontiguousarray(chunk).reshape(-1).view(np.uint8), "compute")
-        self._runner.run(stage.name, inputs, {**tensors(self._output, given), **write})
+        raw = turn.taken.array[: place.nbytes]
+        raw[:] = np.ascontiguousarray(chunk).reshape(-1).view(np.uint8)
+        device.upload(self._input, 0, raw, "compute")
+        self._runner.run(stage.name, inputs, {**tensors(turn.output, given), **write})
         self._held[track], self._spare = self._spare, self._held[track]
         self._chunks[track] += 1
-        raw = np.empty(given.nbytes, np.uint8)
-        self._device.download(self._output, 0, raw)
+        device.wait("copy", device.record("compute"))
+        device.fetch(turn.output, 0, turn.given.array[: given.nbytes], "copy")
+        return _Started(given, turn, device.record("copy"))
+
+    def _finish(self, started: _Started) -> Values:
+        self._device.finish(started.done)
+        raw = started.turn.given.array
         found = {
             name: raw[place.offset : place.offset + place.nbytes].view(DTYPES[place.dtype].numpy).reshape(place.shape)
-            for name, place in given.places.items()
+            for name, place in started.layout.places.items()
         }
         if not np.isfinite(found.get(TOTAL, 0)).all():
-            raise UserError("The VAE gave NaN or infinity.", remedy="check the VAE's weights")
-        return found["chunk"]
+            title = "tiny decoder" if self._following.component == "tiny" else "VAE"
+            raise UserError(f"The {title} gave NaN or infinity.", remedy=f"check the {title}'s weights")
+        return found["chunk"].copy()
 
     def _enter(self) -> None:
         stages = [stage for stage in (self._first, self._following) if stage is not None]
@@ -103,8 +151,15 @@ class Chunks:
             for memory in self._held:
                 self._device.upload(memory, 0, zeros, "compute")
             self._device.finish()
-        self._input = self._allocate(max(input_layout(stage, self._sizes).nbytes for stage in stages))
-        self._output = self._allocate(max(output_layout(stage, self._sizes).nbytes for stage in stages))
+        taken = max(input_layout(stage, self._sizes).nbytes for stage in stages)
+        given = max(output_layout(stage, self._sizes).nbytes for stage in stages)
+        self._input = self._allocate(taken)
+        self._turns = [_Turn(self._allocate(given), self._pin(taken), self._pin(given)) for _ in range(_AHEAD)]
+
+    def _pin(self, nbytes: int) -> HostMemory:
+        memory = self._device.pinned(nbytes)
+        self._pinned.append(memory)
+        return memory
 
     def _allocate(self, nbytes: int) -> Memory:
         memory = self._device.allocate(max(1, nbytes))
@@ -115,3 +170,6 @@ class Chunks:
         for memory in self._memories:
             memory.free()
         self._memories.clear()
+        for pinned in self._pinned:
+            pinned.free()
+        self._pinned.clear()

@@ -7,6 +7,8 @@ several tiles too; only where the caches of all tiles do not fit they come while
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from itertools import chain
 
 import numpy as np
 import numpy.typing as npt
@@ -22,11 +24,13 @@ from runtime.numerics import Array
 
 CHUNK = 4  # frames of a chunk after the first
 Frames = npt.NDArray[np.uint8]
-Features = npt.NDArray[np.uint16]  # bf16 bits [1, C, 1, H, W]
+Features = npt.NDArray[np.uint16] | Array  # what a decoder's tiles take: bf16 bits [1, C, 1, H, W], or latents fp32
 
 
 class Vae:
     """The VAE of one bundle on a runner's device. ``budget`` in bytes; None means no limit."""
+
+    decodes: Task = "decode"
 
     def __init__(self, runner: Runner, manifest: Manifest, weights: VaeWeights, budget: int | None) -> None:
         self._runner, self._manifest, self._weights, self._budget = runner, manifest, weights, budget
@@ -37,16 +41,22 @@ class Vae:
 
     def decode(self, latents: Array) -> Iterator[Frames]:
         """Frames uint8 [t, 8H, 8W, 3] of the DiT's latents fp32 [16, T, H, W]: t is 1 first, then 4."""
-        _, count, height, width = latents.shape
-        z = denormalized(latents).astype(np.float32)[None]
-        plan = self.plan("decode", height, width)
-        with self._chunks("decode_latent", height, width) as latent:
-            features = (latent.step(z[:, :, t : t + 1]) for t in range(count))
+        height, width = latents.shape[2:]
+        plan = self.plan(self.decodes, height, width)
+        with self._features(latents) as features:
             if plan.by_chunk:
                 yield from self._decode_by_chunk(features, plan.tiles, height, width)
                 return
             kept = list(features)
         yield from self._decode_by_tile(kept, plan.tiles, height, width)
+
+    @contextmanager
+    def _features(self, latents: Array) -> Iterator[Iterator[Features]]:
+        """What the half of the decoder above the latents' resolution takes, chunk by chunk."""
+        _, count, height, width = latents.shape
+        z = denormalized(latents).astype(np.float32)[None]
+        with self._chunks("decode_latent", height, width) as latent:
+            yield (latent.step(z[:, :, t : t + 1]) for t in range(count))
 
     def encode(self, chunks: Iterable[Array], height: int, width: int) -> Array:
         """The DiT's latents fp32 [16, T, H, W] of frames fp32 [3, t, 8H, 8W] in [−1, 1]: t is 1 first, then 4.
@@ -71,11 +81,16 @@ class Vae:
     def _decode_by_chunk(
         self, features: Iterator[Features], tiles: tuple[Tile, ...], height: int, width: int
     ) -> Iterator[Frames]:
-        with self._pixels("decode", tiles[0], len(tiles)) as pixels:
-            for t, feature in enumerate(features):
+        parts = ((_part(feature, tile), track) for feature in features for track, tile in enumerate(tiles))
+        with self._pixels(self.decodes, tiles[0], len(tiles)) as pixels:
+            made = pixels.steps(parts)
+            if len(tiles) == 1:
+                yield from made
+                return
+            for t, first in enumerate(made):
                 whole = _blank(t, height, width)
-                for track, tile in enumerate(tiles):
-                    _place(pixels.step(_part(feature, tile), track), tile, whole)
+                for tile, frames in zip(tiles, chain([first], made), strict=False):
+                    _place(frames, tile, whole)
                 yield whole
 
     def _decode_by_tile(
@@ -83,9 +98,10 @@ class Vae:
     ) -> Iterator[Frames]:
         wholes = [_blank(t, height, width) for t in range(len(features))]
         for tile in tiles:
-            with self._pixels("decode", tile) as pixels:
-                for feature, whole in zip(features, wholes, strict=True):
-                    _place(pixels.step(_part(feature, tile)), tile, whole)
+            with self._pixels(self.decodes, tile) as pixels:
+                made = pixels.steps((_part(feature, tile), 0) for feature in features)
+                for frames, whole in zip(made, wholes, strict=True):
+                    _place(frames, tile, whole)
                     if tile is tiles[-1]:
                         yield whole
 
@@ -97,6 +113,17 @@ class Vae:
         first, following = (self._manifest.stage(f"{task}_{part}") for part in ("first", "next"))
         sizes = {"H": tile.rows.length, "W": tile.columns.length}
         return Chunks(self._runner, self._weights, first, following, sizes, tracks)
+
+
+class TinyVae(Vae):
+    """The tiny decoder of the same latents, which it takes as the DiT gives them."""
+
+    decodes: Task = "tiny"
+
+    @contextmanager
+    def _features(self, latents: Array) -> Iterator[Iterator[Features]]:
+        z = np.ascontiguousarray(latents, np.float32)[None]
+        yield (z[:, :, t : t + 1] for t in range(latents.shape[1]))
 
 
 def _outer(span: Span) -> slice:

@@ -11,10 +11,10 @@ from runtime.bundle import Manifest, StageEntry
 from runtime.byte_sizes import gigabytes, gigabytes_up
 from runtime.layout import weight_layout
 from runtime.media.vae.chunks import Chunks
-from runtime.media.vae.tiles import Tile, cut
+from runtime.media.vae.tiles import MARGIN, TINY_MARGIN, Tile, cut
 
 FACTOR = 8  # pixels per latent
-Task = Literal["encode", "decode"]
+Task = Literal["encode", "decode", "tiny"]  # tiny: decoding by the tiny decoder
 
 
 @dataclass(frozen=True)
@@ -41,11 +41,16 @@ class VaePlan:
         tiles = f"{len(self.tiles)} tiles of {FACTOR * first.columns.length}x{FACTOR * first.rows.length}"
         if self.by_chunk:
             return f"{tiles}, chunk by chunk"
-        return f"{tiles}, one after the other" + (": the caches of all do not fit" if self.task == "decode" else "")
+        return f"{tiles}, one after the other" + (": the caches of all do not fit" if self.task != "encode" else "")
 
     def line(self, title: str) -> str:
         """The plan as one reads it."""
         return f"{title} {self.how}: at most {gigabytes(self.peak)} of device memory"
+
+
+def halves_of(task: Task) -> tuple[str, ...]:
+    """The stages whose weights a task takes: one that is for chunks after the first stands for both."""
+    return ("tiny_next",) if task == "tiny" else (f"{task}_latent", f"{task}_next")
 
 
 def weight_bytes(stage: StageEntry) -> int:
@@ -58,12 +63,15 @@ class _Need:
 
     def __init__(self, manifest: Manifest, activations: Activations, task: Task, height: int, width: int) -> None:
         self.first, self.following = (manifest.stage(f"{task}_{part}") for part in ("first", "next"))
-        self.latent, self.area = manifest.stage(f"{task}_latent"), {"H": height, "W": width}
-        self._activations = activations
-        self._latent = Chunks.held(self.latent, self.area), activations(self.latent.name, self.area)
+        self._activations, area = activations, {"H": height, "W": width}
+        self.weights = sum(weight_bytes(manifest.stage(name)) for name in halves_of(task))
+        self._latent = 0, 0
+        if task != "tiny":
+            latent = manifest.stage(f"{task}_latent")
+            self._latent = Chunks.held(latent, area), activations(latent.name, area)
 
     def peak(self, height: int, width: int, tracks: int, *, by_chunk: bool) -> int:
-        """Both halves at once where chunks pass through both, one after the other where tiles do not; weights of both.
+        """All halves at once where chunks pass through both, one after the other where tiles do not; weights of both.
 
         The halves take turns in the activation memory, which TensorRT's runner keeps from one to the other.
         """
@@ -71,7 +79,8 @@ class _Need:
         held = Chunks.held(self.following, sizes, tracks if by_chunk else 1)
         running = max(self._activations(stage.name, sizes) for stage in (self.first, self.following))
         latent_held, latent_running = self._latent
-        apart = max(latent_held + weight_bytes(self.following), held + weight_bytes(self.latent))
+        own = weight_bytes(self.following)
+        apart = max(latent_held + own, held + self.weights - own)
         together = latent_held + held if by_chunk else apart
         return together + max(latent_running, running)
 
@@ -89,20 +98,22 @@ def plan_vae(
 
     Nothing waits for an encoder's chunks, so that it always goes tile by tile.
     """
-    need = _Need(manifest, activations, task, height, width)
-    for by_chunk in (True, False) if task == "decode" else (False,):
+    need, margin = _Need(manifest, activations, task, height, width), TINY_MARGIN if task == "tiny" else MARGIN
+    for by_chunk in (True, False) if task != "encode" else (False,):
 
         def fits(h: int, w: int, count: int, by_chunk: bool = by_chunk) -> bool:
             return need.fits(limit, h, w, count, by_chunk=by_chunk)
 
-        tiles = cut(height, width, need.following.profile.max, fits)
+        tiles = cut(height, width, need.following.profile.max, fits, margin)
         if tiles is not None:
             rows, columns = tiles[0].rows.length, tiles[0].columns.length
             peak = need.peak(rows, columns, len(tiles), by_chunk=by_chunk)
-            return VaePlan(task, tiles, by_chunk, peak, sum(map(weight_bytes, (need.latent, need.following))))
-    least = need.peak(min(height, 15), min(width, 15), 1, by_chunk=False)
+            return VaePlan(task, tiles, by_chunk, peak, need.weights)
+    smallest = 2 * margin + 1
+    least = need.peak(min(height, smallest), min(width, smallest), 1, by_chunk=False)
+    title, doing = ("tiny decoder", "decode") if task == "tiny" else ("VAE", task)
     raise UserError(
-        f"The VAE cannot {task} {FACTOR * width}x{FACTOR * height} in {gigabytes(limit or 0)} of device memory.",
+        f"The {title} cannot {doing} {FACTOR * width}x{FACTOR * height} in {gigabytes(limit or 0)} of device memory.",
         expected=f"at least {gigabytes_up(least)}",
         remedy="give more device memory, or fewer pixels",
     )

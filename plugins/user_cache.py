@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import stat
 from pathlib import Path
 
-from plugins.errors import UserError
-from runtime.atomic import write_atomic
-from runtime.input_files import read_input
+from plugins.temporary import temporary
 
 VARIABLE = "TURBOTRT_CACHE_DIR"
+_HASH = hashlib.sha256().digest_size  # bytes in front of each file's own: one that is not whole is not there
 
 
 def cache_folder() -> Path:
@@ -23,16 +23,17 @@ def cache_folder() -> Path:
 def cached(kind: str, key: str, limit: int) -> bytes | None:
     """What was kept under a key, of at most ``limit`` bytes; None where nothing is, or somebody else may have put it.
 
-    A folder that others own or may write is as good as none: what lies there decides what is run unverified.
+    A folder that others own or may write is as good as none: what lies there decides what runs, and what is verified.
     """
     try:
         folder = cache_folder() / kind
         found = folder.stat()
         if found.st_uid != os.geteuid() or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
             return None
-        return read_input(folder / key, limit, "a file of the cache")
-    except (OSError, RuntimeError, UserError):
+        data = _read(folder / key, limit + _HASH)
+    except (OSError, RuntimeError):  # RuntimeError: there is no home
         return None
+    return data[_HASH:] if data[:_HASH] == hashlib.sha256(data[_HASH:]).digest() else None
 
 
 def keep(kind: str, key: str, data: bytes) -> str | None:
@@ -40,7 +41,18 @@ def keep(kind: str, key: str, data: bytes) -> str | None:
     try:
         folder = cache_folder() / kind
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        write_atomic(folder / key, data)
+        with temporary(folder) as made:
+            made.write_bytes(hashlib.sha256(data).digest() + data)
+            made.replace(folder / key)
     except (OSError, RuntimeError) as error:
         return f"Nothing is kept for the next start ({error}): {VARIABLE} names another folder."
     return None
+
+
+def _read(path: Path, limit: int) -> bytes:
+    """All of a regular file, and no more than that. Raises OSError."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+    with os.fdopen(descriptor, "rb") as file:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise FileNotFoundError(path)
+        return file.read(limit + 1)[:limit]
