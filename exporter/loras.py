@@ -50,6 +50,11 @@ class LoraArguments:
         """From options that are None where they were not given."""
         return cls(tuple(every or ()), tuple(high or ()), tuple(low or ()), partial)
 
+    @property
+    def given(self) -> tuple[str, ...]:
+        """All of them, as they were typed."""
+        return (*self.every, *self.high, *self.low)
+
     def of(self, model: ModelSpec) -> Loras:
         """For the experts of a model. Raises UserError where these or a strength do not fit."""
         if (self.high or self.low) and len(model.experts) == 1:

@@ -102,13 +102,18 @@ class _PlanBehaviour:
         self.plan.bind([tuple(described.dims) for described in inputs])
 
     def enqueue(self, inputs: Any, outputs: Any, in_ptrs: Any, out_ptrs: Any, workspace: int, stream: int) -> int:
+        try:
+            self._launch([tuple(described.dims) for described in inputs], in_ptrs, out_ptrs, workspace, stream)
+        except Exception as error:  # TensorRT prints it, and does not say whose it is
+            raise RuntimeError(f"{self.plan.op} could not be enqueued: {error}") from error
+        return 0
+
+    def _launch(self, shapes: Any, in_ptrs: Any, out_ptrs: Any, workspace: int, stream: int) -> None:
         if self._executor is None:
             from plugins.executor import PlanExecutor
 
             self._executor = PlanExecutor(self.plan)
-        shapes = [tuple(described.dims) for described in inputs]
         self._executor.run(shapes, list(in_ptrs), list(out_ptrs), workspace, stream)
-        return 0
 
     def get_fields_to_serialize(self) -> Any:
         field = self.trt.PluginField(PLAN_FIELD, self.data, self.trt.PluginFieldType.CHAR)

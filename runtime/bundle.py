@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
@@ -13,16 +13,16 @@ from msgspec import Meta, Struct
 
 from plugins.errors import UserError
 from runtime.atomic import told, write_atomic
+from runtime.hashing import HashThreads, piece_digest, tree_of, unheard
 from runtime.input_files import open_input, read_input
 from runtime.manifest_rules import check_manifest
-from runtime.schema2 import OLD_VERSION, upgraded
+from runtime.old_schemas import OLD_VERSIONS, upgraded
 
 MANIFEST_NAME = "manifest.json"
 LOCK_NAME = ".turbotrt.lock"  # there while a process changes the bundle; not in the manifest
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 OUTPUT_SUFFIX = "_out"  # a stage may give what it takes: ONNX needs two names
 MAX_MANIFEST_BYTES = 16 << 20  # a manifest is some tens of kilobytes; anything this long is not one
-_CHUNK = 1 << 20
 
 Attention = Literal["sagesla", "sla", "sage", "original"]
 DENSE: frozenset[Attention] = frozenset(("sage", "original"))  # those that keep every key block
@@ -160,13 +160,16 @@ class StageEntry(_Record, frozen=True, forbid_unknown_fields=True, kw_only=True)
 
 
 class FileInfo(_Record, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Content hash and size; ``inputs`` is the hash of all that the file was made from, by which re-export skips it.
+    """Content hashes and size; ``inputs`` is the hash of all that the file was made from: re-export skips it by that.
 
+    ``tree_sha256``: the SHA-256 of the digests of all pieces (``runtime.hashing``), which several threads find at once;
+    None in bundles of schema 2 and 3.
     ``source``: the Hugging Face file that weights were packed from, at its commit: ``org/repo@commit:file``.
     """
 
     sha256: Sha256
     bytes: Count
+    tree_sha256: Sha256 | None = None
     inputs: str | None = None
     source: str | None = None
 
@@ -254,18 +257,26 @@ def _check_plain(name: str) -> None:
 
 def sha256_of(path: Path, update: Callable[[int], object] | None = None) -> str:
     """SHA-256 of a file in hexadecimal, read by parts; ``update`` hears the bytes of each part."""
-    digest = hashlib.sha256()
-    with os.fdopen(open_input(path, "a file"), "rb") as file:
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
-            if update is not None:
-                update(len(chunk))
-    return digest.hexdigest()
+    with _opened(path) as descriptor:
+        return piece_digest(descriptor, 0, os.fstat(descriptor).st_size, update or unheard).hex()
 
 
 def file_info(path: Path, inputs: str | None = None, source: str | None = None) -> FileInfo:
     """The manifest's entry for a file as it is now."""
-    return FileInfo(sha256=sha256_of(path), bytes=path.stat().st_size, inputs=inputs, source=source)
+    with _opened(path) as descriptor, HashThreads() as threads:
+        size = os.fstat(descriptor).st_size
+        whole = threads.whole(descriptor, size)
+        tree = tree_of(digest.result() for digest in threads.pieces(descriptor, size))
+        return FileInfo(sha256=whole.result().hex(), bytes=size, inputs=inputs, tree_sha256=tree, source=source)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[int]:
+    descriptor = open_input(path, "a file")
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
 
 
 def load_manifest(folder: Path) -> Manifest:
@@ -285,13 +296,13 @@ def load_manifest(folder: Path) -> Manifest:
         raise _corrupt(path, f"it is longer than {MAX_MANIFEST_BYTES} bytes")
     data = read_input(path, MAX_MANIFEST_BYTES, "a manifest")
     version = _decode(path, data, _Version).schema_version
-    if version == OLD_VERSION:
+    if version in OLD_VERSIONS:
         data = _upgraded(path, data)
     elif version != SCHEMA_VERSION:
         newer = version > SCHEMA_VERSION
         raise UserError(
             f"{path} has another schema version.",
-            expected=f"{OLD_VERSION} or {SCHEMA_VERSION}",
+            expected=f"{OLD_VERSIONS[0]} to {SCHEMA_VERSION}",
             got=str(version),
             remedy="upgrade turbotrt" if newer else "export the bundle again",
         )
@@ -307,7 +318,7 @@ def _upgraded(path: Path, data: bytes) -> bytes:
     try:
         return msgspec.json.encode(upgraded(_decode(path, data, dict[str, Any]), SCHEMA_VERSION))
     except (KeyError, TypeError, AttributeError) as error:
-        raise _corrupt(path, f"it is no manifest of schema {OLD_VERSION}: {error!r}") from error
+        raise _corrupt(path, f"it is no manifest of an earlier schema: {error!r}") from error
 
 
 def _decode(path: Path, data: bytes, kind: type[_T]) -> _T:
@@ -343,10 +354,34 @@ def verify_file(folder: Path, name: str, info: FileInfo, update: Callable[[int],
     size = path.stat().st_size
     if size != info.bytes:
         return f"{name}: {size} bytes, the manifest says {info.bytes}"
-    digest = sha256_of(path, update)
-    if digest != info.sha256:
-        return f"{name}: sha256 {digest[:12]}…, the manifest says {info.sha256[:12]}…"
-    return None
+    with _opened(path) as descriptor, HashThreads() as threads:
+        return Hashing(name, info, descriptor, threads, update or unheard).problem()
+
+
+class Hashing:
+    """A file being compared with its manifest's entry, by several threads; ``descriptor`` is the caller's.
+
+    By pieces where the entry has their hash, else as a whole.
+    """
+
+    def __init__(
+        self, name: str, info: FileInfo, descriptor: int, threads: HashThreads, update: Callable[[int], object]
+    ) -> None:
+        self._name, self._info = name, info
+        self.digests = (
+            [threads.whole(descriptor, info.bytes, update)]
+            if info.tree_sha256 is None
+            else threads.pieces(descriptor, info.bytes, update)
+        )
+
+    def problem(self) -> str | None:
+        """What is wrong with the file, or None; waits for the threads."""
+        found = [digest.result() for digest in self.digests]
+        wanted = self._info.tree_sha256 or self._info.sha256
+        digest = found[0].hex() if self._info.tree_sha256 is None else tree_of(found)
+        if digest == wanted:
+            return None
+        return f"{self._name}: sha256 {digest[:12]}…, the manifest says {wanted[:12]}…"
 
 
 def verify_files(folder: Path, manifest: Manifest) -> list[str]:

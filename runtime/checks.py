@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from pathlib import Path
-from threading import Event, Lock
 
 from plugins.errors import UserError
 from plugins.plan import FORMAT_VERSION, Plan, decode
 from plugins.tensorrt_plugin import PLUGIN_VERSION
-from runtime.bundle import COMPONENTS, Manifest, verify_file
-from runtime.host_code import unverified_host_code
+from runtime.bundle import COMPONENTS, Manifest
 from runtime.input_files import read_input
-from runtime.report import Report
 
 MAX_PLAN_BYTES = 64 << 20  # kernels of an op, of some hundred kilobytes each
 PLUGIN_TOOL = "turbotrt-plugin"  # the manifest's name, under tools, for the version of our plugins
@@ -50,7 +46,7 @@ def pack_command(folder: Path, manifest: Manifest) -> str:
     return f"turbotrt pack --checkpoint PATH_OR_HF_ID {shlex.join(words)}"
 
 
-def _mending(folder: Path, manifest: Manifest, name: str) -> str:
+def mending(folder: Path, manifest: Manifest, name: str) -> str:
     """The command that makes this file again: an export without a checkpoint would not bring weights back."""
     if name in manifest.weights.values():
         return pack_command(folder, manifest)
@@ -148,53 +144,18 @@ def read_plan(path: Path) -> tuple[Plan, bytes]:
     return decode(data), data
 
 
-def check_files(folder: Path, manifest: Manifest, names: Iterable[str], *, verify: bool, report: Report) -> str | None:
-    """What is wrong with these files by the manifest, or None: by size alone, or by sha256 as well."""
-    wanted = sorted(set(names))
-    for name in wanted:
-        path, info = folder / name, manifest.files[name]
-        size = path.stat().st_size if path.is_file() else None
-        if size != info.bytes:
-            found = "missing" if size is None else f"{size} bytes"
-            return mismatch(
-                f"{name} is not the file of the manifest.",
-                f"{info.bytes} bytes",
-                found,
-                _mending(folder, manifest, name),
-            )
-    if (reason := unverified_host_code(manifest, wanted, verify=verify)) is not None:
-        return str(reason)
-    if not verify or not wanted:
+def check_size(folder: Path, manifest: Manifest, name: str) -> str | None:
+    """Why a file cannot be the manifest's by its size alone, or None."""
+    path, info = folder / name, manifest.files[name]
+    size = path.stat().st_size if path.is_file() else None
+    if size == info.bytes:
         return None
-    found_wrong = {name: p for name, p in zip(wanted, _hashes(folder, manifest, wanted, report), strict=True) if p}
-    if found_wrong:
-        return mismatch(
-            "A file is damaged: " + "; ".join(found_wrong.values()) + ".",
-            "the sha256 of the manifest",
-            "another",
-            f"{_mending(folder, manifest, next(iter(found_wrong)))}, or --no-verify at your own risk",
-        )
-    return None
-
-
-def _hashes(folder: Path, manifest: Manifest, names: Sequence[str], report: Report) -> list[str | None]:
-    total = sum(manifest.files[name].bytes for name in names)
-    done, lock, stopping = 0, Lock(), Event()
-    with report.stage("verify sha256") as update, ThreadPoolExecutor(4, "turbotrt-hash") as pool:
-
-        def advance(count: int) -> None:
-            nonlocal done
-            if stopping.is_set():
-                raise InterruptedError
-            with lock:
-                done += count
-                update(done, total)
-
-        try:
-            return list(pool.map(lambda name: verify_file(folder, name, manifest.files[name], advance), names))
-        except BaseException:  # Ctrl-C: the pool waits for its threads, and files are of gigabytes
-            stopping.set()
-            raise
+    return mismatch(
+        f"{name} is not the file of the manifest.",
+        f"{info.bytes} bytes",
+        "missing" if size is None else f"{size} bytes",
+        mending(folder, manifest, name),
+    )
 
 
 def _dotted(sm: int) -> str:

@@ -81,6 +81,6 @@ def unverified_host_code(manifest: Manifest, names: Iterable[str], *, verify: bo
     return UserError(
         "The engines carry their plugins as native code, which never runs unverified.",
         expected="a comparison with the manifest's sha256",
-        got="--no-verify",
-        remedy="drop --no-verify, or export without --embed-plugins",
+        got="--verify never",
+        remedy="drop --verify never, or export without --embed-plugins",
     )

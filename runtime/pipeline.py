@@ -21,8 +21,9 @@ from runtime.backends.protocol import Activations, Runner
 from runtime.backends.registry import backend_kind
 from runtime.bundle import Manifest, load_manifest
 from runtime.byte_sizes import parse_bytes
-from runtime.checks import check_files, check_weights
+from runtime.checks import check_size, check_weights
 from runtime.choices import chosen
+from runtime.file_checks import FileChecks, Verify, parse_verify
 from runtime.inputs import condition_tokens, latent_shape, text_bits
 from runtime.layout import run_layout
 from runtime.numerics import Array, to_latents
@@ -32,6 +33,8 @@ from runtime.sampler import Noise, NonFiniteError, Step, draws_of, given_noise, 
 from runtime.video_shape import tokens_of
 from runtime.weights.memory_plan import MemoryPlan, StageBytes, plan_memory
 from runtime.weights.storage import STAGES, Storage, layouts
+from runtime.weights.streaming import Kept
+from runtime.weights.upload import Staging
 
 #: Called after each step with the step and its latents, fp32 [16, T, H, W].
 OnStep = Callable[[Step, Array], None]
@@ -47,13 +50,22 @@ class Pipeline:
     """
 
     def __init__(
-        self, folder: Path, manifest: Manifest, runner: Runner, budget: int | None, verify: bool, report: Report
+        self,
+        folder: Path,
+        manifest: Manifest,
+        runner: Runner,
+        budget: int | None,
+        *,
+        checks: FileChecks,
+        report: Report,
+        shared: Staging | None = None,
+        kept: Kept | None = None,
     ) -> None:
-        """Use ``load``."""
+        """Use ``load``; or with a runner and the way to its memory that others use too, which then stay theirs."""
         self.folder, self.manifest, self.runner = folder, manifest, runner
-        self._budget, self._verify, self._report = budget, verify, report
-        self._checked: tuple[str, ...] = ()  # experts whose files were compared with the manifest
-        self._held = _Held(runner)
+        self._budget, self._checks, self._report, self._kept = budget, checks, report, kept
+        largest = max(where.nbytes for where in layouts(manifest).values())
+        self._held = _Held(runner, checks, shared or Staging(runner.device, largest), own=shared is None)
         # A pipeline that is dropped gives all back too; a process's end does so by itself.
         self._give_back = Ending(self, self._held.close, atexit=False)
         self._callers = Exclusive()
@@ -70,7 +82,7 @@ class Pipeline:
         steps: int | None = None,
         boundary: float | None = None,
         topk_milli: int | None = None,
-        verify: bool = True,
+        verify: Verify = "auto",
         report: Report | None = None,
     ) -> Pipeline:
         """Check a bundle, open its engines and bring its weights to the device.
@@ -79,8 +91,9 @@ class Pipeline:
         stream from the file. backend: "auto" or "tensorrt", "torch", or a BackendKind. size (width, height), frames
         and steps are what to make room for; a call may ask for others. boundary: the time below which a model of two
         experts runs the second; topk_milli: thousandths of the key blocks that sparse attention keeps, which only
-        the torch backend can choose; None means the bundle's. verify: compare the files with their sha256.
-        Raises UserError for whatever does not fit together, and says what would.
+        the torch backend can choose; None means the bundle's. verify: compare the files with their hashes, "auto" those
+        that were not found right before, "always" or "never". Raises UserError for whatever does not fit together, and
+        says what would.
         """
         folder, report = Path(bundle), report or Silent()
         kind = backend_kind(backend)
@@ -91,16 +104,18 @@ class Pipeline:
         budget = None if vram is None else parse_bytes(vram)
         _require(check_weights(folder, manifest, planned))
         _require(kind.check(folder, manifest))
-        files = [*kind.files(manifest, "dit"), *(manifest.weights[expert] for expert in planned)]
-        _require(check_files(folder, manifest, files, verify=verify, report=report))
+        checks = FileChecks(folder, manifest, parse_verify(verify), report)
+        for expert in planned:
+            _require(check_size(folder, manifest, manifest.weights[expert]))
+        checks.check(kind.files(manifest, "dit"))
         opened = kind.open(folder, manifest, report)
-        pipe = cls(folder, manifest, opened, budget, verify, report)
-        pipe._checked = planned
+        pipe = cls(folder, manifest, opened, budget, checks=checks, report=report)
         try:
             with opened.device.current():
                 free = opened.device.free_bytes()
                 pipe._budget = free - RESERVE if budget is None and free is not None else budget
-                pipe._fit(tokens_of(shape), planned)
+                pipe._fit(tokens_of(shape), planned).preload(planned[0], report)
+                checks.finish()
         except BaseException:
             pipe.close()
             raise
@@ -116,6 +131,20 @@ class Pipeline:
         """Free all memory of host and device. May be called twice. Raises UserError while a call is running."""
         with self._alone():
             self._give_back()
+
+    def unload(self) -> None:
+        """Give the weights' device memory back; the next call loads them again."""
+        with self._alone(), self.runner.device.current():
+            self._held.unload()
+
+    def prefetch(
+        self, size: tuple[int, int] | None = None, frames: int | None = None, steps: int | None = None
+    ) -> None:
+        """Start to bring the weights of a call of that size, frames and steps to the device, behind what runs there."""
+        with self._alone(), self.runner.device.current():
+            self._require_open()
+            experts = _experts(plan_steps(self.manifest, steps))
+            self._fit(tokens_of(latent_shape(self.manifest, size, frames)), experts).prefetch(experts[0])
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
@@ -154,6 +183,11 @@ class Pipeline:
     def _require_open(self) -> None:
         if self._give_back.done:
             raise UserError("This pipeline is closed.", remedy="load it again")
+
+    @property
+    def loaded(self) -> bool:
+        """Whether weights are on the device, or on their way."""
+        return self._held.storage is not None
 
     @property
     def copied_bytes(self) -> int:
@@ -207,7 +241,9 @@ class Pipeline:
                 try:
                     with run:
                         run.begin(text, extra, planned)
-                        return self._sample(run, planned, draws, shape, on_step)
+                        made = self._sample(run, planned, draws, shape, on_step)
+                    self._verified(storage)
+                    return made
                 finally:
                     run.close()  # again: Ctrl-C may have come before it was closed
 
@@ -226,13 +262,6 @@ class Pipeline:
     def _planned(self, tokens: int, experts: tuple[str, ...]) -> MemoryPlan:
         return plan_memory(self._sizes(tokens), self.manifest.model.layers, experts, tokens, self._budget)
 
-    def _check_files(self, experts: tuple[str, ...]) -> None:
-        """What ``load`` does for the experts it loads, for those that a call asks for later."""
-        _require(check_weights(self.folder, self.manifest, experts))
-        later = [self.manifest.weights[expert] for expert in experts if expert not in self._checked]
-        _require(check_files(self.folder, self.manifest, later, verify=self._verify, report=self._report))
-        self._checked += tuple(expert for expert in experts if expert not in self._checked)
-
     def _sizes(self, tokens: int) -> StageBytes:
         return _stage_bytes(self.manifest, self.runner.activation_bytes, self.runner.overhead_bytes, tokens)
 
@@ -243,51 +272,74 @@ class Pipeline:
             plan = held.storage.plan
             need = plan.weights + self._sizes(tokens).running
             if set(experts) <= set(plan.experts) and (self._budget is None or need <= self._budget):
+                self._begin_checks(held.storage)
                 return held.storage
         plan = self._planned(tokens, experts)
-        self._check_files(experts)
-        if held.storage is not None:
-            held.storage.close()
-            held.storage = None
+        _require(check_weights(self.folder, self.manifest, experts))
+        held.unload()
         for line in plan.lines():
             self._report.note(line)
         for expert in self.manifest.model.experts:
             if expert not in experts:
                 self._report.note(f"These steps never reach the {expert} expert: it is not loaded.")
-        held.storage = Storage(self.folder, self.manifest, plan, self.runner.device)
-        held.storage.preload(experts[0], self._report)
+        held.storage = Storage(self.folder, self.manifest, plan, self.runner.device, held.staging, self._kept)
+        self._begin_checks(held.storage)
         return held.storage
+
+    def _begin_checks(self, storage: Storage) -> None:
+        """Its files may have been changed since they were hashed."""
+        for file in storage.files:
+            self._checks.begin_open(file)
+
+    def _verified(self, storage: Storage) -> None:
+        """Raises UserError where the weights are not the manifest's: none of them stay."""
+        try:
+            self._checks.finish(file.path.name for file in storage.files)
+        except UserError:
+            self._held.unload()
+            raise
 
 
 class _Held:
     """What a pipeline holds of the device: it knows nothing of the pipeline, so that dropping that gives it back."""
 
-    def __init__(self, runner: Runner) -> None:
-        self.runner = runner
+    def __init__(self, runner: Runner, checks: FileChecks, staging: Staging, *, own: bool) -> None:
+        self.runner, self._checks, self.staging, self._own = runner, checks, staging, own
         self.storage: Storage | None = None
 
     def close(self) -> None:
         with self.runner.device.current():
-            if self.storage is not None:
-                self.storage.close()
-                self.storage = None
-            self.runner.close()
-        self.runner.device.close()
+            self.unload()
+            if self._own:
+                self._checks.close()
+                self.staging.close()
+                self.runner.close()
+        if self._own:
+            self.runner.device.close()
+
+    def unload(self) -> None:
+        if self.storage is not None:
+            self.storage.close()
+            self.storage = None
 
 
 def plan_bundle(
     manifest: Manifest,
-    kind: BackendKind,
+    activations: Activations,
+    overhead: int,
     *,
     vram: int | None = None,
     size: tuple[int, int] | None = None,
     frames: int | None = None,
     steps: int | None = None,
 ) -> MemoryPlan:
-    """The plan of a bundle before anything is loaded, on any machine; ``vram`` in bytes. Raises UserError."""
+    """The plan of a bundle before anything is loaded; ``vram`` in bytes. Raises UserError.
+
+    ``activations`` and ``overhead``: the runner's, or its backend's on any machine.
+    """
     tokens = tokens_of(latent_shape(manifest, size, frames))
     experts = _experts(plan_steps(manifest, steps))
-    found = _stage_bytes(manifest, kind.activations(manifest), kind.overhead(manifest), tokens)
+    found = _stage_bytes(manifest, activations, overhead, tokens)
     return plan_memory(found, manifest.model.layers, experts, tokens, vram)
 
 

@@ -53,6 +53,14 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Shared:
     return Shared(folder)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(shared: Shared) -> Iterator[None]:
+    """Tests neither read nor fill the cache of who runs them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TURBOTRT_CACHE_DIR", str(shared.folder / "user-cache"))
+        yield
+
+
 @pytest.fixture(scope="session")
 def interpreter(shared: Shared) -> Iterator[Interpreter]:
     """What runs a case in Triton's interpreter."""

@@ -202,7 +202,7 @@ def _build_repeatably(request: BuildRequest) -> BuildResult:
         return pool.submit(build, msgspec.structs.replace(request, onnx=onnx.name, **written)).result()
 
 
-def _die_with(parent: int) -> None:
+def die_with(parent: int) -> None:
     """End with the parent, however that ends: a build of minutes and gigabytes is nobody's then."""
     ctypes.CDLL(None).prctl(_SET_DEATH_SIGNAL, signal.SIGKILL)
     if os.getppid() != parent:  # it ended before
@@ -211,7 +211,7 @@ def _die_with(parent: int) -> None:
 
 def main(parent: int) -> None:
     """Build what ``sys.argv[1]`` requests, for the process ``parent``."""
-    _die_with(parent)
+    die_with(parent)
     _fix_addresses()
     request = msgspec.convert(json.loads(Path(sys.argv[1]).read_text("ascii")), BuildRequest)
     if _ANEW not in sys.argv:

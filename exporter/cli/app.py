@@ -8,7 +8,9 @@ from typing import Annotated
 import typer
 
 from exporter.cli.bench import bench_app
+from exporter.cli.bench_generate import bench_generate
 from exporter.cli.bench_media import bench_media
+from exporter.cli.bench_vae import bench_vae
 from exporter.cli.command import EPILOG, Command, typed
 from exporter.cli.compare import compare
 from exporter.cli.doctor import doctor
@@ -16,6 +18,7 @@ from exporter.cli.export import export
 from exporter.cli.generate import generate
 from exporter.cli.kernels import BENCHMARKS, COMMANDS
 from exporter.cli.plan import plan
+from exporter.cli.selftest import selftest
 from exporter.cli.show import inspect, list_
 from exporter.cli.weights import merge, pack
 from exporter.terminal import any_encoding, say
@@ -61,10 +64,17 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "plan": plan,
     **COMMANDS,
     "compare": compare,
+    "selftest": selftest,
 }
 for _name, _function in _COMMANDS.items():
     app.command(_name, cls=Command)(typed(_function))
-for _name, _function in {**BENCHMARKS, "media": bench_media}.items():
+_BENCHES: dict[str, Callable[..., None]] = {
+    **BENCHMARKS,
+    "media": bench_media,
+    "vae": bench_vae,
+    "generate": bench_generate,
+}
+for _name, _function in _BENCHES.items():
     bench_app.command(_name, cls=Command)(typed(_function))
 app.add_typer(bench_app, name="bench")
 export_app.command(cls=Command, epilog=EPILOG)(typed(export))

@@ -16,9 +16,11 @@ from exporter.cli.options import (
     NoVerifyOption,
     SizeOption,
     StepsOption,
+    VerifyOption,
     VramOption,
     parse_frames,
     parse_size,
+    parse_verify,
 )
 from exporter.progress import RichProgress
 from exporter.terminal import console, say
@@ -38,6 +40,7 @@ def bench(
     repeats: Annotated[int, typer.Option(min=1, help="Generations timed, after one that is not.")] = 3,
     vram: VramOption = None,
     backend: BackendOption = "auto",
+    verify: VerifyOption = "auto",
     no_verify: NoVerifyOption = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -54,7 +57,8 @@ def bench(
     from runtime.pipeline import Pipeline
 
     loading: dict[str, Any] = {"vram": vram, "backend": backend, "size": pixels, "frames": frames, "steps": steps}
-    with Pipeline.load(bundle, verify=not no_verify, report=RichProgress(), **loading) as pipe:
+    loading["verify"] = parse_verify(verify, no_verify=no_verify)
+    with Pipeline.load(bundle, report=RichProgress(), **loading) as pipe:
         found = measure(pipe, size=pixels, frames=frames, steps=steps, repeats=repeats)
     if as_json:
         say(json.dumps(found, indent=2))

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,23 +16,31 @@ from exporter.cli.options import (
     BackendOption,
     BundleOption,
     FramesOption,
+    LoraHighOption,
+    LoraLowOption,
+    LoraOption,
+    LoraPartialOption,
     NoVerifyOption,
     OdeOption,
     SizeOption,
     StepsOption,
+    VerifyOption,
     VramOption,
     parse_frames,
     parse_size,
+    parse_verify,
 )
 from exporter.cli.videos import Video, names, read_prompts, sampled
+from exporter.loras import LoraArguments
 from exporter.progress import RichProgress
 from exporter.spec import parse_topk
 from exporter.terminal import console, printable, say
 from plugins.errors import UserError
 
 if TYPE_CHECKING:
-    from runtime.media.generate import VideoMaker
-    from runtime.numerics import Array
+    from runtime.bundle import Manifest
+    from runtime.media.parts.times import Part
+    from runtime.media.video_pipeline import Video as Made
 
 _FIXED, _ADAPTIVE = "fixed", "adaptive"
 
@@ -112,9 +123,20 @@ def generate(
             "export. [dim]\\[default: the bundle's][/]",
         ),
     ] = None,
+    lora: LoraOption = None,
+    lora_high: LoraHighOption = None,
+    lora_low: LoraLowOption = None,
+    lora_partial: LoraPartialOption = False,
+    lora_cache: Annotated[
+        str, typer.Option(metavar="SIZE", help="The most bytes of weights with LoRAs that stay in the user's cache.")
+    ] = "60GB",
     vram: VramOption = None,
     backend: BackendOption = "auto",
+    verify: VerifyOption = "auto",
     no_verify: NoVerifyOption = False,
+    times: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write what each part took, seconds and bytes, as JSON.")
+    ] = None,
     debug: Annotated[bool, typer.Option("--debug", help="Look for NaN after every block: slow.")] = False,
 ) -> None:
     """Make a video from a prompt, and an image where the model takes one, with a bundle.
@@ -139,39 +161,74 @@ def generate(
     _check_image_options(image, condition, image_size, crop=crop)
     pixels, frames = parse_size(size), parse_frames(frames)
     share = None if topk is None else parse_topk(topk)
-    from runtime.inputs import text_bits
+    from runtime.atomic import check_place, told, write_atomic
     from runtime.media.files.kinds import LATENTS
-    from runtime.media.generate import Asked, VideoMaker
+    from runtime.media.request import Request
+    from runtime.media.video_pipeline import VideoPipeline
 
     started = time.perf_counter()
-    maker = VideoMaker(bundle, RichProgress(), backend, vram, not no_verify, boundary, share)
-    videos = sampled([Video(prompt, seed)] if prompts is None else read_prompts(prompts, seed), samples)
-    texts = [video.prompt for video in videos if video.prompt is not None]
-    outs, seeds = names(out, len(videos)), [video.seed for video in videos]
-    maker.check_source(image, condition=condition is not None)
-    maker.check_outputs(outs, frames, image=image is not None)
-    if image is not None:
-        pixels = maker.size_for(image, pixels, adaptive=image_size == _ADAPTIVE)
-    maker.check_size(pixels, frames)
-    maker.check_run(steps, sigma_max, seeds)
-    start = _noise(noise, videos)
-    if start is not None:
-        maker.check_noise(start, pixels, frames, steps, ode=ode)
-    video = out.suffix != LATENTS
-    maker.state_plan(Asked(texts, image is not None, video, pixels, frames, steps))
-    text = maker.embeddings(texts) if embeds is None else [_tensor(embeds, "text_embeds")] * len(videos)
-    if embeds is not None:
-        text_bits(text[0], maker.manifest.model)  # refused before gigabytes of weights are read
-    latent = _tensor(condition, "condition") if condition is not None else None
-    if image is not None:
-        latent = maker.condition(image, pixels or maker.manifest.model.size, frames, crop=crop)
-    asked: dict[str, Any] = {"size": pixels, "frames": frames, "steps": steps, "condition": latent, "noise": start}
-    made = maker.latents(text, seeds, ode=ode, sigma_max=sigma_max, debug=debug, **asked)
-    facts = {"steps": str(steps or maker.manifest.sampler.steps), "ode": str(ode).lower()}
-    facts |= {} if noise is None else {"noise": printable(noise.name)}
-    _finish(maker, made, outs, [{"seed": str(one), **facts} for one in seeds])
-    if given != "--embeds" or video:
-        _show(maker, time.perf_counter() - started)
+    loading: dict[str, Any] = {"backend": backend, "vram": vram, "boundary": boundary, "topk_milli": share}
+    wanted = sampled([Video(prompt, seed)] if prompts is None else read_prompts(prompts, seed), samples)
+    if noise is not None and len(wanted) > 1:
+        raise UserError(
+            "--noise is the noise of one video.", expected="one prompt and one sample", got=f"{len(wanted)} videos"
+        )
+    loading["verify"] = parse_verify(verify, no_verify=no_verify)
+    report = RichProgress()
+    loras = LoraArguments.typed(lora, lora_high, lora_low, lora_partial)
+    with (
+        _with_loras(bundle, loras, lora_cache, report) as folder,
+        VideoPipeline.load(folder, keep=False, report=report, **loading) as pipeline,
+    ):
+        common = Request(
+            embeds=_tensor(embeds, "text_embeds"),
+            noise=_tensor(noise, "noise"),
+            image=image,
+            crop=crop,
+            adaptive=image_size == _ADAPTIVE,
+            condition=_tensor(condition, "condition"),
+            size=pixels,
+            frames=frames,
+            steps=steps,
+            ode=ode,
+            sigma_max=sigma_max,
+            debug=debug,
+            facts=_facts(noise, loras),
+        )
+        outs = names(out, len(wanted))
+        requests = [replace(common, prompt=v.prompt, seed=v.seed, out=o) for v, o in zip(wanted, outs, strict=True)]
+        if times is not None:
+            check_place(times)
+        pipeline.make(requests, lambda made: _tell(made, pipeline.manifest, several=len(wanted) > 1))
+        if times is not None:
+            with told(times):
+                write_atomic(times, json.dumps([asdict(part) for part in pipeline.times], indent=2).encode())
+        if given != "--embeds" or out.suffix != LATENTS:
+            _show(pipeline.manifest, pipeline.times, time.perf_counter() - started)
+
+
+@contextmanager
+def _with_loras(bundle: Path, loras: LoraArguments, limit: str, report: RichProgress) -> Iterator[Path]:
+    """The bundle itself where no LoRA is given, else one of links with other weights, made now or kept from before."""
+    if not loras.given:
+        yield bundle
+        return
+    from exporter.models import model_named
+    from exporter.packing.lora_cache import bundle_with
+    from runtime.bundle import load_manifest
+    from runtime.byte_sizes import parse_bytes
+
+    chosen = loras.of(model_named(load_manifest(bundle).model.name))
+    with bundle_with(bundle, chosen, report, limit=parse_bytes(limit)) as folder:
+        yield folder
+
+
+def _facts(noise: Path | None, loras: LoraArguments) -> dict[str, str]:
+    """What the files' metadata say besides the request's own numbers."""
+    facts = {} if noise is None else {"noise": printable(noise.name)}
+    if loras.given:
+        facts["loras"] = ", ".join(printable(Path(text).name) for text in loras.given)
+    return facts
 
 
 def _check_image_options(image: Path | None, condition: Path | None, image_size: str, *, crop: bool) -> None:
@@ -196,42 +253,24 @@ def _exactly_one(options: dict[str, object]) -> str:
     return given[0]
 
 
-def _tensor(path: Path, name: str) -> Any:
+def _tensor(path: Path | None, name: str) -> Any:
+    """A file's tensor of that name; None where no file is given."""
     from runtime.tensor_files import read_tensor
 
-    return read_tensor(path, name)
+    return None if path is None else read_tensor(path, name)
 
 
-def _noise(path: Path | None, videos: Sequence[Video]) -> Any:
-    """Another program's draws, for the one video that they are of. Raises UserError."""
-    if path is None:
-        return None
-    if len(videos) > 1:
-        raise UserError(
-            "--noise is the noise of one video.", expected="one prompt and one sample", got=f"{len(videos)} videos"
-        )
-    return _tensor(path, "noise")
-
-
-def _finish(maker: VideoMaker, made: list[Array], outs: list[Path], facts: list[dict[str, str]]) -> None:
-    """Write latents, or decode them into videos; ``facts`` are each one's."""
-    from runtime.media.files.kinds import LATENTS
-    from runtime.tensor_files import write_tensors
-
-    model = maker.manifest.model
-    seeds = [f", seed {own['seed']}" if len(outs) > 1 else "" for own in facts]
-    if outs[0].suffix == LATENTS:
-        for latents, out, own, seed in zip(made, outs, facts, seeds, strict=True):
-            write_tensors(out, {"latents": latents}, {"model": model.name, **own})
-            say(f"{out}: latents {list(latents.shape)}{seed}")
+def _tell(made: Made, manifest: Manifest, *, several: bool) -> None:
+    """The line of a video that is whole."""
+    out, seed = made.request.out, f", seed {made.request.seed}" if several else ""
+    if made.latents_alone:
+        say(f"{out}: latents {list(made.latents.shape)}{seed}")
         return
-    maker.write(made, outs)
-    for latents, out, seed in zip(made, outs, seeds, strict=True):
-        t, h, w = latents.shape[1:]
-        say(f"{out}: {8 * w}x{8 * h}, {4 * t - 3} frames at {model.fps} per second{seed}")
+    t, h, w = made.latents.shape[1:]
+    say(f"{out}: {8 * w}x{8 * h}, {4 * t - 3} frames at {manifest.model.fps} per second{seed}")
 
 
-def _show(maker: VideoMaker, total: float) -> None:
+def _show(manifest: Manifest, times: Sequence[Part], total: float) -> None:
     """What each part took."""
     from rich.table import Table
 
@@ -241,12 +280,12 @@ def _show(maker: VideoMaker, total: float) -> None:
         """The largest of those known."""
         return gigabytes(max(known)) if (known := [peak for peak in peaks if peak is not None]) else "–"
 
-    table = Table(title=maker.manifest.model.name, caption="peaks of device memory; –: not used, or not counted there")
+    table = Table(title=manifest.model.name, caption="peaks of device memory; –: not used, or not counted there")
     for heading in ("part", "seconds", "planned", "measured"):
         table.add_column(heading, justify="left" if heading == "part" else "right")
-    for part in maker.parts:
+    for part in times:
         table.add_row(part.name, f"{part.seconds:.2f}", memory([part.planned]), memory([part.measured]))
     table.add_section()
-    planned, measured = ([getattr(part, name) for part in maker.parts] for name in ("planned", "measured"))
+    planned, measured = ([getattr(part, name) for part in times] for name in ("planned", "measured"))
     table.add_row("total", f"{total:.2f}", memory(planned), memory(measured))
     console().print(table)

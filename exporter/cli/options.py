@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,6 +12,9 @@ from exporter.networks.dit.options import ATTENTIONS
 from exporter.spec import DEFAULT_TOPK
 from exporter.terminal import say
 from plugins.errors import UserError
+
+if TYPE_CHECKING:
+    from runtime.file_checks import Verify
 
 ModelOption = Annotated[
     str, typer.Option("--model", metavar="MODEL", help="Model, as [bold]turbotrt list[/] names it.")
@@ -120,7 +123,26 @@ SizeOption = Annotated[
 FramesOption = Annotated[int | None, typer.Option("--frames", help="Rounded to 4n+1. [dim]\\[default: the model's][/]")]
 StepsOption = Annotated[int | None, typer.Option("--steps", help="1 to 4. [dim]\\[default: the model's][/]")]
 OdeOption = Annotated[bool, typer.Option("--ode", help="Deterministic updates: no fresh noise at each step.")]
-NoVerifyOption = Annotated[bool, typer.Option("--no-verify", help="Do not compare the files with their sha256.")]
+VerifyOption = Annotated[
+    str,
+    typer.Option(
+        "--verify",
+        metavar="auto|always|never",
+        help="Compare the files with their hashes: auto hashes those that are new or were changed or touched since "
+        "they were found right.",
+    ),
+]
+NoVerifyOption = Annotated[bool, typer.Option("--no-verify", help="--verify never.")]
+
+
+def parse_verify(verify: str, *, no_verify: bool) -> Verify:
+    """The way to verify that --verify and --no-verify name. Raises UserError."""
+    from runtime.file_checks import parse_verify as parse
+
+    found = parse(verify)
+    if no_verify and verify == "always":
+        raise UserError("--verify always and --no-verify say the opposite.", remedy="give one of them")
+    return "never" if no_verify else found
 
 
 def parse_frames(frames: int | None) -> int | None:

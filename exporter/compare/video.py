@@ -16,7 +16,7 @@ from exporter.torch_backend.memory import meta_tensors
 from exporter.torch_backend.runner import run_stage, stage_functions
 from plugins.errors import UserError
 from runtime.bundle import Manifest
-from runtime.media.generate import VideoMaker
+from runtime.media.video_pipeline import VideoPipeline
 from runtime.numerics import to_latents
 from runtime.report import Report
 
@@ -56,7 +56,7 @@ def decode_operations(manifest: Manifest, shape: tuple[int, int, int]) -> int:
         stage = manifest.stage(name)
         inputs, outputs = meta_tensors(stage, {"H": height, "W": width})
         with torch.no_grad(), FlopCounterMode(display=False) as counted:
-            run_stage(stage, functions[name], inputs, outputs, channels_last=False)
+            run_stage(stage, functions[name], inputs, outputs)
         total += times * counted.get_total_flops()
     return total
 
@@ -71,8 +71,12 @@ def decode(roster: Roster, bundle: Path, free: RunResults, found: Comparison, pr
     found.notes += [f"{name} gives no video: its latents are not finite." for name in tokens if name not in finite]
     latents = [to_latents(tokens[name].float().numpy(), roster.scene.shape) for name in finite]
     results = RunResults()
-    with progress.stage("decode by the VAE") as update:
-        for name, video in zip(finite, VideoMaker(bundle, progress, TORCH).frames(latents), strict=True):
+    with (
+        progress.stage("decode by the VAE") as update,
+        VideoPipeline.load(bundle, backend=TORCH, report=progress) as pipeline,
+    ):
+        for name, one in zip(finite, latents, strict=True):
+            video = pipeline.decode(one)
             images = [image.clone() for image in torch.from_numpy(video)]  # JSON takes a view's whole storage
             found.video[name] = images
             named = {f"frame {index:03d}": image for index, image in enumerate(images)}

@@ -15,8 +15,9 @@ from exporter.checkpoint.kinds import described, refuse_adapter
 from exporter.checkpoint.names import unwrapped
 from exporter.checkpoint.source import TensorMeta, bands
 from exporter.checkpoint.table import Expected, differences, listing
+from exporter.networks.dit.weights import FORMAT_VERSION
 from exporter.networks.weight_spec import WeightSpec
-from exporter.packing.packer import FORMAT_VERSION, Packer
+from exporter.packing.packer import Packer
 from exporter.packing.writer import SafetensorsWriter
 from plugins.errors import UserError
 

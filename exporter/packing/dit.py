@@ -14,6 +14,7 @@ from exporter.bundle_lock import bundle_turn
 from exporter.loras import NO_LORAS, Lora, Loras
 from exporter.models import ModelSpec
 from exporter.networks.dit.options import BARE
+from exporter.networks.dit.weights import FORMAT_VERSION
 from exporter.networks.weight_spec import LinearMode
 from plugins.errors import UserError
 from runtime.atomic import check_place
@@ -193,8 +194,6 @@ def _with_loras(reader: Checkpoint, loras: Sequence[Lora], partial: bool, note: 
 
 def packing_key(reader: Checkpoint, model: ModelSpec, linear: LinearMode, progress: Report) -> str:
     """Hash of all that decides a packed file's bytes: the checkpoint's files and the way they are packed."""
-    from exporter.packing.packer import FORMAT_VERSION
-
     loras = f" {reader.loras}" if reader.loras else ""
     return files_key(f"{model.name} {linear} {FORMAT_VERSION}{loras}\n", reader.path.name, reader.files, progress)
 

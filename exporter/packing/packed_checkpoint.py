@@ -13,9 +13,9 @@ from exporter.checkpoint.safetensors_file import SafetensorsFile
 from exporter.checkpoint.source import TensorMeta, bands
 from exporter.checkpoint.table import checkpoint_tensors
 from exporter.models import ModelSpec
-from exporter.networks.dit.weights import packed_tensors
+from exporter.networks.dit.weights import packed_metadata, packed_tensors
 from exporter.networks.weight_spec import LinearMode
-from exporter.packing.packer import FORMAT_VERSION, sources
+from exporter.packing.packer import sources
 from plugins.errors import UserError
 
 
@@ -35,7 +35,8 @@ class PackedTensors:
         self.path, self.quantized = path, linear == "int8"
         self._source = SafetensorsFile(path)
         said = self._source.metadata
-        wanted = {"model": model.name, "linear": linear, "format_version": FORMAT_VERSION}
+        self.has_proj_l = said.get("has_proj_l") == "true"
+        wanted = packed_metadata(model, linear, has_proj_l=self.has_proj_l)
         table = {name: TensorMeta(spec.shape, spec.dtype) for name, spec in packed_tensors(model, linear).items()}
         if any(said.get(key) != value for key, value in wanted.items()) or self._source.tensors != table:
             raise UserError(
@@ -44,7 +45,6 @@ class PackedTensors:
                 got=", ".join(f"{key} {said.get(key)}" for key in wanted),
                 remedy="turbotrt pack makes it again from the checkpoint",
             )
-        self.has_proj_l = said.get("has_proj_l") == "true"
         self._rows: dict[str, _Rows] = {}
         self.tensors: dict[str, TensorMeta] = {}
         expected = checkpoint_tensors(model, quantized=self.quantized)

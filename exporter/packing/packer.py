@@ -13,14 +13,13 @@ from exporter.checkpoint.reader import Checkpoint
 from exporter.checkpoint.source import TensorMeta
 from exporter.checkpoint.table import check_linear
 from exporter.models import ModelSpec
-from exporter.networks.dit.weights import BLOCK_LINEARS, PROJ_L_SOURCE, packed_tensors
+from exporter.networks.dit.weights import BLOCK_LINEARS, PROJ_L_SOURCE, packed_metadata, packed_tensors
 from exporter.networks.weight_spec import LinearMode
 from exporter.packing.quantize import block_dequantize, block_quantize
 from exporter.packing.writer import SafetensorsWriter
 from plugins.errors import UserError
 from plugins.torch_dtypes import torch_dtype
 
-FORMAT_VERSION = "1"
 _PIECE = 2**22  # elements converted and checked at once: bounds the temporaries beside the largest matrices
 
 
@@ -43,12 +42,7 @@ def pack(
         raise UserError("The checkpoint was opened for another model.", expected=model.name, got=reader.model.name)
     check_linear(reader.path, linear, quantized=reader.quantized)
     table = {name: TensorMeta(spec.shape, spec.dtype) for name, spec in packed_tensors(model, linear).items()}
-    metadata = {
-        "format_version": FORMAT_VERSION,
-        "model": model.name,
-        "linear": linear,
-        "has_proj_l": "true" if reader.has_proj_l else "false",
-    }
+    metadata = packed_metadata(model, linear, has_proj_l=reader.has_proj_l)
     if reader.loras:
         metadata["loras"] = reader.loras
     packer = Packer(reader, watched=reader.dequantized)

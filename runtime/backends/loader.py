@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,10 @@ from runtime.backends.protocol import BackendError
 from runtime.bundle import Manifest
 from runtime.host_code import check_host_code
 from runtime.input_files import read_input
+
+#: Where a program may listen to what TensorRT warns of; without a handler nothing is printed.
+LOGGER = logging.getLogger("turbotrt.tensorrt")
+LOGGER.addHandler(logging.NullHandler())
 
 _LOG_LINES = 15
 _MAX_ENGINE = 1 << 38  # bytes; a one-file engine holds all weights
@@ -29,6 +34,7 @@ def make_logger(trt: Any) -> Any:
         def log(self, severity: Any, message: str) -> None:
             if severity not in (trt.ILogger.VERBOSE, trt.ILogger.INFO):
                 self.lines.append(f"[{severity.name}] {message}")
+                LOGGER.log(logging.WARNING if severity == trt.ILogger.WARNING else logging.ERROR, self.lines[-1])
 
         def error(self, problem: str) -> BackendError:
             """The problem with TensorRT's own last words."""

@@ -27,10 +27,10 @@ class WeightsFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._file = open_input(path, EXPECTED)
-        self.close = weakref.finalize(self, os.close, self._file)  # once, and with the last reference too
+        self.descriptor = open_input(path, EXPECTED)
+        self.close = weakref.finalize(self, os.close, self.descriptor)  # once, and with the last reference too
         try:
-            self.tensors: Mapping[str, Stored] = header_of(self._file, path).tensors
+            self.tensors: Mapping[str, Stored] = header_of(self.descriptor, path).tensors
         except BaseException:
             self.close()
             raise
@@ -96,4 +96,4 @@ class WeightsFile:
                 self._read(at, target[first - start : last - start])
 
     def _read(self, at: int, target: Bytes) -> None:
-        read_exactly(self._file, self.path, target.data, at)
+        read_exactly(self.descriptor, self.path, target.data, at)

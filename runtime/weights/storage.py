@@ -1,4 +1,4 @@
-"""A plan made real: slots in device memory, the experts' files, and the stream that fills the one from the other."""
+"""The DiT's plan made real: slots in device memory, the experts' files, and the stream between the two."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ from pathlib import Path
 
 from plugins.errors import UserError
 from plugins.interrupts import Ending
-from runtime.backends.protocol import Device, DeviceTensor, Memory, tensors
+from runtime.backends.protocol import Device, DeviceTensor
 from runtime.bundle import Manifest
 from runtime.layout import Layout, weight_layout
 from runtime.report import Report
 from runtime.weights.file import WeightsFile
 from runtime.weights.memory_plan import MemoryPlan
-from runtime.weights.streaming import Slot, Unit, WeightStream, schedule, slots_of
-from runtime.weights.upload import Staging
+from runtime.weights.slots import Slots
+from runtime.weights.streaming import Kept, Unit, WeightStream
+from runtime.weights.upload import Staging, Stored
 
 STAGES = ("embed", "block", "head")
 
@@ -27,25 +28,30 @@ def layouts(manifest: Manifest) -> dict[str, Layout]:
 class Storage:
     """All weight memory of a pipeline. Raises UserError where a file does not hold what the engines take.
 
-    ``close`` frees all memory and closes the files, once; copies that an interruption left under way end first.
+    ``close`` frees all memory and closes the files, once. ``kept``: page-locked memory for weights that come again.
     """
 
-    def __init__(self, folder: Path, manifest: Manifest, plan: MemoryPlan, device: Device) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        manifest: Manifest,
+        plan: MemoryPlan,
+        device: Device,
+        staging: Staging,
+        kept: Kept | None = None,
+    ) -> None:
         self.plan = plan
         self._layouts = layouts(manifest)
         self._files: dict[str, WeightsFile] = {}
-        memories: dict[Slot, Memory] = {}
-        self._staging = Staging(device, self._files, self._layouts, plan.layers)
-        self.stream = WeightStream(device, self._staging, memories)
-        held = device, self.stream, self._staging, memories, self._files
-        self.close = Ending(self, _close, *held, atexit=False)  # a process's end frees all by itself
+        slots: list[Slots] = []
+        self.close = Ending(self, _close, slots, self._files, atexit=False)  # a process's end frees all by itself
         try:
             for expert in plan.experts:
                 self._files[expert] = WeightsFile(folder / manifest.weights[expert])
                 self._check(expert)
-            for slot, stage in slots_of(plan).items():
-                memories[slot] = device.allocate(self._layouts[stage].nbytes)
-            device.finish()  # torch's allocator may hand out what the compute queue still reads, and copies do not wait
+            every = [unit for expert in plan.experts for unit in self.one_pass(expert)]
+            slots.append(Slots(device, staging, plan, every, _Finder(plan, self._layouts, self._files), kept))
+            self._slots = slots[0]
         except BaseException:
             self.close()
             raise
@@ -57,36 +63,44 @@ class Storage:
                 raise UserError(f"The weights are not of this bundle: {problem}.", remedy="pack the weights again")
 
     @property
+    def stream(self) -> WeightStream:
+        return self._slots.stream
+
+    @property
     def copied_bytes(self) -> int:
         """Bytes brought to the device so far."""
-        return self._staging.copied_bytes
+        return self.stream.copied_bytes
+
+    @property
+    def files(self) -> list[WeightsFile]:
+        """The experts' files."""
+        return list(self._files.values())
 
     def one_pass(self, expert: str) -> list[Unit]:
         """The units of one expert in the order of a step."""
         return [(expert, unit) for unit in range(self.plan.layers + 2)]
 
+    def prefetch(self, expert: str) -> None:
+        """Start to fill the slots with one expert's weights, behind what runs; streamed layers as far as they go."""
+        self._slots.prefetch(self.one_pass(expert))
+
     def preload(self, expert: str, report: Report) -> None:
-        """Fill the slots with one expert's weights; streamed layers as far as there is room."""
-        uses = self.one_pass(expert)
-        planned = schedule(uses, self.plan, self.stream.held)
-        copies = tuple(copy for copy in planned.copies if copy.after_use is None)
-        total = sum(self._layouts[self.stage_of(copy.unit)].nbytes for copy in copies)
-        before = self.copied_bytes
+        """``prefetch``, done on return."""
         with report.stage(f"load {self._files[expert].path.name}") as update:
-            self.stream.start(planned.only(copies), lambda: update(self.copied_bytes - before, total))
-            self.stream.finish()
+            self._slots.prefetch(self.one_pass(expert))
+            self._slots.finish(update)
 
     def begin(self, uses: Sequence[Unit]) -> None:
         """Start the copies that these uses need."""
-        self.stream.start(schedule(uses, self.plan, self.stream.held))
+        self._slots.begin(uses)
 
     def stage_of(self, unit: Unit) -> str:
         """The stage that a unit is run by."""
-        return "embed" if unit[1] == 0 else "head" if unit[1] > self.plan.layers else "block"
+        return _stage_of(unit, self.plan)
 
     def weights(self, use: int, unit: Unit) -> dict[str, DeviceTensor]:
         """The weights of a use by the engine's names, in place by the time its work begins."""
-        return tensors(self.stream.acquire(use), self._layouts[self.stage_of(unit)])
+        return self._slots.weights(use, unit)
 
     def bad_weight(self) -> str | None:
         """The first tensor of the files that holds NaN or infinity; they are read once more to find it."""
@@ -94,17 +108,23 @@ class Storage:
         return next(found, None)
 
 
-def _close(
-    device: Device,
-    stream: WeightStream,
-    staging: Staging,
-    memories: dict[Slot, Memory],
-    files: dict[str, WeightsFile],
-) -> None:
-    with device.current():
-        stream.stop()
-        staging.close()
-        for memory in memories.values():
-            memory.free()
-        for file in files.values():
-            file.close()
+class _Finder:
+    """Where a unit's bytes lie. It knows nothing of the storage, so that dropping that gives its memory back."""
+
+    def __init__(self, plan: MemoryPlan, all_layouts: dict[str, Layout], files: dict[str, WeightsFile]) -> None:
+        self._plan, self._layouts, self._files = plan, all_layouts, files
+
+    def __call__(self, unit: Unit) -> Stored:
+        stage = _stage_of(unit, self._plan)
+        return Stored(self._files[unit[0]], f"blocks.{unit[1] - 1}." if stage == "block" else "", self._layouts[stage])
+
+
+def _stage_of(unit: Unit, plan: MemoryPlan) -> str:
+    return "embed" if unit[1] == 0 else "head" if unit[1] > plan.layers else "block"
+
+
+def _close(slots: list[Slots], files: dict[str, WeightsFile]) -> None:
+    for one in slots:
+        one.close()
+    for file in files.values():
+        file.close()

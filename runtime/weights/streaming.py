@@ -10,15 +10,39 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, Protocol
 
 from plugins.interrupts import uninterrupted
-from runtime.backends.protocol import Device, Event, Memory
-from runtime.weights.memory_plan import RING, MemoryPlan
-from runtime.weights.upload import Piece, Staging
+from runtime.backends.protocol import Bytes, Device, Event, Memory
+from runtime.weights.memory_plan import RING
+from runtime.weights.upload import Piece, Staging, Stored, Ticket
 
-Unit = tuple[str, int]  # expert, and its unit: 0 embed, 1 … N layers, N + 1 head
+Unit = tuple[str, int]  # expert or component, and its unit: 0 embed, 1 … N layers, N + 1 head
+_NAME = "turbotrt-weights"  # of the thread
 Slot = tuple[Literal["own", "ring"], str, int]  # expert is "" where all share the slot
+
+
+class Places(Protocol):
+    """Which units stay: all but the layers that are not ``resident``, and those of one expert or of all."""
+
+    @property
+    def layers(self) -> int: ...
+
+    @property
+    def resident(self) -> frozenset[int]: ...
+
+    @property
+    def all_experts(self) -> bool: ...
+
+
+class Kept(Protocol):
+    """Page-locked memory that keeps units (``runtime.weights.host``)."""
+
+    def place(self, unit: Unit, nbytes: int) -> Bytes | None: ...
+
+    def holds(self, unit: Unit) -> bool: ...
+
+    def filled(self, unit: Unit) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -44,18 +68,13 @@ class Schedule:
         return replace(self, copies=copies)
 
 
-def slots_of(plan: MemoryPlan) -> dict[Slot, str]:
-    """Every slot of a plan and the stage whose weights it holds."""
-    ring: dict[Slot, str] = {("ring", "", turn): "block" for turn in range(min(RING, plan.streamed))}
-    own = {
-        ("own", expert, unit): "embed" if unit == 0 else "head" if unit > plan.layers else "block"
-        for expert in (plan.experts if plan.all_experts else ("",))
-        for unit in (0, *sorted(plan.resident), plan.layers + 1)
-    }
-    return {**own, **ring}  # type: ignore[dict-item]
+def slots_of(plan: Places, uses: Sequence[Unit]) -> dict[Slot, Unit]:
+    """Every slot that these uses take under a plan, and the first unit that it holds."""
+    made = schedule(uses, plan, {})
+    return {slot: unit for slot, unit in reversed(list(zip(made.slots, made.uses, strict=True)))}
 
 
-def schedule(uses: Sequence[Unit], plan: MemoryPlan, held: Mapping[Slot, Unit]) -> Schedule:
+def schedule(uses: Sequence[Unit], plan: Places, held: Mapping[Slot, Unit]) -> Schedule:
     """The copies that these uses need, where ``held`` says what each slot holds at the start."""
     content, last_use = dict(held), dict[Slot, int]()
     slots, copies = list[Slot](), list[Copy]()
@@ -77,27 +96,71 @@ def schedule(uses: Sequence[Unit], plan: MemoryPlan, held: Mapping[Slot, Unit]) 
 class WeightStream:
     """Slots in device memory and what they hold. One run at a time: start, acquire and release each use, finish."""
 
-    def __init__(self, device: Device, staging: Staging, slots: Mapping[Slot, Memory]) -> None:
-        """``slots`` may be filled later."""
+    def __init__(
+        self,
+        device: Device,
+        staging: Staging,
+        slots: Mapping[Slot, Memory],
+        find: Callable[[Unit], Stored],
+        kept: Kept | None = None,
+    ) -> None:
+        """``slots`` may be filled later. ``kept``: units that come again stay there, as far as there is room."""
         self._device, self._staging, self._memory = device, staging, slots
+        self._find, self._kept = find, kept
         self.held: dict[Slot, Unit] = {}
+        self.copied_bytes = self._began_at = 0
+        self._run = Schedule((), (), ())
+        self._held_before: dict[Slot, Unit] = {}
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
 
-    def start(self, run: Schedule, copied: Callable[[], None] = lambda: None) -> None:
-        """Begin the copies of a run in a thread of their own; ``copied`` hears of every part enqueued."""
-        self._run = run
-        self._heard = copied
+    def start(self, run: Schedule) -> None:
+        """Begin the copies of a run in a thread of their own."""
+        self._run, self._held_before = run, dict(self.held)
+        self._began_at = self.copied_bytes
         self._copied: dict[int, Event] = {}
         self._used: dict[int, Event] = {}
         self._waits: list[tuple[Event, Event]] = []
         self._waiting_for = {copy.for_use for copy in run.copies}
         self._error: BaseException | None = None
         self._stopping = False
+        if not run.copies:
+            return
         with uninterrupted():  # a thread whose start was interrupted is there or not, and nothing tells
-            thread = threading.Thread(target=self._feed, name="turbotrt-weights", daemon=True)
+            thread = threading.Thread(target=self._feed, args=[self._staging.ticket()], name=_NAME, daemon=True)
             thread.start()
             self._thread = thread
+
+    def goes_on(self, uses: Sequence[Unit], plan: Places) -> bool:
+        """Whether the copies under way are all that these uses need: then they are the run's from now on."""
+        if self._thread is None:
+            return False
+        run = schedule(uses, plan, self._held_before)
+        if run.copies != self._run.copies:
+            return False
+        self._run = run
+        return True
+
+    @property
+    def running(self) -> bool:
+        """Whether copies were started and nobody waited for their end."""
+        return self._thread is not None
+
+    def running_for(self, seconds: float) -> bool:
+        """Whether copies are still on their way after at most so long."""
+        if self._thread is not None:
+            self._thread.join(seconds)
+        return self._thread is not None and self._thread.is_alive()
+
+    @property
+    def copies(self) -> tuple[Copy, ...]:
+        """Those of the run that was started last."""
+        return self._run.copies
+
+    @property
+    def poured_bytes(self) -> int:
+        """Bytes of that run on their way or there."""
+        return self.copied_bytes - self._began_at
 
     def acquire(self, use: int) -> Memory:
         """The slot of a use; what is enqueued on compute from now on finds its weights in place."""
@@ -138,18 +201,28 @@ class WeightStream:
             self._changed.notify_all()
         self.finish()
 
-    def _feed(self) -> None:
+    def _feed(self, ticket: Ticket) -> None:
         try:
             with self._device.current():
                 pieces = (piece for copy in self._run.copies for piece in self._pieces(copy))
-                self._staging.pour(pieces, self._before, self._after)
+                self._staging.pour(ticket, pieces, self._before, self._after, lambda: self._stopping)
         except BaseException as error:
             with self._changed:
                 self._error = error
                 self._changed.notify_all()
 
     def _pieces(self, copy: Copy) -> list[Piece]:
-        return self._staging.pieces(copy, self._memory[copy.slot])
+        """The pieces that bring a unit into its slot."""
+        stored, memory, chunk, kept = self._find(copy.unit), self._memory[copy.slot], self._staging.chunk, self._kept
+        total = stored.where.nbytes
+        host, there = (None, False) if kept is None else (kept.place(copy.unit, total), kept.holds(copy.unit))
+
+        def piece(at: int) -> Piece:
+            end = min(at + chunk, total)
+            part = None if host is None else host[at:end]
+            return Piece(stored, memory, at, end - at, at == 0, end == total, copy, part, there)
+
+        return [piece(at) for at in range(0, total, chunk)]
 
     def _before(self, piece: Piece) -> bool:
         """Hold the piece back until its slot is free; False ends the pouring."""
@@ -167,9 +240,11 @@ class WeightStream:
         return True
 
     def _after(self, piece: Piece) -> None:
-        self._heard()
+        self.copied_bytes += piece.count
         if piece.last:
             copy: Copy = piece.owner
+            if self._kept is not None:
+                self._kept.filled(copy.unit)
             event = self._device.record("copy")
             with self._changed:
                 self.held[copy.slot] = copy.unit

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from threading import Condition
 from typing import TYPE_CHECKING
+from weakref import ref
 
-from runtime.backends.protocol import Device, Event, HostMemory, Memory
+from runtime.backends.protocol import Bytes, Device, Event, HostMemory, Memory
 from runtime.layout import Layout
 from runtime.weights.file import WeightsFile
 
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
 CHUNK = 32 << 20  # bytes of a buffer: large enough that a copy runs at full rate
 BUFFERS = 8  # all that is ever page-locked: 256 MiB
 READERS = 8  # threads; one alone does not read as fast as a GPU takes
+_POLL = 0.02  # seconds between two looks at whether one that waits for its turn is to stop
 
 
 def pinned_bytes(largest: int) -> int:
@@ -26,68 +29,86 @@ def pinned_bytes(largest: int) -> int:
 
 
 @dataclass(frozen=True)
-class Piece:
-    """A part of one unit's slot: bytes [offset, offset + count) of the slot, from the tensors ``prefix``…"""
+class Stored:
+    """Where the bytes of a unit's slot lie: the tensors ``prefix``… of a file, in the slot's layout."""
 
     file: WeightsFile
     prefix: str
     where: Layout
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A part of one unit's slot: bytes [offset, offset + count).
+
+    ``host``: the page-locked memory that keeps these bytes for the next time, None for one of the ring's buffers;
+    ``there``: they are in it already.
+    """
+
+    stored: Stored
     memory: Memory
     offset: int
     count: int
     first: bool
     last: bool
     owner: Copy
+    host: Bytes | None
+    there: bool
+
+
+class Ticket:
+    """A place in the row of those that pour."""
 
 
 class Staging:
-    """Reads pieces into page-locked buffers ahead of their turn and enqueues their copies in order."""
+    """Reads pieces into page-locked buffers ahead of their turn and enqueues their copies in order.
 
-    def __init__(self, device: Device, files: Mapping[str, WeightsFile], layouts: Mapping[str, Layout], layers: int):
-        self._device, self._files, self._layouts, self._layers = device, files, layouts, layers
-        self._chunk = min(CHUNK, max(where.nbytes for where in layouts.values()))
+    Several streams may share one: whoever took its ticket first pours first, and the next when that is done.
+    """
+
+    def __init__(self, device: Device, largest: int) -> None:
+        """``largest``: bytes of the largest slot."""
+        self._device, self.chunk = device, min(CHUNK, max(1, largest))
         self._buffers: list[HostMemory] = []
         self._events: list[Event | None] = [None] * BUFFERS
         self._pool = ThreadPoolExecutor(READERS, thread_name_prefix="turbotrt-read")
-        self.copied_bytes = 0
+        self._turns, self._waiting = Condition(), deque[ref[Ticket]]()
 
-    def pieces(self, owner: Copy, memory: Memory) -> list[Piece]:
-        """The pieces that bring ``owner.unit`` (expert, unit) into a slot."""
-        expert, unit = owner.unit
-        stage = "embed" if unit == 0 else "head" if unit > self._layers else "block"
-        prefix = f"blocks.{unit - 1}." if stage == "block" else ""
-        where = self._layouts[stage]
-        starts = range(0, where.nbytes, self._chunk)
-        return [
-            Piece(
-                self._files[expert],
-                prefix,
-                where,
-                memory,
-                at,
-                min(self._chunk, where.nbytes - at),
-                at == 0,
-                at + self._chunk >= where.nbytes,
-                owner,
-            )
-            for at in starts
-        ]
+    def ticket(self) -> Ticket:
+        """A place in the row of those that pour, for ``pour``; one that is dropped is none any more."""
+        mine = Ticket()
+        with self._turns:
+            self._waiting.append(ref(mine))
+        return mine
 
-    def pour(self, pieces: Iterable[Piece], before: Callable[[Piece], bool], after: Callable[[Piece], None]) -> None:
-        """Read and copy all pieces. ``before`` may hold a piece back or end it all; ``after`` hears each enqueued."""
-        under_way: deque[tuple[Piece, int, Future[None]]] = deque()
+    def pour(
+        self,
+        ticket: Ticket,
+        pieces: Iterable[Piece],
+        before: Callable[[Piece], bool],
+        after: Callable[[Piece], None],
+        stopping: Callable[[], bool],
+    ) -> None:
+        """Read and copy all pieces, in its turn, unless it is to stop before.
+
+        ``before`` may hold a piece back or end it all; ``after`` hears each enqueued.
+        """
         try:
-            for turn, piece in enumerate(pieces):
-                if len(under_way) == BUFFERS and not self._enqueue(*under_way.popleft(), before, after):
-                    return
-                index = turn % BUFFERS
-                under_way.append((piece, index, self._pool.submit(self._read, piece, self._free_buffer(index))))
-            while under_way:
-                if not self._enqueue(*under_way.popleft(), before, after):
-                    return
+            with self._turns:
+                while not self._turns.wait_for(lambda: stopping() or self._first() is ticket, _POLL):
+                    pass
+            if not stopping():
+                self._pour(pieces, before, after)
         finally:
-            for _, _, reading in under_way:
-                reading.cancel() or reading.exception()  # a buffer being read into is not free yet
+            with self._turns:
+                self._waiting.remove(ref(ticket))
+                self._turns.notify_all()
+
+    def _first(self) -> Ticket | None:
+        """The first in the row, after those whose thread never began."""
+        while self._waiting and self._waiting[0]() is None:
+            self._waiting.popleft()
+        return self._waiting[0]() if self._waiting else None
 
     def close(self) -> None:
         """Give the buffers back; nothing may be under way."""
@@ -96,22 +117,36 @@ class Staging:
             buffer.free()
         self._buffers.clear()
 
-    def _free_buffer(self, index: int) -> HostMemory:
+    def _pour(self, pieces: Iterable[Piece], before: Callable[[Piece], bool], after: Callable[[Piece], None]) -> None:
+        under_way: deque[tuple[Piece, int, Bytes, Future[None]]] = deque()
+        try:
+            for turn, piece in enumerate(pieces):
+                if len(under_way) == BUFFERS and not self._enqueue(*under_way.popleft(), before, after):
+                    return
+                index = turn % BUFFERS
+                source = self._free_buffer(index) if piece.host is None else piece.host
+                under_way.append((piece, index, source, self._pool.submit(_read, piece, source)))
+            while under_way:
+                if not self._enqueue(*under_way.popleft(), before, after):
+                    return
+        finally:
+            for *_, reading in under_way:
+                reading.cancel() or reading.exception()  # a buffer being read into is not free yet
+
+    def _free_buffer(self, index: int) -> Bytes:
         """The buffer of a turn, when the copy that last used it is over."""
-        if index == len(self._buffers):
-            self._buffers.append(self._device.pinned(self._chunk))
+        while index >= len(self._buffers):
+            self._buffers.append(self._device.pinned(self.chunk))
         if (event := self._events[index]) is not None:
             self._device.finish(event)
             self._events[index] = None
-        return self._buffers[index]
-
-    def _read(self, piece: Piece, buffer: HostMemory) -> None:
-        piece.file.fill(piece.prefix, piece.where, piece.offset, buffer.array[: piece.count])
+        return self._buffers[index].array
 
     def _enqueue(
         self,
         piece: Piece,
         index: int,
+        source: Bytes,
         reading: Future[None],
         before: Callable[[Piece], bool],
         after: Callable[[Piece], None],
@@ -119,9 +154,13 @@ class Staging:
         reading.result()
         if not before(piece):
             return False
-        source = self._buffers[index].array[: piece.count]
-        self._device.upload(piece.memory, piece.offset, source, "copy")
-        self._events[index] = self._device.record("copy")
-        self.copied_bytes += piece.count
+        self._device.upload(piece.memory, piece.offset, source[: piece.count], "copy")
+        if piece.host is None:
+            self._events[index] = self._device.record("copy")
         after(piece)
         return True
+
+
+def _read(piece: Piece, target: Bytes) -> None:
+    if not piece.there:
+        piece.stored.file.fill(piece.stored.prefix, piece.stored.where, piece.offset, target[: piece.count])

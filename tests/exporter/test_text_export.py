@@ -138,20 +138,19 @@ def test_a_prompt_is_encoded_by_the_torch_backend(
     """The bundle as exported gives finite embeddings near those of the bf16 functions."""
     from importlib.metadata import EntryPoint
 
-    from runtime.media.generate import VideoMaker
     from runtime.media.text.prompt import PromptTokenizer
+    from runtime.media.video_pipeline import VideoPipeline
     from runtime.numerics import from_bf16_bits
-    from runtime.report import Silent
 
     point = EntryPoint("torch", "exporter.torch_backend.backend:TORCH", "turbotrt.backends")
     monkeypatch.setattr("runtime.backends.registry.entry_points", lambda group: [point])
-    maker = VideoMaker(bundle[0], Silent(), "torch")
-    (embeds,) = maker.embeddings(["A cat on a surfboard"])
+    with VideoPipeline.load(bundle[0], backend="torch") as pipeline:
+        (embeds,) = pipeline.embeddings(["A cat on a surfboard"])
     assert embeds.shape == (len(PromptTokenizer(bundle[0] / "tokenizer.json")("A cat on a surfboard")), 4096)
     values = torch.from_numpy(from_bf16_bits(embeds))
     assert bool(torch.isfinite(values).all())
     assert 0.5 < float(values.std()) < 2
-    assert maker.parts[0].planned is not None
+    assert pipeline.times[0].planned is not None
 
 
 @pytest.mark.parametrize("form", ["pth", "safetensors"])

@@ -20,7 +20,7 @@ from plugins.tensorrt_plugin import tensorrt_dims
 from runtime.backends.tensorrt import TENSORRT
 from runtime.bundle import FileInfo, encode_manifest, load_manifest
 from runtime.checks import rebuild_command
-from runtime.media.parts import bundle_parts, plan_parts
+from runtime.media.parts.plan import bundle_parts, plan_parts, planned
 from runtime.media.text.embeds_cache import EmbedsCache
 from tests.fuzz.mutations import NUMBERS, bytes_of, hostile, structure
 from tests.fuzz.target import Case, Target
@@ -40,7 +40,7 @@ def _manifests(_: Path) -> Case:
         manifest = load_manifest(folder)
         rebuild_command(manifest, folder)
         vram = dice.choice((None, 1 << 20, 1 << 30))
-        plan_parts(manifest, TENSORRT, bundle_parts(manifest), vram=vram).lines()
+        plan_parts(manifest, planned(TENSORRT, manifest), bundle_parts(manifest), vram=vram).lines()
         if dice.random() < 0.2:
             stage_functions(manifest)
 

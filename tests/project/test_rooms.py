@@ -48,6 +48,7 @@ ROOMS: tuple[tuple[str, ...], ...] = (
     ("exporter.compare.machines",),
     ("exporter.compare",),
     ("exporter.export",),
+    ("exporter.selftest",),
     ("exporter.cli",),
 )
 RANK = {name: rank for rank, room in enumerate(ROOMS) for name in room}

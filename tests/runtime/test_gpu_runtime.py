@@ -91,7 +91,7 @@ def pair(large: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @contextmanager
 def loaded(folder: Path, **options: Any) -> Iterator[Pipeline]:
-    with Pipeline.load(folder, backend=TORCH, verify=False, **options) as pipe:
+    with Pipeline.load(folder, backend=TORCH, verify="never", **options) as pipe:
         yield pipe
 
 

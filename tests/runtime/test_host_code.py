@@ -25,7 +25,8 @@ from runtime.backends.kind import BackendKind
 from runtime.backends.loader import EngineLoader, make_logger
 from runtime.backends.tensorrt import TENSORRT, TensorrtRunner
 from runtime.bundle import Manifest, file_info, load_manifest, write_manifest
-from runtime.checks import check_files, rebuild_command
+from runtime.checks import rebuild_command
+from runtime.file_checks import FileChecks
 from runtime.host_code import carries_host_code, holds_host_code
 from tests.support.bundle_factory import make_bundle
 from tests.support.exported import Exported
@@ -109,12 +110,11 @@ def test_engines_that_bring_their_plugins_run_and_say_so(bundle: Path) -> None:
 
 
 def test_nothing_of_it_runs_unverified(bundle: Path) -> None:
-    with pytest.raises(UserError, match=r"never runs unverified(.|\n)*--no-verify(.|\n)*drop --no-verify"):
-        Pipeline.load(bundle, backend=stand_in_kind([]), verify=False, **OPTIONS)
-    Pipeline.load(bundle, backend=TORCH, verify=False, **OPTIONS).close()  # which reads no engines
+    with pytest.raises(UserError, match=r"never runs unverified(.|\n)*--verify never(.|\n)*drop --verify never"):
+        Pipeline.load(bundle, backend=stand_in_kind([]), verify="never", **OPTIONS)
+    Pipeline.load(bundle, backend=TORCH, verify="never", **OPTIONS).close()  # which reads no engines
     manifest = load_manifest(bundle)
-    weights = list(manifest.weights.values())
-    assert check_files(bundle, manifest, weights, verify=False, report=SilentProgress()) is None
+    FileChecks(bundle, manifest, "never", SilentProgress()).check(manifest.weights.values())
 
 
 def load(bundle: Path, name: str) -> None:

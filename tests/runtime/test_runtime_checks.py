@@ -19,10 +19,9 @@ from plugins.errors import UserError
 from runtime.backends.registry import backend_kind
 from runtime.backends.tensorrt import TENSORRT, installed
 from runtime.bundle import Manifest, load_manifest, write_manifest
-from runtime.checks import check_engines, check_files, check_gpu, check_plugins, check_weights, rebuild_command
+from runtime.checks import check_engines, check_gpu, check_plugins, check_size, check_weights, rebuild_command
 from runtime.pipeline import Pipeline
 from tests.support.exported import Exported
-from tests.support.progress import SilentProgress
 from tests.support.random_bundle import make_random_bundle
 
 Change = Callable[[Manifest], Manifest]
@@ -57,10 +56,7 @@ def test_a_whole_bundle_passes(exported: Exported) -> None:
     assert check_plugins(exported.folder, manifest) is None
     assert check_gpu(manifest, 120) is None
     assert check_weights(exported.folder, manifest, ["model"]) is None
-    report = SilentProgress()
-    assert check_files(exported.folder, manifest, manifest.files, verify=True, report=report) is None
-    total = sum(info.bytes for info in manifest.files.values())
-    assert report.updates["verify sha256"] == (total, total)
+    assert all(check_size(exported.folder, manifest, name) is None for name in manifest.files)
 
 
 @pytest.mark.parametrize(
@@ -119,7 +115,7 @@ def test_damaged_weights_are_mended_by_packing(bundle: Path) -> None:
     manifest = load_manifest(bundle)
     name = next(iter(manifest.weights.values()))
     (bundle / name).unlink()
-    reason = check_files(bundle, manifest, [name], verify=False, report=SilentProgress())
+    reason = check_size(bundle, manifest, name)
     assert reason is not None
     words = shlex.split(reason.partition("remedy:")[2])
     assert words[:2] == ["turbotrt", "pack"]
@@ -176,21 +172,21 @@ def test_damaged_files_are_told(bundle: Path, monkeypatch: pytest.MonkeyPatch) -
     data[-1] ^= 1
     path.unlink()
     path.write_bytes(data)
-    with pytest.raises(UserError, match=r"weights\.safetensors: sha256(.|\n)*--no-verify"):
+    with pytest.raises(UserError, match=r"weights\.safetensors: sha256(.|\n)*--verify never"):
         Pipeline.load(bundle, backend=TORCH)
-    Pipeline.load(bundle, backend=TORCH, verify=False).close()
+    Pipeline.load(bundle, backend=TORCH, verify="never").close()
     path.write_bytes(data[:-1])
     with pytest.raises(UserError, match=r"weights\.safetensors is not the file"):
-        Pipeline.load(bundle, backend=TORCH, verify=False)
+        Pipeline.load(bundle, backend=TORCH, verify="never")
     path.unlink()
     with pytest.raises(UserError, match="missing"):
-        Pipeline.load(bundle, backend=TORCH, verify=False)
+        Pipeline.load(bundle, backend=TORCH, verify="never")
     # Engines are looked at for the backend that loads them.
     monkeypatch.setattr("runtime.backends.tensorrt.compute_capability", lambda: 120)
     path.write_bytes(data)
     (bundle / "head.engine").unlink()
     with pytest.raises(UserError, match=r"head\.engine is not the file"):
-        Pipeline.load(bundle, verify=False)
+        Pipeline.load(bundle, verify="never")
 
 
 def test_a_plan_of_another_format_is_told(bundle: Path) -> None:

@@ -73,7 +73,7 @@ def test_a_weight_that_is_nan_is_named(
         weight = next(name for name in file.tensors if name.startswith("blocks.0.self_attn.q") and "scale" in name)
     file.close()
     folder = spoilt(whole, tmp_path, weight, bits)
-    with Pipeline.load(folder, backend=TORCH, verify=False, **OPTIONS) as pipe:
+    with Pipeline.load(folder, backend=TORCH, verify="never", **OPTIONS) as pipe:
         with pytest.raises(NonFiniteError) as told:
             pipe(TEXT, debug=debug, **OPTIONS)
         error = told.value
@@ -236,7 +236,7 @@ def test_ctrl_c_anywhere_gives_everything_back(whole: Path) -> None:
 
     def work() -> None:
         devices.append(LazyDevice("compute first"))
-        with Pipeline.load(whole, backend=telling_kind(devices[-1]), vram=smallest, verify=False, **OPTIONS) as pipe:
+        with Pipeline.load(whole, backend=telling_kind(devices[-1]), vram=smallest, verify="never", **OPTIONS) as pipe:
             pipe(TEXT, **OPTIONS)
 
     gc.freeze()

@@ -22,7 +22,7 @@ from exporter.torch_backend.runner import stage_functions
 from plugins.errors import UserError
 from runtime.bundle import COMPONENTS, encode_manifest, load_manifest, write_manifest
 from runtime.declared import declared
-from runtime.media.parts import bundle_parts, plan_parts
+from runtime.media.parts.plan import bundle_parts, plan_parts, planned
 from tests.support.media_bundle import bare_manifest, media_stages, with_media
 from tests.support.random_bundle import facts
 
@@ -173,7 +173,7 @@ def test_what_the_runtime_drives_is_what_the_exporter_declares(name: str) -> Non
 def _torch_says(folder: Path, content: Content, words: str) -> None:
     manifest = load_manifest(put(folder, content))
     with pytest.raises(UserError, match=words):
-        plan_parts(manifest, TORCH, bundle_parts(manifest))
+        plan_parts(manifest, planned(TORCH, manifest), bundle_parts(manifest))
 
 
 def test_the_torch_backend_takes_no_other_stages_than_its_functions(tmp_path: Path) -> None:
@@ -208,6 +208,8 @@ def test_a_plan_is_made_at_once_whatever_a_manifest_says(tmp_path: Path) -> None
     from runtime.backends.tensorrt import TENSORRT
 
     started = time.process_time()
+    manifest = msgspec.structs.replace(manifest, stages=stages)
+    figures = planned(TENSORRT, manifest)
     with pytest.raises(UserError, match="too little"):
-        plan_parts(msgspec.structs.replace(manifest, stages=stages), TENSORRT, ("DiT",), vram=1 << 30)
+        plan_parts(manifest, figures, ("DiT",), vram=1 << 30)
     assert time.process_time() - started < 2

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -53,12 +54,14 @@ def _cmake() -> str | None:
     return shutil.which("cmake", path=os.pathsep.join(folders))
 
 
+@cache
 def sanitized() -> Native:
     """The library and the probe with address and undefined-behaviour sanitizers, built where they are older."""
     flags = ["-DTURBOTRT_SANITIZE=address,undefined", "-DTURBOTRT_PROBE=ON", "-DCMAKE_CXX_FLAGS=-O1 -g1"]
     return _built("sanitized", [*flags, "-DCMAKE_BUILD_TYPE=None"])
 
 
+@cache
 def shipped() -> Path:
     """The library as it ships: that of ``make native`` where no source is newer, else one built for tests alone."""
     made = library_path()
@@ -68,6 +71,7 @@ def shipped() -> Path:
     return _built("shipped", []).library
 
 
+@cache
 def with_probe() -> Native:
     """The library as it ships beside the probes; on a machine without compilers the folder that PREBUILT names."""
     if folder := os.environ.get(PREBUILT):

@@ -6,7 +6,6 @@ The context is as strict as TensorRT's: shapes set, memory of the right size giv
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,6 +21,7 @@ from plugins.dtypes import DTYPES
 from plugins.torch_dtypes import torch_dtype
 from runtime.bundle import FileInfo, Manifest, StageEntry, TensorInfo, file_info, write_manifest
 from runtime.dims import shape_of
+from tests.support.host_executor import host_view as host_view
 
 
 def add_engines(folder: Path, manifest: Manifest, library: bytes = b"") -> Manifest:
@@ -117,7 +117,7 @@ class Context:
             taken = {tensor.name: view(tensor) for tensor in stage.inputs}
             given = {name: view(tensor) for name, tensor in stage.gives.items()}
             with torch.no_grad():
-                run_stage(stage, function, taken, given, channels_last=False)
+                run_stage(stage, function, taken, given)
 
         return work
 
@@ -178,13 +178,6 @@ class StandIn:
 
         runtime.deserialize_cuda_engine = deserialize
         return runtime
-
-
-def host_view(address: int, shape: tuple[int, ...], dtype: str) -> torch.Tensor:
-    """A torch tensor over host memory."""
-    count = int(np.prod(shape)) * DTYPES[dtype].bytes
-    raw = np.ctypeslib.as_array((ctypes.c_uint8 * count).from_address(address))
-    return torch.from_numpy(raw).view(torch_dtype(dtype)).view(shape)
 
 
 def cuda_view(address: int, shape: tuple[int, ...], dtype: str) -> torch.Tensor:

@@ -16,9 +16,9 @@ from plugins.errors import UserError
 from runtime.backends.protocol import Memory, Runner, tensors
 from runtime.bundle import StageEntry
 from runtime.dims import Sizes
-from runtime.layout import Layout, weight_layout
+from runtime.layout import weight_layout
 from runtime.media.vae.tensors import TOTAL, cache_layout, input_layout, output_layout
-from runtime.weights.file import WeightsFile
+from runtime.media.vae.weights import VaeWeights
 
 
 class Chunks:
@@ -35,7 +35,7 @@ class Chunks:
     def __init__(
         self,
         runner: Runner,
-        file: WeightsFile,
+        weights: VaeWeights,
         first: StageEntry | None,
         following: StageEntry,
         sizes: Sizes,
@@ -43,10 +43,7 @@ class Chunks:
     ) -> None:
         self._runner, self._device, self._sizes = runner, runner.device, sizes
         self._first, self._following = first, following
-        self._slot, self._caches = weight_layout(following), cache_layout(following, sizes)
-        if problem := file.check("", self._slot):
-            raise UserError(f"The weights are not of this bundle: {problem}.", remedy="export with --vae again")
-        self._file = file
+        self._source, self._caches = weights, cache_layout(following, sizes)
         self._memories: list[Memory] = []
         self._held: list[Memory] = []
         self._chunks = [0] * tracks
@@ -98,9 +95,7 @@ class Chunks:
     def _enter(self) -> None:
         stages = [stage for stage in (self._first, self._following) if stage is not None]
         self._runner.prepare({stage.name: self._sizes for stage in stages})
-        slot = self._allocate(self._slot.nbytes)
-        load_slot(self._runner, self._file, "", self._slot, slot)
-        self._weights = tensors(slot, self._slot)
+        self._weights = self._source.of(self._following)
         self._held = [self._allocate(self._caches.nbytes) for _ in self._chunks]
         self._spare = self._allocate(self._caches.nbytes)
         if self._first is None:
@@ -120,14 +115,3 @@ class Chunks:
         for memory in self._memories:
             memory.free()
         self._memories.clear()
-
-
-def load_slot(runner: Runner, file: WeightsFile, prefix: str, where: Layout, slot: Memory) -> None:
-    """Bring the tensors ``prefix``… from the file to a slot; done on return."""
-    staged = runner.device.pinned(where.nbytes)
-    try:
-        file.fill(prefix, where, 0, staged.array)
-        runner.device.upload(slot, 0, staged.array, "compute")
-        runner.device.finish()
-    finally:
-        staged.free()

@@ -17,8 +17,8 @@ from runtime.media.vae.chunks import Chunks
 from runtime.media.vae.latents import denormalized, normalized
 from runtime.media.vae.plan import FACTOR, Task, VaePlan, plan_vae
 from runtime.media.vae.tiles import Span, Tile
+from runtime.media.vae.weights import VaeWeights
 from runtime.numerics import Array
-from runtime.weights.file import WeightsFile
 
 CHUNK = 4  # frames of a chunk after the first
 Frames = npt.NDArray[np.uint8]
@@ -28,8 +28,8 @@ Features = npt.NDArray[np.uint16]  # bf16 bits [1, C, 1, H, W]
 class Vae:
     """The VAE of one bundle on a runner's device. ``budget`` in bytes; None means no limit."""
 
-    def __init__(self, runner: Runner, manifest: Manifest, file: WeightsFile, budget: int | None) -> None:
-        self._runner, self._manifest, self._file, self._budget = runner, manifest, file, budget
+    def __init__(self, runner: Runner, manifest: Manifest, weights: VaeWeights, budget: int | None) -> None:
+        self._runner, self._manifest, self._weights, self._budget = runner, manifest, weights, budget
 
     def plan(self, task: Task, height: int, width: int) -> VaePlan:
         """How latents [16, T, height, width] are made ("encode") or read ("decode"). Raises UserError if none fits."""
@@ -91,12 +91,12 @@ class Vae:
 
     def _chunks(self, name: str, height: int, width: int) -> Chunks:
         stage = self._manifest.stage(name)
-        return Chunks(self._runner, self._file, None, stage, {"H": height, "W": width})
+        return Chunks(self._runner, self._weights, None, stage, {"H": height, "W": width})
 
     def _pixels(self, task: Task, tile: Tile, tracks: int = 1) -> Chunks:
         first, following = (self._manifest.stage(f"{task}_{part}") for part in ("first", "next"))
         sizes = {"H": tile.rows.length, "W": tile.columns.length}
-        return Chunks(self._runner, self._file, first, following, sizes, tracks)
+        return Chunks(self._runner, self._weights, first, following, sizes, tracks)
 
 
 def _outer(span: Span) -> slice:

@@ -7,8 +7,9 @@ from typing import Literal
 
 from plugins.errors import UserError
 from runtime.backends.protocol import Activations
-from runtime.bundle import Manifest
+from runtime.bundle import Manifest, StageEntry
 from runtime.byte_sizes import gigabytes, gigabytes_up
+from runtime.layout import weight_layout
 from runtime.media.vae.chunks import Chunks
 from runtime.media.vae.tiles import Tile, cut
 
@@ -22,12 +23,14 @@ class VaePlan:
 
     ``by_chunk``: every tile of a chunk before the next chunk, so that frames come as they are decoded; the caches of
     all tiles are in ``peak``. Otherwise every chunk of a tile before the next tile, with one tile's caches.
+    ``weights``: bytes of both halves' weights, which are in ``peak`` too.
     """
 
     task: Task
     tiles: tuple[Tile, ...]
     by_chunk: bool
     peak: int
+    weights: int
 
     @property
     def how(self) -> str:
@@ -45,6 +48,11 @@ class VaePlan:
         return f"{title} {self.how}: at most {gigabytes(self.peak)} of device memory"
 
 
+def weight_bytes(stage: StageEntry) -> int:
+    """Bytes of the slot that holds a stage's weights."""
+    return weight_layout(stage).nbytes
+
+
 class _Need:
     """Bytes of device memory of a task on pictures of ``height`` × ``width`` latents."""
 
@@ -55,7 +63,7 @@ class _Need:
         self._latent = Chunks.held(self.latent, self.area), activations(self.latent.name, self.area)
 
     def peak(self, height: int, width: int, tracks: int, *, by_chunk: bool) -> int:
-        """Both halves at once where chunks pass through both, one after the other where tiles do not.
+        """Both halves at once where chunks pass through both, one after the other where tiles do not; weights of both.
 
         The halves take turns in the activation memory, which TensorRT's runner keeps from one to the other.
         """
@@ -63,7 +71,8 @@ class _Need:
         held = Chunks.held(self.following, sizes, tracks if by_chunk else 1)
         running = max(self._activations(stage.name, sizes) for stage in (self.first, self.following))
         latent_held, latent_running = self._latent
-        together = latent_held + held if by_chunk else max(latent_held, held)
+        apart = max(latent_held + weight_bytes(self.following), held + weight_bytes(self.latent))
+        together = latent_held + held if by_chunk else apart
         return together + max(latent_running, running)
 
     def fits(self, limit: int | None, height: int, width: int, tracks: int, *, by_chunk: bool) -> bool:
@@ -89,7 +98,8 @@ def plan_vae(
         tiles = cut(height, width, need.following.profile.max, fits)
         if tiles is not None:
             rows, columns = tiles[0].rows.length, tiles[0].columns.length
-            return VaePlan(task, tiles, by_chunk, need.peak(rows, columns, len(tiles), by_chunk=by_chunk))
+            peak = need.peak(rows, columns, len(tiles), by_chunk=by_chunk)
+            return VaePlan(task, tiles, by_chunk, peak, sum(map(weight_bytes, (need.latent, need.following))))
     least = need.peak(min(height, 15), min(width, 15), 1, by_chunk=False)
     raise UserError(
         f"The VAE cannot {task} {FACTOR * width}x{FACTOR * height} in {gigabytes(limit or 0)} of device memory.",

@@ -87,8 +87,8 @@ def test_the_child_dies_with_its_parent(tmp_path: Path, monkeypatch: pytest.Monk
     started = tmp_path / "started"
     body = f"""
 import os, time
-from exporter.builder.child import _die_with
-_die_with({{parent}})
+from exporter.builder.child import die_with
+die_with({{parent}})
 open({str(started) + "~"!r}, "w").write(str(os.getpid()))
 os.rename({str(started) + "~"!r}, {str(started)!r})
 time.sleep(60)

@@ -16,11 +16,10 @@ pytest.importorskip("matplotlib")
 from exporter.torch_backend.backend import TORCH
 from plugins.errors import UserError
 from runtime.bundle import load_manifest
-from runtime.media.generate import VideoMaker
+from runtime.media.video_pipeline import VideoPipeline
 from tests.support.compared import polygraphy, run, weights_changed
 from tests.support.exported import Exported
 from tests.support.media_bundle import add_media
-from tests.support.progress import SilentProgress
 
 pytestmark = pytest.mark.usefixtures("no_gpu")
 SMALL: dict[str, Any] = {"against": ("fp32", "quantized"), "size": (64, 48)}
@@ -42,7 +41,8 @@ def test_videos_are_decoded_by_one_vae(with_vae: Path, exported: Exported, tmp_p
     rows = [row for row in found.rows if row.level == "video"]
     assert [row.place for row in rows] == [f"frame {index:03d}" for index in range(9)]
     latents = [np.stack(found.frames[name], 1) for name in ("fp32", "quantized")]
-    want, got = VideoMaker(with_vae, SilentProgress(), TORCH).frames(latents)
+    with VideoPipeline.load(with_vae, backend=TORCH) as pipeline:
+        want, got = map(pipeline.decode, latents)
     for row, a, b in zip(rows, got, want, strict=True):
         error = np.square(a.astype(np.float64) - b).mean()
         assert row.metrics["psnr_db"] == pytest.approx(10 * np.log10(255**2 / error))

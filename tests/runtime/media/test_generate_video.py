@@ -21,10 +21,9 @@ from typer.testing import CliRunner
 
 from exporter import models
 from exporter.cli.app import app
-from runtime.media.generate import VideoMaker
-from runtime.media.part_times import Part, StepParts
+from runtime.media.parts.times import Part, StepParts
 from runtime.media.vae.decoder import Vae
-from runtime.report import Silent
+from runtime.media.video_pipeline import VideoPipeline
 from tests.support.media_bundle import add_media
 from tests.support.random_bundle import make_random_bundle
 
@@ -106,10 +105,8 @@ def test_the_video_is_that_of_the_latents(folder: Path, tmp_path: Path) -> None:
     assert len(names) == 9
     shown = np.stack([np.asarray(Image.open(tmp_path / "frames" / name)) for name in names])
     latents = load_file(tmp_path / "latents.safetensors")["latents"]
-    maker = VideoMaker(folder, Silent(), "torch")
-    with maker._runner("vae") as (runner, file):
-        vae = Vae(runner, maker.manifest, file, None)
-        want = np.concatenate(list(vae.decode(latents)))
+    with VideoPipeline.load(folder, backend="torch") as pipeline:
+        want = pipeline.decode(latents)
     assert np.array_equal(shown, want)
 
 
@@ -144,7 +141,7 @@ def test_the_switch_has_a_row_of_its_own(experts_folder: Path, tmp_path: Path) -
 def test_a_switch_takes_what_it_adds(monkeypatch: pytest.MonkeyPatch) -> None:
     """Streamed layers are waited for in every step; rows add up to the time that passed."""
     waited, clock = iter([0.1, 0.2, 0.7, 0.1]), iter([10.0, 11.0, 12.0, 14.0, 15.0])
-    monkeypatch.setattr("runtime.media.part_times.time.perf_counter", lambda: next(clock))
+    monkeypatch.setattr("runtime.media.parts.times.time.perf_counter", lambda: next(clock))
     device = SimpleNamespace(take_peak=lambda: 7)
     pipe: Any = SimpleNamespace(
         take_waited_seconds=lambda: next(waited),
@@ -153,7 +150,7 @@ def test_a_switch_takes_what_it_adds(monkeypatch: pytest.MonkeyPatch) -> None:
     )
     parts: list[Part] = []
     rows = StepParts(pipe, parts)
-    rows.begin("")
+    rows.begin("", 9)
     for index, expert in enumerate(["high", "high", "low", "low"]):
         step: Any = SimpleNamespace(index=index, expert=expert)
         rows.add(step)

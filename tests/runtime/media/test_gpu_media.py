@@ -27,8 +27,8 @@ from exporter.networks.vae.layers import norm_silu
 from exporter.networks.vae.norm_kernel import launch
 from exporter.torch_backend.runner import TorchRunner
 from runtime.media.vae.decoder import Vae
-from runtime.weights.file import WeightsFile
 from tests.support.media_bundle import bare_manifest, random_tensors, vae_table
+from tests.support.media_parts import weights_of_vae
 from tests.support.progress import SilentProgress
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("cuda")]
@@ -100,11 +100,11 @@ def test_the_runtime_decodes_whole_and_in_tiles(size: str, vae_file: Path, figur
     shape = LATENTS[size]
     manifest = bare_manifest(MODELS["wan2.2-i2v-a14b-720p"])
     runner = TorchRunner(manifest, torch.device("cuda", torch.cuda.current_device()))
-    file = WeightsFile(vae_file)
+    weights = weights_of_vae(runner, manifest, vae_file)
     latents = np.random.default_rng(0).standard_normal((16, *shape), dtype=np.float32)
     found: dict[str, Any] = figures.setdefault(f"runtime decode 81 frames {size}", {})
-    whole = Vae(runner, manifest, file, None)
-    half = Vae(runner, manifest, file, whole.plan("decode", *shape[1:]).peak * 6 // 10)
+    whole = Vae(runner, manifest, weights, None)
+    half = Vae(runner, manifest, weights, whole.plan("decode", *shape[1:]).peak * 6 // 10)
     frames = {}
     for name, vae in (("whole", whole), ("six tenths of the memory", half)):
         plan = vae.plan("decode", *shape[1:])
@@ -149,10 +149,12 @@ def test_norm_and_silu_in_one_pass(channels: int, dtype: Any) -> None:
     gamma = torch.rand(channels, 1, 1, 1, device="cuda", generator=generator) + 0.5
     joined = torch.full((1, channels, 5, 37, 53), 7.0, device="cuda").to(dtype)
     joined = joined.contiguous(memory_format=torch.channels_last_3d)
-    launch(x, gamma.reshape(-1), joined[:, :, 2:])
+    end = torch.full_like(x[:, :, :2], 7.0)
+    launch(x, gamma.reshape(-1), joined[:, :, 2:], end)
     want = norm_silu(x.float(), gamma)  # fp32 all through
     torch.testing.assert_close(joined[:, :, 2:].float(), want, rtol=1e-2, atol=1e-2 if dtype != torch.float32 else 1e-5)
     assert (joined[:, :, :2] == 7).all()
+    assert torch.equal(end, joined[:, :, -2:])
 
 
 def test_frames_become_bytes_on_the_device_as_on_the_host() -> None:

@@ -22,10 +22,9 @@ from exporter.torch_backend.runner import TorchRunner
 from plugins.registry import OPS
 from plugins.torch_dtypes import torch_dtype
 from plugins.torch_op import call
-from runtime.media.text.encoder import TextEncoder
 from runtime.media.text.relative_position import relative_buckets
-from runtime.weights.file import WeightsFile
 from tests.support.media_bundle import bare_manifest, random_tensors
+from tests.support.media_parts import text_encoder
 from tests.support.quantized_text import dequantized, plain_block, quantized, rounded
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("cuda")]
@@ -161,8 +160,8 @@ def test_the_runtime_streams_within_its_plan(
 
     save_file(two_layers, tmp_path / "text.safetensors")
     manifest = bare_manifest(MODEL, "int8")
-    file = WeightsFile(tmp_path / "text.safetensors")
-    encoder = TextEncoder(TorchRunner(manifest, torch.device("cuda", torch.cuda.current_device())), manifest, file)
+    runner = TorchRunner(manifest, torch.device("cuda", torch.cuda.current_device()))
+    encoder = text_encoder(runner, manifest, tmp_path / "text.safetensors")
     prompts = [[5, 9, 20, 1], [*range(3, 200), 1]]
     planned, base = encoder.nbytes([len(ids) for ids in prompts]), torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
@@ -178,4 +177,3 @@ def test_the_runtime_streams_within_its_plan(
             x = text_block(x, buckets, layer(weights, index), TEXT, "int8")
         want = text_norm(x, weights).view(torch.int16).cpu().numpy().view(np.uint16)
         assert np.array_equal(bits, want)
-    file.close()

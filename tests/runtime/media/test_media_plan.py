@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,7 +22,8 @@ from runtime.backends import cuda_device
 from runtime.backends.tensorrt import TENSORRT
 from runtime.bundle import Manifest, load_manifest, write_manifest
 from runtime.byte_sizes import gigabytes
-from runtime.media.parts import DECODE, DIT, TEXT, bundle_parts, plan_parts
+from runtime.layout import weight_layout
+from runtime.media.parts.plan import DECODE, DIT, TEXT, Sizes, bundle_parts, plan_parts, planned
 from runtime.media.vae.plan import plan_vae
 from runtime.pipeline import Pipeline
 from tests.support.media_bundle import add_media
@@ -58,15 +60,15 @@ def test_engines_figures_are_scaled_to_the_size(engines: Manifest) -> None:
 @pytest.mark.parametrize("kind", [TENSORRT, TORCH], ids=lambda kind: kind.name)
 def test_every_part_is_planned(engines: Manifest, kind: Any) -> None:
     assert bundle_parts(engines) == (TEXT, DIT, DECODE)
-    asked: dict[str, Any] = {"size": (96, 64), "frames": 9}
-    made = plan_parts(engines, kind, bundle_parts(engines), lengths=[20], **asked)
-    peaks = {part.name: part.peak for part in made.parts}
-    assert made.peak == max(peaks.values())
+    figures, small = planned(kind, engines), Sizes((96, 64), 9, lengths=(20,))
+    made = plan_parts(engines, figures, bundle_parts(engines), small)
+    peaks = {need.name: need.passing for need in made.residency.needs}
+    assert made.peak == max(map(made.residency.peak, peaks))
     assert peaks[DIT] == made.dit.peak
-    longer = plan_parts(engines, kind, (TEXT, DIT), lengths=[200, 200], **asked)
-    assert longer.parts[0].peak > peaks[TEXT]
-    larger = plan_parts(engines, kind, (DIT, DECODE), size=(128, 80), frames=9)
-    assert larger.parts[1].peak > peaks[DECODE]
+    longer = plan_parts(engines, figures, (TEXT, DIT), replace(small, lengths=(200, 200)))
+    assert longer.residency.needs[0].passing > peaks[TEXT]
+    larger = plan_parts(engines, figures, (DIT, DECODE), Sizes((128, 80), 9))
+    assert larger.residency.needs[1].passing > peaks[DECODE]
 
 
 def test_a_budget_below_the_whole_picture_means_tiles_or_a_refusal(engines: Manifest) -> None:
@@ -100,7 +102,12 @@ def test_plan_shows_every_part(engines: Manifest, tmp_path: Path) -> None:
         assert re.search(rf"^  {name} +[0-9.]+ [MG]B  ", said.stdout, re.MULTILINE)
     found = json.loads(CliRunner().invoke(app, [*arguments, "--json"]).stdout)
     assert [part["part"] for part in found["parts"]] == [TEXT, DIT, DECODE]
-    assert found["parts"][1]["peak_bytes"] == found["peak_bytes"]
+    beside = found["parts"][1]["peak_bytes"] - found["peak_bytes"]  # the decoder's weights come while the DiT runs
+    assert beside == sum(weight_layout(engines.stage(f"decode_{half}")).nbytes for half in ("latent", "next"))
+    assert found["resident"]["stay"] == [
+        DIT,
+        DECODE,
+    ]  # a text encoder without weights has layers that nobody knows
 
 
 def test_torch_plans_the_device_that_runs(folder: Path, tmp_path: Path) -> None:
@@ -108,19 +115,21 @@ def test_torch_plans_the_device_that_runs(folder: Path, tmp_path: Path) -> None:
     asked: dict[str, Any] = {"size": (48, 32), "frames": 9, "steps": 2}
     with Pipeline.load(folder, backend=TORCH, **asked) as pipe:
         loaded = pipe.placement.peak
-    made = plan_parts(load_manifest(folder), TORCH, (DIT,), **asked)
+    manifest = load_manifest(folder)
+    made = plan_parts(manifest, planned(TORCH, manifest), (DIT,), Sizes(**asked))
     assert (made.peak, made.dit.peak) == (loaded, loaded)
     given = ["--size", "48x32", "--frames", "9", "--steps", "2", "--backend", "torch", "--bundle", str(folder)]
     told = CliRunner().invoke(app, ["generate", *given, "--prompt", "a dog on land", "--out", str(tmp_path / "a.mp4")])
     assert told.exit_code == 0, told.output
-    assert re.search(rf"^  DiT +{gigabytes(loaded)}  ", told.stderr, re.MULTILINE)
-    planned = CliRunner().invoke(app, ["plan", *given, "--json"])
-    assert json.loads(planned.stdout)["peak_bytes"] == loaded
+    beside = plan_parts(manifest, planned(TORCH, manifest), (DIT, DECODE), Sizes(**asked)).residency.peak(DIT)
+    assert re.search(rf"^  DiT +{gigabytes(beside)}  ", told.stderr, re.MULTILINE)
+    said = CliRunner().invoke(app, ["plan", *given, "--json"])
+    assert json.loads(said.stdout)["peak_bytes"] == loaded
 
 
 def test_the_table_shows_what_the_device_counted(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each row has the peak since the row before: text, load, the steps, VAE; the total has the largest."""
-    counted = iter([11 * 10**6, 22 * 10**6, 33 * 10**6, 44 * 10**6, 55 * 10**6])
+    """Each row has the peak since the row before: text, the steps, VAE; the total has the largest."""
+    counted = iter([11 * 10**6, 22 * 10**6, 33 * 10**6, 44 * 10**6])
     monkeypatch.setattr(TorchDevice, "take_peak", lambda self: next(counted))
     given = ["--size", "48x32", "--frames", "9", "--steps", "2", "--backend", "torch", "--prompt", "a cat at sea"]
     result = CliRunner().invoke(app, ["generate", "--bundle", str(folder), "--out", str(tmp_path / "a.mp4"), *given])
@@ -130,16 +139,16 @@ def test_the_table_shows_what_the_device_counted(folder: Path, tmp_path: Path, m
     assert seen == [
         ("plan", "–"),
         ("text", "11.0 MB"),
-        ("load", "22.0 MB"),
-        ("step 1", "33.0 MB"),
-        ("step 2", "44.0 MB"),
-        ("VAE decode", "55.0 MB"),
+        ("load (waiting for weights)", "22.0 MB"),
+        ("step 1", "22.0 MB"),
+        ("step 2", "33.0 MB"),
+        ("VAE decode", "44.0 MB"),
         ("encode frames (behind the VAE)", "–"),
-        ("total", "55.0 MB"),
+        ("total", "44.0 MB"),
     ]
     assert all(float(seconds) >= 0 for _, seconds, _, _ in rows)
     planned = {name: figure for name, _, figure, _ in rows}
-    assert planned["step 1"] == planned["step 2"] != planned["load"]
+    assert planned["step 1"] == planned["step 2"] != planned["text"]
 
 
 def test_the_cuda_device_counts_what_it_allocates(monkeypatch: pytest.MonkeyPatch) -> None:

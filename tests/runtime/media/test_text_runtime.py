@@ -20,11 +20,10 @@ from exporter.torch_backend.runner import TorchRunner
 from plugins.errors import UserError
 from runtime.bundle import Manifest
 from runtime.media.text.embeds_cache import EmbedsCache
-from runtime.media.text.encoder import TextEncoder
 from runtime.media.text.prompt import PromptTokenizer, clean
 from runtime.media.text.relative_position import relative_buckets
-from runtime.weights.file import WeightsFile
 from tests.support.media_bundle import TEXT_NAME, TOKENIZER, add_media
+from tests.support.media_parts import text_encoder
 from tests.support.random_bundle import make_random_bundle
 
 SPEC = TEXT_ENCODERS["umt5-tiny"]
@@ -50,7 +49,7 @@ def plain(folder: Path, ids: Sequence[int]) -> npt.NDArray[np.uint16]:
 
 def test_encoder_is_the_plain_function_for_a_batch(bundle: Bundle) -> None:
     folder, manifest = bundle
-    encoder = TextEncoder(TorchRunner(manifest, torch.device("cpu")), manifest, WeightsFile(folder / TEXT_NAME))
+    encoder = text_encoder(TorchRunner(manifest, torch.device("cpu")), manifest, folder / TEXT_NAME)
     prompts = [[5, 9, 20, 1], [7, 1], [*range(3, 90), 1]]
     steps = []
     got = encoder.encode(prompts, lambda done, total: steps.append((done, total)))
@@ -63,7 +62,7 @@ def test_encoder_is_the_plain_function_for_a_batch(bundle: Bundle) -> None:
 
 def test_an_id_without_a_row_is_refused(bundle: Bundle) -> None:
     folder, manifest = bundle
-    encoder = TextEncoder(TorchRunner(manifest, torch.device("cpu")), manifest, WeightsFile(folder / TEXT_NAME))
+    encoder = text_encoder(TorchRunner(manifest, torch.device("cpu")), manifest, folder / TEXT_NAME)
     with pytest.raises(UserError, match="not this text encoder's"):
         encoder.encode([[SPEC.vocabulary, 1]])
 

@@ -28,8 +28,11 @@ from runtime.media.vae import tiles as tiles_module
 from runtime.media.vae.decoder import Vae
 from runtime.media.vae.latents import denormalized, normalized
 from runtime.media.vae.tiles import MARGIN, Tile, cut, spans
+from runtime.media.vae.weights import VaeWeights
 from runtime.weights.file import WeightsFile
+from runtime.weights.upload import CHUNK, Staging
 from tests.support.media_bundle import VAE_NAME, add_media, smooth_latents
+from tests.support.media_parts import vae_on
 from tests.support.random_bundle import make_random_bundle
 
 I2V = replace(MODELS["wan-tiny"], in_channels=36)
@@ -63,7 +66,7 @@ def runner(bundle: Bundle) -> TorchRunner:
 @pytest.fixture
 def vae(bundle: Bundle, runner: TorchRunner) -> MakeVae:
     def make(budget: int | None = None) -> Vae:
-        return Vae(runner, bundle[1], WeightsFile(bundle[0] / VAE_NAME), budget)
+        return vae_on(runner, bundle[1], bundle[0] / VAE_NAME, budget)
 
     return make
 
@@ -103,7 +106,7 @@ def test_pixels_that_are_no_numbers_are_an_error(bundle: Bundle, runner: TorchRu
         weights = load_file(bundle[0] / VAE_NAME)
         weights["decoder.head.2.bias"][1] = bad
         save_file(weights, tmp_path / "bad.safetensors")
-        vae = Vae(runner, bundle[1], WeightsFile(tmp_path / "bad.safetensors"), None)
+        vae = vae_on(runner, bundle[1], tmp_path / "bad.safetensors")
         with pytest.raises(UserError, match="NaN or infinity"):
             list(vae.decode(smooth_latents((2, H, W))))
 
@@ -181,7 +184,7 @@ def test_frames_are_written_while_later_chunks_decode(
     told = Told(runner)
     if tiles > 1:
         in_tiles(4, 26, 1, 2)
-    vae = Vae(told, bundle[1], WeightsFile(bundle[0] / VAE_NAME), None)
+    vae = vae_on(told, bundle[1], bundle[0] / VAE_NAME)
     with BackgroundWriter(told) as writer:
         for count, frames in enumerate(vae.decode(smooth_latents((3, 4, 26 if tiles > 1 else 6))), 1):
             writer.write(frames)
@@ -227,8 +230,11 @@ def test_what_is_allocated_is_what_was_planned(
     monkeypatch.setattr(runner.device, "allocate", counted)
     monkeypatch.setattr(runner, "activation_bytes", lambda stage, sizes: 0)
     in_tiles(4, 26, 1, 2, by_chunk=by_chunk)
-    vae = Vae(runner, bundle[1], WeightsFile(bundle[0] / VAE_NAME), None)
+    halves = [bundle[1].stage(f"decode_{half}") for half in ("latent", "next")]
+    weights = VaeWeights(runner.device, halves, WeightsFile(bundle[0] / VAE_NAME), Staging(runner.device, CHUNK))
+    vae = Vae(runner, bundle[1], weights, None)
     list(vae.decode(smooth_latents((2, 4, 26))))
+    weights.unload()
     assert live == 0
     planned = vae.plan("decode", 4, 26)
     assert planned.by_chunk == by_chunk

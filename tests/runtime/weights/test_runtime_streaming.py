@@ -193,7 +193,7 @@ def test_copies_are_in_the_order_of_need_and_wait_for_their_slot() -> None:
         Copy(("model", 3), ring[0], 9, 4),
         Copy(("model", 4), ring[1], 10, 8),
     )
-    assert set(made.slots) == set(slots_of(plan))
+    assert set(made.slots) == set(slots_of(plan, uses))
 
 
 def test_resident_weights_are_copied_once_and_an_expert_follows_in_the_slot_its_unit_left() -> None:

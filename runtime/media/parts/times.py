@@ -29,18 +29,24 @@ class StepParts:
     def __init__(self, pipe: Pipeline, parts: list[Part]) -> None:
         self._pipe, self._parts = pipe, parts
         self._expert: str | None = None
-        self._of, self._last, self._waited = "", 0.0, 0.0
+        self._of, self._last, self._waited, self._peak, self._loading = "", 0.0, 0.0, 0, False
 
-    def begin(self, of: str) -> None:
-        """A generation starts now; ``of`` comes before its rows' names."""
-        self._of, self._last = of, time.perf_counter()
+    def begin(self, of: str, peak: int, *, loading: bool = False) -> None:
+        """A generation starts now; ``of`` comes before its rows' names, ``peak`` bytes are what it may take.
+
+        ``loading``: its weights are not all there yet, and the first step waits for them.
+        """
+        self._of, self._last, self._peak, self._loading = of, time.perf_counter(), peak, loading
 
     def add(self, step: Step) -> None:
         """The step has just ended. Its memory is its switch's too: the weights come while it runs."""
         now, waited = time.perf_counter(), self._pipe.take_waited_seconds()
-        peaks = self._pipe.placement.peak, self._pipe.runner.device.take_peak()
+        peaks = self._peak, self._pipe.runner.device.take_peak()
         seconds = now - self._last
-        if self._expert not in (None, step.expert):
+        if self._loading:
+            self._parts.append(Part(f"{self._of}load (waiting for weights)", waited, *peaks))
+            seconds, waited, self._loading = seconds - waited, 0.0, False
+        elif self._expert not in (None, step.expert):
             switch = max(0.0, waited - self._waited)
             self._parts.append(Part(f"{self._of}switch to {step.expert} (waiting for weights)", switch, *peaks))
             seconds -= switch

@@ -1,10 +1,13 @@
-"""Manifests of schema 2 as the present schema states them: bundles made before stages were one record stay readable."""
+"""Manifests of earlier schemas as the present one states them: their bundles stay readable.
+
+Schema 4 added the hash of a file's pieces; before schema 3 stages were not one record.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
-OLD_VERSION = 2
+OLD_VERSIONS = (2, 3)
 #: The inputs of its stages that are no weights. Schema 2 did not mark them: they were known by these names alone.
 _ACTIVATIONS = {
     "embed": ("tokens", "time_features", "text", "condition"),
@@ -16,11 +19,13 @@ _CACHE = "cache."
 
 
 def upgraded(manifest: dict[str, Any], version: int) -> dict[str, Any]:
-    """A manifest of schema 2, as JSON's own types, in the present schema.
+    """A manifest of an earlier schema, as JSON's own types, in the present one.
 
     Raises KeyError, TypeError or AttributeError where it is none; what else may be wrong with it shows when it is
     decoded.
     """
+    if manifest["schema_version"] == OLD_VERSIONS[-1]:
+        return {**manifest, "schema_version": version}
     stages = [{"component": "dit", **stage} for stage in manifest["stages"]] + manifest.get("media", [])
     new = {name: value for name, value in manifest.items() if name != "media"}
     return {**new, "schema_version": version, "stages": [_marked(stage) for stage in stages]}
