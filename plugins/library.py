@@ -145,7 +145,7 @@ def register(trt: Any, ops: Iterable[str], host: HostChoice = "auto") -> PluginH
     where there is no library, where it is another turbotrt's, or where the process has the other kind.
     """
     ops = tuple(ops)
-    if trt.__name__ not in _taken and (present := _registered_before(trt, ops)) is not None:
+    if host != "python" and trt.__name__ not in _taken and (present := _registered_before(trt, ops)) is not None:
         _taken[trt.__name__] = _Taken(present, None, None)
     if (taken := _taken.get(trt.__name__)) is not None:
         if host != "auto":
@@ -154,7 +154,9 @@ def register(trt: Any, ops: Iterable[str], host: HostChoice = "auto") -> PluginH
     if host == "library" or (host == "auto" and library_path() is not None):
         load(trt, installed_library(ops))
         return "library"
-    tensorrt_plugin.register(trt, ops)
+    # Not looked at before: what a registry lists is memory, and an engine's tables would move (exporter.builder.child).
+    if not tensorrt_plugin.register(trt, ops):
+        _check_same(trt, _Taken("library", None, None), "python", None)
     _taken[trt.__name__] = _Taken("python", None, None)
     return "python"
 

@@ -172,12 +172,14 @@ def is_registered(trt: Any) -> bool:
     return trt.__name__ in _registered
 
 
-def register(trt: Any, ops: Iterable[str]) -> None:
-    """Register a creator for each op with TensorRT's plugin registry, once a process."""
+def register(trt: Any, ops: Iterable[str]) -> bool:
+    """Register a creator for each op with TensorRT's plugin registry, once a process; whether it took them."""
     if is_registered(trt):
-        return
+        return True
     make: Callable[[str], Any] = creator_class(trt)
     creators = [make(op) for op in ops]
     for creator in creators:
-        trt.get_plugin_registry().register_creator(creator, NAMESPACE)
+        if not trt.get_plugin_registry().register_creator(creator, NAMESPACE):
+            return False
     _registered[trt.__name__] = creators  # the registry keeps no Python reference
+    return True

@@ -20,7 +20,7 @@ from tests.support.paths import ROOT
 CODE = """
 import sys
 import exporter.builder.child, exporter.builder.flavour, exporter.gpus
-import plugins.registry, plugins.tensorrt_plugin, runtime.dims
+import plugins.library, plugins.registry, plugins.tensorrt_plugin, runtime.dims
 print([name for name in ("numpy", "torch", "triton", "onnx", "typer", "rich", "cuda") if name in sys.modules])
 """
 
