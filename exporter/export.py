@@ -14,14 +14,14 @@ import msgspec
 
 from exporter.builder.flavour import check_buildable
 from exporter.builder.one_file import add_one_file, carry_one_file, check_memory
-from exporter.builder.stage_engine import build_stage, engine_key, kept_engine
+from exporter.builder.stage_engine import build_stage, engine_key, kept_engine, library_hash
 from exporter.bundle.contents import carry, check_folder, keep_others
 from exporter.bundle.polygraphy_files import README_NAME, SCRIPTS_NAME, readme_text, script_text
 from exporter.bundle.swap import staging_folder
 from exporter.bundle.vram import vram_estimate
 from exporter.bundle_lock import Turn, bundle_turn
-from exporter.checkpoint.experts import check_checkpoint
-from exporter.checkpoint.hub import look_for
+from exporter.checkpoint.download import Download, tell_downloads
+from exporter.checkpoint.experts import look_for_checkpoint
 from exporter.graphs.passes import plan_file
 from exporter.graphs.stage_graph import StageGraph, onnx_name, stage_graph, tools
 from exporter.models import FPS, FREQ_DIM, TEXT_LENGTH
@@ -29,9 +29,11 @@ from exporter.networks.components import component_stages
 from exporter.networks.dit.options import BlockOptions
 from exporter.networks.stage_spec import StageSpec
 from exporter.packing.dit import add_to_bundle, open_experts, pack_checkpoint
-from exporter.packing.media import TOKENIZER_NAME, check_media, kept_media, pack_media
+from exporter.packing.media import check_media, kept_media, pack_media
 from exporter.packing.recovery import kept_weights, previous_manifest
 from exporter.spec import ExportSpec
+from plugins.library import installed_library
+from plugins.registry import OPS
 from runtime.bundle import (
     FileInfo,
     GpuFacts,
@@ -51,6 +53,8 @@ def export_bundle(spec: ExportSpec, report: Report) -> Path:
     """Export one model for one GPU and return the bundle's folder. Raises UserError."""
     if not spec.onnx_only:
         check_buildable(spec.gpu)
+    if spec.embed_plugins:
+        installed_library(OPS)  # refused before any work
     if spec.one_file:
         check_memory(spec)
     _check_sources(spec, report)
@@ -93,17 +97,21 @@ def _of_dit(graphs: Sequence[StageGraph]) -> list[StageGraph]:
 
 def _check_sources(spec: ExportSpec, report: Report) -> None:
     """Raise UserError for checkpoints that are missing or not the model's, before the minutes that all else takes."""
-    if spec.checkpoint is not None and check_checkpoint(spec.checkpoint, spec.model, report.note):
-        open_experts(spec.checkpoint, spec.model, linear=spec.linear, allow_missing_proj_l=spec.allow_missing_proj_l)
-    for named, file in (
-        (spec.text_encoder, None),
-        (spec.tokenizer, TOKENIZER_NAME),
-        (spec.vae, None),
-        (spec.tiny_vae, None),
-    ):
-        if named is not None:
-            look_for(named, report.note, file)
-    check_media(spec)
+    downloads: list[Download] = []
+    if spec.checkpoint is not None:
+        found = look_for_checkpoint(spec.checkpoint, spec.model, report.note, linear=spec.linear, loras=spec.loras)
+        if found is None:
+            open_experts(
+                spec.checkpoint,
+                spec.model,
+                linear=spec.linear,
+                allow_missing_proj_l=spec.allow_missing_proj_l,
+                loras=spec.loras,
+                note=lambda _: None,  # what is passed over is said when it is packed
+            )
+        downloads += found or ()
+    downloads += check_media(spec, report)
+    tell_downloads(downloads, report.note)
 
 
 def _write(
@@ -137,6 +145,7 @@ def _write(
         text_linear=spec.text_linear,
         tokenizer=kept.tokenizer,
         has_proj_l=weights.has_proj_l,
+        embedded_library=library_hash(spec),
         vram_estimate_bytes=vram_estimate(spec.model, spec.linear, max(activations, default=None)),
     )
 
@@ -181,6 +190,7 @@ def _add_weights(spec: ExportSpec, checkpoint: str, manifest: Manifest, report: 
         allow_missing_proj_l=spec.allow_missing_proj_l,
         progress=report,
         bundle=manifest,
+        loras=spec.loras,
     )
     return add_to_bundle(spec.bundle_dir, manifest, packed, report)
 

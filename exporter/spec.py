@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import cast, get_args
 
 from exporter.gpus import Flavour, GpuSpec, gpu_named
+from exporter.loras import NO_ARGUMENTS, NO_LORAS, LoraArguments, Loras
 from exporter.models import ModelSpec, model_named, sized
 from exporter.networks.dit.options import ATTENTIONS, BARE, DENSE, Attention
 from exporter.networks.weight_spec import LinearMode
@@ -32,12 +33,14 @@ class ExportSpec:
     out: Path = Path("engines")
     onnx_only: bool = False
     one_file: bool = False
+    embed_plugins: bool = False
     components: tuple[Component, ...] = USUAL_COMPONENTS
     text_encoder: str | None = None
     tokenizer: str | None = None
     vae: str | None = None
     tiny_vae: str | None = None
     text_linear: LinearMode = "bf16"
+    loras: Loras = NO_LORAS
 
     def __post_init__(self) -> None:
         _one_of("--attention", self.attention, ATTENTIONS)
@@ -66,6 +69,11 @@ class ExportSpec:
                 expected="--vae-decoder tiny",
                 remedy="add it, or drop --tiny-vae",
             )
+        if self.loras.items and self.checkpoint is None:
+            raise UserError(
+                "--lora changes a checkpoint's weights, and there is no checkpoint.",
+                remedy="give --checkpoint PATH or HF_ID, or drop --lora",
+            )
         if self.one_file and self.checkpoint is None:
             raise UserError(
                 "A one-file engine holds the weights, and there is no checkpoint.",
@@ -74,6 +82,10 @@ class ExportSpec:
         if self.one_file and self.onnx_only:
             raise UserError(
                 "--one-file asks for an engine and --onnx-only for none.", remedy="drop one of the two options"
+            )
+        if self.embed_plugins and self.onnx_only:
+            raise UserError(
+                "--embed-plugins is for engines, and --onnx-only asks for none.", remedy="drop one of the two options"
             )
 
     @property
@@ -148,6 +160,7 @@ def export_spec(
     out: Path = Path("engines"),
     onnx_only: bool = False,
     one_file: bool = False,
+    embed_plugins: bool = False,
     components: str | None = None,
     text_encoder: str | None = None,
     tokenizer: str | None = None,
@@ -156,6 +169,7 @@ def export_spec(
     tiny_vae: str | None = None,
     text_linear: str = "bf16",
     max_size: str | None = None,
+    loras: LoraArguments = NO_ARGUMENTS,
 ) -> ExportSpec:
     """The spec for options as they are typed; ``checkpoint`` None or "none" means engines only. Raises UserError."""
     if topk is not None and attention in DENSE:
@@ -166,8 +180,9 @@ def export_spec(
     if checkpoint is not None and not checkpoint.strip():
         raise UserError("--checkpoint is empty.", expected="a path, a Hugging Face id, or none")
     decoder = decoder_named(vae_decoder)
+    named = model_named(model) if max_size is None else sized(model_named(model), *parse_max_size(max_size))
     return ExportSpec(
-        model=model_named(model) if max_size is None else sized(model_named(model), *parse_max_size(max_size)),
+        model=named,
         gpu=gpu_named(gpu),
         attention=cast(Attention, attention),
         topk_milli=parse_topk(topk or DEFAULT_TOPK),
@@ -176,10 +191,12 @@ def export_spec(
         out=out,
         onnx_only=onnx_only,
         one_file=one_file,
+        embed_plugins=embed_plugins,
         components=parse_components(components) + (("tiny",) if decoder == "tiny" else ()),
         text_encoder=text_encoder,
         tokenizer=tokenizer,
         vae=vae,
         tiny_vae=tiny_vae,
         text_linear=cast(LinearMode, text_linear),
+        loras=loras.of(named),
     )

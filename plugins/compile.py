@@ -8,34 +8,44 @@ from __future__ import annotations
 
 import importlib
 import re
-import subprocess
 from collections.abc import Mapping
 from functools import cache
-from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
+from plugins.cubin import assembled
 from plugins.dtypes import DTYPES
 from plugins.expr import Dim, apply, fold, to_plain
 from plugins.op import AttrValue, Op, Tensor, symbol
 from plugins.plan import KernelImage, LaunchSpec, Plan, TensorSpec, encode
 from plugins.plan_builder import Buffer, Launch, LaunchPlan
-from plugins.temporary import scratch
 from plugins.triton_cache import writable_cache
 
-NEWEST_PTX = 89  # of the RTX parts whose PTX a Hopper SM runs: sm_120's configs are compiled for it
+ALIGNED = 16  # pointers in bytes, and the widths that are multiples of it: what loads of 16 bytes need to know
+#: SMs of major version 8 have one PTX, that of the newest of them: Triton lowers for all as for one, and ptxas refuses
+#: what an older one lacks. It is also the newest of the RTX parts' whose PTX a Hopper SM runs: sm_120's configs are
+#: compiled for it there.
+ONE_PTX = 89
 
 
 def build_plan(
-    op: Op, static_dims: Mapping[str, int], attributes: Mapping[str, AttrValue], sm: int, host: int | None = None
+    op: Op,
+    static_dims: Mapping[str, int],
+    attributes: Mapping[str, AttrValue],
+    sm: int,
+    host: int | None = None,
+    stand_ins: Mapping[str, str] = MappingProxyType({}),
 ) -> Plan:
     """The compiled plan of an op whose static symbols have these values; its dynamic symbols stay symbolic.
 
-    ``host``: the SM that is to run sm's kernels from their PTX, if not sm itself.
+    ``host``: the SM that is to run sm's kernels from their PTX, if not sm itself; ``stand_ins``: what it is to run in
+    place of words of that PTX.
     """
     dims = {name: symbol(name) if name in op.dynamic else static_dims[name] for name in op.symbol_sources()}
     values = op.attribute_values(attributes)
     module = importlib.import_module(f"plugins.{op.folder}.kernel")
     body: LaunchPlan = getattr(module, op.plan_function)(dims, values, sm)
-    return _compile(op, dims, values, sm, host, body)
+    return _compile(op, dims, values, sm, host, body, stand_ins)
 
 
 @cache
@@ -60,7 +70,13 @@ def plan_bytes(
 
 
 def _compile(
-    op: Op, dims: Mapping[str, Dim], values: Mapping[str, AttrValue], sm: int, host: int | None, body: LaunchPlan
+    op: Op,
+    dims: Mapping[str, Dim],
+    values: Mapping[str, AttrValue],
+    sm: int,
+    host: int | None,
+    body: LaunchPlan,
+    stand_ins: Mapping[str, str],
 ) -> Plan:
     def concrete(tensor: Tensor) -> TensorSpec:
         return TensorSpec(tensor.name, tensor.dtype, [to_plain(_substitute(dim, dims)) for dim in tensor.dims])
@@ -71,7 +87,7 @@ def _compile(
     kernels: list[KernelImage] = []
     launches: list[LaunchSpec] = []
     for launch in body.launches:
-        image = compile_kernel(launch, dtypes, sm, host)
+        image = compile_kernel(launch, dtypes, sm, host, stand_ins)
         if image not in kernels:
             kernels.append(image)
         launches.append(_launch_spec(launch, kernels.index(image)))
@@ -97,8 +113,49 @@ def _launch_spec(launch: Launch, kernel: int) -> LaunchSpec:
     return LaunchSpec(kernel, [to_plain(dim) for dim in launch.grid], args)
 
 
-def compile_kernel(launch: Launch, dtypes: Mapping[str, str], sm: int, host: int | None = None) -> KernelImage:
+def compile_kernel(
+    launch: Launch,
+    dtypes: Mapping[str, str],
+    sm: int,
+    host: int | None = None,
+    stand_ins: Mapping[str, str] = MappingProxyType({}),
+) -> KernelImage:
     """One kernel's cubin for sm, or for the host that runs sm's PTX; pointers are promised 16-byte alignment."""
+    target = _target(launch, sm, host)
+    compiled = _compiled(launch, dtypes, target)
+    meta = compiled.metadata
+    if meta.profile_scratch_size or getattr(meta, "num_ctas", 1) != 1:
+        raise NotImplementedError(f"{meta.name}: profile scratch and clusters are not part of a launch plan")
+    ptx = compiled.asm["ptx"]
+    if host is None and target != sm:
+        ptx = re.sub(r"(?m)^\.target sm_\d+", f".target sm_{sm}", ptx)
+    for word, other in stand_ins.items():
+        ptx = ptx.replace(word, other)
+    cubin = assembled(ptx, host or sm)
+    return KernelImage(
+        meta.name,
+        cubin.code,
+        meta.num_warps,
+        meta.shared,
+        meta.global_scratch_size,
+        meta.global_scratch_align,
+        cubin.registers,
+        cubin.stack,
+    )
+
+
+def _target(launch: Launch, sm: int, host: int | None) -> int:
+    """The SM that Triton compiles for: on a host, one whose PTX it runs. Raises ValueError where there is none."""
+    if host is None:
+        return max(sm, ONE_PTX)
+    target = max(ONE_PTX, min(sm, launch.oldest_sm))
+    if target > host:
+        raise ValueError(f"{launch.kernel.__name__} needs sm_{launch.oldest_sm}; the host is sm_{host}")
+    return target
+
+
+def _compiled(launch: Launch, dtypes: Mapping[str, str], target: int) -> Any:
+    """What Triton makes of a kernel for an SM, down to PTX."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -109,38 +166,21 @@ def compile_kernel(launch: Launch, dtypes: Mapping[str, str], sm: int, host: int
         launch.kernel, signature, dict(launch.constants), attrs
     )
     options = {"num_warps": launch.num_warps, "num_stages": launch.num_stages}
-    writable_cache()
     options |= {"maxnreg": launch.max_registers} if launch.max_registers else {}
-    target = _target(launch, sm, host)
-    with triton.knobs.compilation.scope():
-        # Without this the cubin holds the folder the sources lie in, and two checkouts give two engines.
-        triton.knobs.compilation.disable_line_info = True
-        compiled = triton.compile(source, target=GPUTarget("cuda", target, 32), options=options)
-    meta = compiled.metadata
-    if meta.profile_scratch_size or getattr(meta, "num_ctas", 1) != 1:
-        raise NotImplementedError(f"{meta.name}: profile scratch and clusters are not part of a launch plan")
-    cubin = compiled.asm["cubin"] if host in (None, target) else assembled(compiled.asm["ptx"], host)
-    registers, spills = resource_usage(cubin)
-    return KernelImage(
-        meta.name,
-        cubin,
-        meta.num_warps,
-        meta.shared,
-        meta.global_scratch_size,
-        meta.global_scratch_align,
-        registers,
-        spills,
-    )
+    writable_cache()
+    with triton.knobs.runtime.scope(), triton.knobs.compilation.scope():
+        triton.knobs.runtime.add_stages_inspection_hook = _down_to_ptx
+        triton.knobs.compilation.disable_line_info = True  # PTX of two checkouts is the same
+        return triton.compile(source, target=GPUTarget("cuda", target, 32), options=options)
 
 
-def _target(launch: Launch, sm: int, host: int | None) -> int:
-    """The SM that Triton compiles for: on a host, one whose PTX it runs. Raises ValueError where there is none."""
-    if host is None:
-        return sm
-    target = min(sm, max(NEWEST_PTX, launch.oldest_sm))
-    if target > host:
-        raise ValueError(f"{launch.kernel.__name__} needs sm_{launch.oldest_sm}; the host is sm_{host}")
-    return target
+def _down_to_ptx(*called: Any) -> tuple[str, str] | None:
+    """Triton's hook: leave its last stage out, ptxas. Called with nothing it gives what it adds to the cache's key."""
+    if not called:
+        return "down to PTX", "down to PTX"
+    _, stages, *_ = called
+    stages["cubin"] = lambda ptx, metadata: b""
+    return None
 
 
 def _signature(
@@ -156,22 +196,12 @@ def _signature(
             signature[name] = "constexpr"
         elif isinstance(value := launch.args[name], str):
             signature[name] = "*" + DTYPES[dtypes[value]].triton
-            attrs[(index,)] = [["tt.divisibility", 16]]
+            attrs[(index,)] = [["tt.divisibility", ALIGNED]]
         else:
             signature[name] = "i32"
+            if isinstance(value, int) and value % ALIGNED == 0:
+                attrs[(index,)] = [["tt.divisibility", ALIGNED]]
     return signature, attrs
-
-
-def assembled(ptx: str, sm: int) -> bytes:
-    """PTX of an earlier SM as a cubin for ``sm``. Raises ValueError with ptxas's words."""
-    with scratch() as folder:
-        source, made = folder / "kernel.ptx", folder / "kernel.cubin"
-        source.write_text(ptx)
-        command = [str(binary_tool("ptxas")), "-arch", f"sm_{sm}", str(source), "-o", str(made)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode != 0:
-            raise ValueError(f"ptxas does not assemble this kernel for sm_{sm}:\n{done.stderr}")
-        return made.read_bytes()
 
 
 def _check_arguments(launch: Launch, names: list[str]) -> None:
@@ -179,28 +209,3 @@ def _check_arguments(launch: Launch, names: list[str]) -> None:
     if given != set(names):
         name = launch.kernel.__name__
         raise ValueError(f"{name}: missing {set(names) - given or 'none'}, unknown {given - set(names) or 'none'}")
-
-
-def binary_tool(name: str) -> Path:
-    """ptxas, cuobjdump or nvdisasm as the triton wheel carries it."""
-    import triton
-
-    return Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name
-
-
-def inspected(cubin: bytes, tool: str, option: str) -> str:
-    """What one of those tools prints of a cubin."""
-    with scratch() as folder:
-        file = folder / "kernel.cubin"
-        file.write_bytes(cubin)
-        command = [str(binary_tool(tool)), option, str(file)]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
-
-
-def resource_usage(cubin: bytes) -> tuple[int, int]:
-    """Registers a thread and stack bytes a thread (spills and local arrays) of the one kernel in a cubin."""
-    text = inspected(cubin, "cuobjdump", "--dump-resource-usage")
-    match = re.search(r"REG:(\d+) STACK:(\d+)", text)
-    if match is None:
-        raise ValueError(f"cuobjdump printed no resource usage:\n{text}")
-    return int(match[1]), int(match[2])

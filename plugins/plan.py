@@ -26,9 +26,16 @@ ALIGNMENT = 256  # bytes; what TensorRT and cudaMalloc give, and more than TMA a
 
 
 # A plan file comes with a bundle, from anywhere: what it may say is bounded here. Ours have a tenth of these figures.
-Name = Annotated[str, Meta(min_length=1, max_length=256, pattern=r"^[\x20-\x7e]+\Z")]
-_Dims = Annotated[list[Any], Meta(max_length=8)]
-_Count = Annotated[int, Meta(ge=0, le=1 << 30)]
+MAX_NAME = 256  # characters
+MAX_DIMS = 8  # of a tensor
+MAX_COUNT = 1 << 30
+MAX_LIST = 64  # attributes, tensors of a kind, kernels, launches, arguments of a launch
+MAX_SYMBOLS = 16
+MAX_WARPS = 32
+MAX_SHARED = 1 << 18  # bytes
+Name = Annotated[str, Meta(min_length=1, max_length=MAX_NAME, pattern=r"^[\x20-\x7e]+\Z")]
+_Dims = Annotated[list[Any], Meta(max_length=MAX_DIMS)]
+_Count = Annotated[int, Meta(ge=0, le=MAX_COUNT)]
 
 
 class TensorSpec(msgspec.Struct, frozen=True):
@@ -52,8 +59,8 @@ class KernelImage(msgspec.Struct, frozen=True):
 
     name: Name
     cubin: bytes
-    num_warps: Annotated[int, Meta(ge=1, le=32)]
-    shared: Annotated[int, Meta(ge=0, le=1 << 18)]
+    num_warps: Annotated[int, Meta(ge=1, le=MAX_WARPS)]
+    shared: Annotated[int, Meta(ge=0, le=MAX_SHARED)]
     global_scratch: _Count
     global_scratch_align: _Count
     registers: _Count
@@ -65,7 +72,7 @@ class LaunchSpec(msgspec.Struct, frozen=True):
 
     kernel: _Count
     grid: Annotated[list[Any], Meta(min_length=3, max_length=3)]
-    args: Annotated[list[Annotated[list[Any], Meta(min_length=2, max_length=2)]], Meta(max_length=64)]
+    args: Annotated[list[Annotated[list[Any], Meta(min_length=2, max_length=2)]], Meta(max_length=MAX_LIST)]
 
     def dims(self) -> Iterator[Dim]:
         """The expressions of grid and arguments. Raises ValueError where one is none, or an argument of no kind."""
@@ -81,7 +88,7 @@ class LaunchSpec(msgspec.Struct, frozen=True):
         return [value for kind, value in self.args if kind == "tensor"]
 
 
-_Tensors = Annotated[list[TensorSpec], Meta(max_length=64)]
+_Tensors = Annotated[list[TensorSpec], Meta(max_length=MAX_LIST)]
 
 
 class Plan(msgspec.Struct, frozen=True, dict=True):
@@ -89,13 +96,13 @@ class Plan(msgspec.Struct, frozen=True, dict=True):
 
     op: Name
     sm: _Count
-    attributes: Annotated[dict[Name, int | Name], Meta(max_length=64)]
-    symbols: Annotated[dict[Name, tuple[_Count, _Count]], Meta(max_length=16)]
+    attributes: Annotated[dict[Name, int | Name], Meta(max_length=MAX_LIST)]
+    symbols: Annotated[dict[Name, tuple[_Count, _Count]], Meta(max_length=MAX_SYMBOLS)]
     inputs: _Tensors
     outputs: _Tensors
     buffers: _Tensors
-    kernels: Annotated[list[KernelImage], Meta(max_length=64)]
-    launches: Annotated[list[LaunchSpec], Meta(max_length=64)]
+    kernels: Annotated[list[KernelImage], Meta(max_length=MAX_LIST)]
+    launches: Annotated[list[LaunchSpec], Meta(max_length=MAX_LIST)]
 
     def __post_init__(self) -> None:
         specs = [*self.inputs, *self.outputs, *self.buffers]

@@ -25,9 +25,10 @@ class Launch:
     """One launch of a Triton kernel.
 
     ``args`` gives every non-constexpr parameter by name: a str names an input, output or buffer (a pointer), an int or
-    expression is an i32. ``constants`` gives every constexpr parameter. ``max_registers`` a thread let more programs
-    share an SM; 0 is the compiler's choice. ``oldest_sm`` is the first that has the kernel's instructions, where that
-    matters to a host which runs it from PTX (plugins/compile.py).
+    expression is an i32, which is compiled as a multiple of 16 where it is such an int. ``constants`` gives every
+    constexpr parameter. ``max_registers`` a thread let more programs share an SM; 0 is the compiler's choice.
+    ``oldest_sm`` is the first that has the kernel's instructions, where that matters to a host which runs it from PTX
+    (plugins/compile.py).
     """
 
     kernel: Any

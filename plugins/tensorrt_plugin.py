@@ -102,13 +102,18 @@ class _PlanBehaviour:
         self.plan.bind([tuple(described.dims) for described in inputs])
 
     def enqueue(self, inputs: Any, outputs: Any, in_ptrs: Any, out_ptrs: Any, workspace: int, stream: int) -> int:
+        try:
+            self._launch([tuple(described.dims) for described in inputs], in_ptrs, out_ptrs, workspace, stream)
+        except Exception as error:  # TensorRT prints it, and does not say whose it is
+            raise RuntimeError(f"{self.plan.op} could not be enqueued: {error}") from error
+        return 0
+
+    def _launch(self, shapes: Any, in_ptrs: Any, out_ptrs: Any, workspace: int, stream: int) -> None:
         if self._executor is None:
             from plugins.executor import PlanExecutor
 
             self._executor = PlanExecutor(self.plan)
-        shapes = [tuple(described.dims) for described in inputs]
         self._executor.run(shapes, list(in_ptrs), list(out_ptrs), workspace, stream)
-        return 0
 
     def get_fields_to_serialize(self) -> Any:
         field = self.trt.PluginField(PLAN_FIELD, self.data, self.trt.PluginFieldType.CHAR)
@@ -162,9 +167,14 @@ def creator_class(trt: Any) -> Any:
 _registered: dict[str, list[Any]] = {}
 
 
+def is_registered(trt: Any) -> bool:
+    """Whether ``register`` was called for this flavour in this process."""
+    return trt.__name__ in _registered
+
+
 def register(trt: Any, ops: Iterable[str]) -> None:
     """Register a creator for each op with TensorRT's plugin registry, once a process."""
-    if trt.__name__ in _registered:
+    if is_registered(trt):
         return
     make: Callable[[str], Any] = creator_class(trt)
     creators = [make(op) for op in ops]

@@ -167,19 +167,22 @@ class FileInfo(_Record, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
     ``tree_sha256``: the SHA-256 of the digests of all pieces (``runtime.hashing``), which several threads find at once;
     None in bundles of schema 2 and 3.
+    ``source``: the Hugging Face file that weights were packed from, at its commit: ``org/repo@commit:file``.
     """
 
     sha256: Sha256
     bytes: Count
     tree_sha256: Sha256 | None = None
     inputs: str | None = None
+    source: str | None = None
 
 
 class Manifest(_Record, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Everything about one bundle: no time, no path. ``plans``: plugin node → file.
 
     ``weights``: the DiT's, expert → file; ``media_weights``: text encoder's and decoders', component → file;
-    ``text_linear``: how the text encoder's Linears are packed and computed.
+    ``text_linear``: how the text encoder's Linears are packed and computed; ``embedded_library``: the sha256 of the
+    plugin library inside the engines, None where plugins must be registered before they are loaded.
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -195,6 +198,7 @@ class Manifest(_Record, frozen=True, forbid_unknown_fields=True, kw_only=True):
     text_linear: Literal["int8", "bf16"] = "bf16"
     tokenizer: str | None = None
     has_proj_l: bool | None = None
+    embedded_library: Sha256 | None = None
     vram_estimate_bytes: Count
 
     def __post_init__(self) -> None:
@@ -260,13 +264,13 @@ def sha256_of(path: Path, update: Callable[[int], object] | None = None) -> str:
         return piece_digest(descriptor, 0, os.fstat(descriptor).st_size, update or unheard).hex()
 
 
-def file_info(path: Path, inputs: str | None = None) -> FileInfo:
+def file_info(path: Path, inputs: str | None = None, source: str | None = None) -> FileInfo:
     """The manifest's entry for a file as it is now."""
     with _opened(path) as descriptor, HashThreads() as threads:
         size = os.fstat(descriptor).st_size
         whole = threads.whole(descriptor, size)
         tree = tree_of(digest.result() for digest in threads.pieces(descriptor, size))
-        return FileInfo(sha256=whole.result().hex(), bytes=size, inputs=inputs, tree_sha256=tree)
+        return FileInfo(sha256=whole.result().hex(), bytes=size, inputs=inputs, tree_sha256=tree, source=source)
 
 
 @contextmanager

@@ -40,6 +40,7 @@ def rebuild_command(
     words += ["--text-linear", manifest.text_linear] if manifest.text_linear != "bf16" else []
     words += ["--onnx-only"] if not engines and any(stage.engine is None for stage in manifest.stages) else []
     words += ["--one-file"] if one_file else []
+    words += ["--embed-plugins"] if manifest.embedded_library is not None else []
     return shlex.join(words)
 
 

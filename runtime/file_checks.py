@@ -21,10 +21,11 @@ import msgspec
 from plugins.errors import UserError
 from plugins.interrupts import Ending
 from plugins.user_cache import cached, keep
-from runtime.bundle import FileInfo, Hashing, Manifest
+from runtime.bundle import Hashing, Manifest
 from runtime.checks import check_size, mending, mismatch
 from runtime.hashing import HashThreads
-from runtime.input_files import open_input, read_input
+from runtime.host_code import unverified_host_code
+from runtime.input_files import open_input
 from runtime.report import Report
 
 Verify = Literal["auto", "always", "never"]
@@ -82,23 +83,6 @@ def parse_verify(text: str) -> Verify:
     raise UserError("This way to verify is not known.", expected=", ".join(VERIFY), got=text)
 
 
-def verified_bytes(folder: Path, name: str, info: FileInfo, limit: int, expected: str) -> bytes:
-    """All of a file, which these very bytes are by the manifest's hash: for what is code, and is run.
-
-    Nothing that was remembered counts. Raises UserError.
-    """
-    data = read_input(folder / name, limit, expected)
-    digest = sha256(data).hexdigest()
-    if digest != info.sha256:
-        raise UserError(
-            f"A file is damaged: {name}: sha256 {digest[:12]}…, the manifest says {info.sha256[:12]}….",
-            expected="the sha256 of the manifest",
-            got="another",
-            remedy="export the bundle again",
-        )
-    return data
-
-
 class FileChecks:
     """The checks of one bundle's files; ``close`` ends its threads. Safe for one thread at a time."""
 
@@ -111,8 +95,14 @@ class FileChecks:
         self.close = Ending(self, _close, self._threads, self._running, atexit=False)
 
     def begin(self, names: Iterable[str]) -> None:
-        """Look at these files' sizes, and begin to hash those that are not known. Raises UserError for a size."""
-        for name in sorted(set(names)):
+        """Look at these files' sizes, and begin to hash those that are not known.
+
+        Raises UserError for a size, and where engines that carry native code are not to be verified.
+        """
+        wanted = sorted(set(names))
+        if (error := unverified_host_code(self._manifest, wanted, verify=self._verify != "never")) is not None:
+            raise error
+        for name in wanted:
             if (reason := check_size(self._folder, self._manifest, name)) is not None:
                 raise UserError(reason)
             if self._verify != "never":

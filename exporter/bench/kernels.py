@@ -94,12 +94,18 @@ def _add_models(rows: Sequence[dict[str, Any]], calls: Sequence[OpCall], bench: 
 
 
 def bench_kernels(model: ModelSpec, gpu: GpuSpec, options: BlockOptions) -> dict[str, Any]:
-    """Each op of the block at the model's default size: median ms, TOPS, TB/s, share of the limit."""
+    """Each op of the block at the model's default size: median ms, TOPS, TB/s, share of the limit.
+
+    ``fp8_as_fp16_ms``: on a proxy, the op with an FP16 product in each FP8 product's place, where it has some.
+    """
     bench = bench_on(gpu)
     launches: dict[OpCall, list[LaunchTime]] = {}
+    stand_ins: dict[OpCall, float] = {}
 
     def measure(call: OpCall, inputs: Sequence[torch.Tensor]) -> float:
         launches[call] = launch_times(bench.plan(call), lambda plan: median_ms(prepared(plan, inputs)[0]))
+        if (stand_in := bench.stand_in_plan(call)) is not None:
+            stand_ins[call] = median_ms(prepared(stand_in, inputs)[0])
         return sum(launch.ms for launch in launches[call])
 
     graph = MeasuringInterpreter(block_graph(model, options, model.tokens()), bench, measure)
@@ -108,6 +114,8 @@ def bench_kernels(model: ModelSpec, gpu: GpuSpec, options: BlockOptions) -> dict
         run_graph(graph, inputs, block_weights(model, options, 1, "cuda"))
     rows = [kernel_row(call, graph.counts[call], found, bench.limits) for call, found in launches.items()]
     _add_models(rows, list(launches), bench)
+    for row, call in zip(rows, launches, strict=True):
+        row["fp8_as_fp16_ms"] = stand_ins.get(call)
     block = sum(row["count"] * row["ms"] for row in rows)
     return {**_head(model, bench, options), "kernels": rows, "block_ms": block, "blocks_ms": model.layers * block}
 
@@ -175,6 +183,7 @@ def proxy_lines(found: Mapping[str, Any]) -> list[str]:
     return [
         f"PROXY: kernels of sm_{proxy['kernels_of_sm']} from their PTX on {proxy['device']}, no {found['gpu']}.",
         *(f"  left out: {line}" for line in proxy["leaves_out"]),
+        "  FP8 as FP16: an FP16 product of as many registers in each FP8 product's place, with values that are wrong",
         f"  limits: INT8 {limits['int8']:.0f}, FP16 {limits['fp16']:.0f} T/s, {limits['bandwidth']:.0f} GB/s "
         f"({limits['source']})",
     ]
@@ -187,7 +196,7 @@ def show_kernels_bench(found: dict[str, Any], console: Console) -> None:
     for heading in ("op", "dims"):
         table.add_column(heading, no_wrap=heading == "op")
     of = "of limit" if found["proxy"] is None else "of mma.sync"
-    for heading in ("×", "ms", "TOPS", "TB/s", "bound", of, "last kernel ms", "by model"):
+    for heading in ("×", "ms", "FP8 as FP16 ms", "TOPS", "TB/s", "bound", of, "last kernel ms", "by model"):
         table.add_column(heading, justify="right", no_wrap=True)
     for row in sorted(found["kernels"], key=operator.itemgetter("ms"), reverse=True):
         dims = " ".join(f"{name}={value}" for name, value in (row["dims"] | row["attributes"]).items())
@@ -196,6 +205,7 @@ def show_kernels_bench(found: dict[str, Any], console: Console) -> None:
             dims,
             str(row["count"]),
             f"{row['ms']:.3f}",
+            "–" if row["fp8_as_fp16_ms"] is None else f"{row['fp8_as_fp16_ms']:.3f}",
             f"{row['tops']:.0f}" if row["tops"] else "–",
             f"{row['tb_s']:.2f}",
             row["bound"],

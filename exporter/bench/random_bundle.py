@@ -18,7 +18,7 @@ from exporter.models import FPS, FREQ_DIM, TEXT_LENGTH, ModelSpec
 from exporter.networks.components import component_stages
 from exporter.networks.dit.options import Attention, BlockOptions
 from exporter.networks.dit.stages import dit_stages
-from exporter.networks.dit.weights import packed_tensors
+from exporter.networks.dit.weights import packed_metadata, packed_tensors
 from exporter.networks.text.encoder import TEXT_ENCODERS, text_weights
 from exporter.networks.tiny.spec import TINY_DECODERS, tiny_weights
 from exporter.networks.vae.halves import HALVES
@@ -39,7 +39,7 @@ from runtime.bundle import (
 
 def write_weights(path: Path, model: ModelSpec, linear: LinearMode = "int8", seed: int = 0) -> None:
     """Random packed weights of one expert, in safetensors."""
-    write_random(path, packed_tensors(model, linear), seed)
+    write_random(path, packed_tensors(model, linear), seed, packed_metadata(model, linear))
 
 
 def make_random_bundle(

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from math import prod
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from runtime.safetensors_header import encoded_header
 
 _POOL = 1 << 26  # bytes of INT8 values
 _NORMALS = 1 << 22  # fp32 values
+NO_METADATA: Mapping[str, str] = MappingProxyType({})
 
 
 class _Random:
@@ -40,9 +42,11 @@ class _Random:
         return self._normal[at : at + count]
 
 
-def write_random(path: Path, table: Mapping[str, WeightSpec], seed: int = 0) -> None:
+def write_random(
+    path: Path, table: Mapping[str, WeightSpec], seed: int = 0, metadata: Mapping[str, str] = NO_METADATA
+) -> None:
     """A file of these tensors; equal seeds give equal bytes."""
-    header = encoded_header(((name, spec.dtype, spec.shape) for name, spec in table.items()), {})
+    header = encoded_header(((name, spec.dtype, spec.shape) for name, spec in table.items()), metadata)
     random, at = _Random(seed), len(header)
     path.write_bytes(header)
     with path.open("r+b") as file, ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:

@@ -1,34 +1,18 @@
-"""How text encoder and VAE are timed: random weights, a stopwatch, and the distance between two results."""
+"""How text encoder and VAE are timed: a stopwatch, and the distance between two results."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
-from math import prod
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from exporter.networks.weight_spec import WeightSpec
-from plugins.torch_dtypes import torch_dtype
 from runtime.report import Report
 
 Weights = dict[str, Tensor]
 T = TypeVar("T")
-
-
-def random_weights(table: Mapping[str, WeightSpec], device: torch.device) -> Weights:
-    """Matrices and kernels of deviation 1/√fan-in, norms around 1, small biases."""
-    generator, made = torch.Generator(device).manual_seed(0), {}
-    for name, spec in table.items():
-        values = torch.randn(spec.shape, device=device, generator=generator)
-        if "norm" in name or "gamma" in name:
-            values = 1 + 0.1 * values
-        else:
-            values *= 0.1 if name.endswith("bias") else prod(spec.shape[1:]) ** -0.5
-        made[name] = values.to(torch_dtype(spec.dtype))
-    return made
 
 
 class Stopwatch:

@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from exporter.bench.stopwatch import Stopwatch, compare, opened, random_weights
+from exporter.bench.stopwatch import Stopwatch, compare, opened
+from exporter.bench.synthetic import random_weights
 from exporter.checkpoint.text_names import text_name, text_sources
 from exporter.models import ModelSpec
 from exporter.networks.text.encoder import TEXT_ENCODERS, TextSpec, block_weights, text_block, text_norm, text_weights
@@ -40,7 +41,7 @@ def bench_text(model: ModelSpec, watch: Stopwatch) -> None:
     table = text_weights(spec)
     oracle, why = opened(partial(transformers_encoder, spec, device))
     if oracle is None:
-        weights = random_weights(table, device)
+        weights = random_weights(table, 0, str(device))
     else:
         state = {text_name(name): tensor for name, tensor in oracle.state_dict().items()}
         weights = {

@@ -10,14 +10,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from exporter.bench.stopwatch import Stopwatch, Weights, compare, opened, random_weights
+from exporter.bench.stopwatch import Stopwatch, Weights, compare, opened
+from exporter.bench.synthetic import random_weights
 from exporter.checkpoint.vae_names import vae_name
 from exporter.models import ModelSpec
 from exporter.networks.vae import halves
 from exporter.networks.vae.channels_last import ChannelsLast
+from exporter.networks.vae.hopper_tape import tape_for
 from exporter.networks.vae.layers import Tape
 from exporter.networks.vae.spec import CHUNK, VAES, VaeSpec
 from exporter.networks.vae.weights import packed_weights
+from plugins.torch_op import device_sm
 
 OURS = "ours"  # what the torch backend runs on CUDA; everything else is compared with it
 
@@ -29,9 +32,8 @@ class Way:
     name: str
     layout: torch.memory_format = torch.channels_last_3d
     dtype: torch.dtype = torch.bfloat16
-    tape: Callable[..., Tape] = ChannelsLast
+    tape: Callable[..., Tape] | None = None  # None: the torch backend's on this device
     compiled: bool = False
-    cudnn_benchmark: bool = False
 
     @property
     def needs_cuda(self) -> bool:
@@ -41,8 +43,8 @@ class Way:
 
 WAYS = (
     Way(OURS),
-    Way("ours, cudnn.benchmark", cudnn_benchmark=True),
-    Way("ours, fp16", dtype=torch.float16),
+    Way("cuDNN, channels last", tape=ChannelsLast),
+    Way("cuDNN, channels last, fp16", dtype=torch.float16, tape=ChannelsLast),
     Way("as traced, contiguous", torch.contiguous_format, tape=Tape),
     Way("as traced, channels last", tape=Tape),
     Way("as traced, channels last, torch.compile", tape=Tape, compiled=True),
@@ -53,6 +55,7 @@ def chunk_loop(
     spec: VaeSpec, order: tuple[halves.Half, halves.Half], chunks: list[Tensor], way: Way, weights: Weights
 ) -> Tensor:
     """Both halves over all chunks: decoding's latents or encoding's frames in, the other out."""
+    tape = way.tape or tape_for(device_sm(chunks[0].device) if chunks[0].is_cuda else None)
     run: Any = torch.compile(halves.run, dynamic=False) if way.compiled else halves.run
     height, width = chunks[0].shape[-2:]
     scale = spec.factor if order[0] == "encode_pixels" else 1
@@ -65,7 +68,7 @@ def chunk_loop(
     for chunk in chunks:
         x = chunk.contiguous(memory_format=way.layout)
         for half in order:
-            x, held[half] = run(half, x, held[half], weights, spec, way.tape)
+            x, held[half] = run(half, x, held[half], weights, spec, tape)
         out.append(x.clamp(-1, 1) if half == "decode_pixels" else x)  # as diffusers does
     return torch.cat(out, 2)
 
@@ -85,7 +88,7 @@ def run_way(
     }
 
     def loop() -> Tensor:
-        with torch.no_grad(), torch.backends.cudnn.flags(enabled=True, benchmark=way.cudnn_benchmark):
+        with torch.no_grad():
             return chunk_loop(spec, order, chunks, way, own)
 
     return loop
@@ -111,7 +114,7 @@ def bench_vae(model: ModelSpec, sizes: list[tuple[int, int, int]], watch: Stopwa
     """Decode latents (T, H, W) of each size in every way; encode a video of the first size in the one that counts."""
     spec, device = VAES[model.vae], watch.device
     table = {name: weight for half in halves.HALVES for name, weight in packed_weights(spec, half).items()}
-    weights = random_weights(table, device)
+    weights = random_weights(table, 0, str(device))
     generator = torch.Generator(device).manual_seed(1)
     oracle, why = opened(partial(diffusers_vae, spec, weights, device))
     for t, h, w in sizes:

@@ -24,17 +24,22 @@ import msgspec
 _SET_DEATH_SIGNAL = 1  # of Linux's prctl(2)
 _ASK, _NO_RANDOMIZE = 0xFFFFFFFF, 0x0040000  # of Linux's personality(2)
 _ANEW = "anew"  # says that this process was started by itself
+_DESCRIPTOR = 100  # no library opens that many files
 _STACK = 64 << 20  # bytes, of which a graph of all blocks needs more than a thread gets where ulimit knows no limit
 
 
 class BuildRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """What to build: ONNX file → engine file, the GPU's name, and (min, opt, max) of each of its symbols."""
+    """What to build: ONNX file → engine file, the GPU's name, and (min, opt, max) of each of its symbols.
+
+    ``embed``: build with the plugin library, not with Python's plugins, and put it into the engine.
+    """
 
     onnx: str
     engine: str
     log: str
     gpu: str
     profile: tuple[int, int, int]
+    embed: bool = False
 
 
 class BuildResult(msgspec.Struct, frozen=True, kw_only=True):
@@ -136,18 +141,20 @@ def build(request: BuildRequest) -> BuildResult:
     """Build one engine in this process and write it. Raises RuntimeError with TensorRT's own errors."""
     from exporter.builder.flavour import load
     from exporter.gpus import gpu_named
+    from plugins.library import installed_library, register
     from plugins.registry import OPS
-    from plugins.tensorrt_plugin import register
 
     trt = load(gpu_named(request.gpu).flavour)
     logger = _logger(trt, request.log)
-    register(trt, OPS)
+    register(trt, OPS, "library" if request.embed else "python")
     builder = trt.Builder(logger)
     network, _parser = parse(trt, builder, logger, request.onnx)
     layers = [network.get_layer(index) for index in range(network.num_layers)]
     ours = [layer.name for layer in layers if layer.type == trt.LayerType.PLUGIN_V3]
     others = [f"{layer.type.name} {layer.name}" for layer in layers if layer.type != trt.LayerType.PLUGIN_V3]
     config = builder_config(trt, builder, network, request.gpu, request.profile)
+    if request.embed:
+        config.plugins_to_serialize = [_short_name(installed_library(OPS))]
     config.progress_monitor = _monitor(trt)
     engine = builder.build_serialized_network(network, config)
     if engine is None:
@@ -155,6 +162,11 @@ def build(request: BuildRequest) -> BuildResult:
     with Path(request.engine).open("wb") as file:
         file.write(engine)
     return BuildResult(activation_bytes=logger.activation, plugin_layers=ours, other_layers=others)
+
+
+def _short_name(path: Path) -> str:
+    """A name of the file for this process, as long as every other file's."""
+    return f"/proc/self/fd/{os.dup2(os.open(path, os.O_RDONLY), _DESCRIPTOR)}"
 
 
 def _fix_addresses() -> None:
@@ -168,14 +180,20 @@ def _build_repeatably(request: BuildRequest) -> BuildResult:
     """``build``, with the same bytes at any time and from any folder: TensorRT orders some tables by addresses.
 
     Those follow from all that was allocated before, lengths of paths included. So the imports are made here, the graph
-    gets a name without a folder, and the engine is built in a new thread, whose heap glibc starts empty.
+    gets a name without a folder, and the engine is built in a new thread, whose heap glibc starts empty. The plugin
+    library is loaded here too; with it some tables come in another order than with Python's plugins all the same.
     """
     from exporter.builder.flavour import load
     from exporter.gpus import gpu_named
 
-    load(gpu_named(request.gpu).flavour)
-    for module in ("plugins.registry", "plugins.tensorrt_plugin", "runtime.dims"):
+    trt = load(gpu_named(request.gpu).flavour)
+    for module in ("plugins.registry", "plugins.library", "runtime.dims"):
         importlib.import_module(module)
+    if request.embed:
+        from plugins.library import register
+        from plugins.registry import OPS
+
+        register(trt, OPS, "library")
     onnx = Path(request.onnx).absolute()
     written = {"engine": str(Path(request.engine).absolute()), "log": str(Path(request.log).absolute())}
     os.chdir(onnx.parent)
@@ -184,7 +202,7 @@ def _build_repeatably(request: BuildRequest) -> BuildResult:
         return pool.submit(build, msgspec.structs.replace(request, onnx=onnx.name, **written)).result()
 
 
-def _die_with(parent: int) -> None:
+def die_with(parent: int) -> None:
     """End with the parent, however that ends: a build of minutes and gigabytes is nobody's then."""
     ctypes.CDLL(None).prctl(_SET_DEATH_SIGNAL, signal.SIGKILL)
     if os.getppid() != parent:  # it ended before
@@ -193,7 +211,7 @@ def _die_with(parent: int) -> None:
 
 def main(parent: int) -> None:
     """Build what ``sys.argv[1]`` requests, for the process ``parent``."""
-    _die_with(parent)
+    die_with(parent)
     _fix_addresses()
     request = msgspec.convert(json.loads(Path(sys.argv[1]).read_text("ascii")), BuildRequest)
     if _ANEW not in sys.argv:

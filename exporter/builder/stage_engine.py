@@ -12,7 +12,9 @@ from exporter.builder.parent import build_engine
 from exporter.bundle.contents import carry
 from exporter.graphs.stage_graph import tools
 from exporter.spec import ExportSpec
-from runtime.bundle import FileInfo, Manifest, Profile, file_info, verify_file
+from plugins.library import installed_library
+from plugins.registry import OPS
+from runtime.bundle import FileInfo, Manifest, Profile, file_info, sha256_of, verify_file
 from runtime.report import Report
 
 
@@ -35,13 +37,18 @@ def log_name(stage: str) -> str:
     return f"{stage}.log"
 
 
+def library_hash(spec: ExportSpec) -> str | None:
+    """The sha256 of the plugin library that the spec's engines carry; None where they carry none."""
+    return sha256_of(installed_library(OPS)) if spec.embed_plugins else None
+
+
 def engine_key(spec: ExportSpec, profile: Profile, *made_from: bytes) -> str:
-    """Hash of all that an engine is made from: the target, the builder, the profile and what is given."""
+    """Hash of all that an engine is made from: the target, the builder, the profile, the library and what is given."""
     versions = tools()
     builder = versions.get("tensorrt-rtx" if spec.flavour == "tensorrt_rtx" else "tensorrt", "")
     text = f"{spec.gpu.sm} {spec.flavour} {builder} {profile.min} {profile.opt} {profile.max} {versions['turbotrt']}\n"
     digest = hashlib.sha256(text.encode())
-    for part in made_from:
+    for part in (*made_from, (library_hash(spec) or "").encode()):
         digest.update(part)
     return digest.hexdigest()
 
@@ -79,6 +86,7 @@ def build_stage(
         log=str(log),
         gpu=spec.gpu.name,
         profile=(profile.min, profile.opt, profile.max),
+        embed=spec.embed_plugins and bool(plugins),
     )
     with report.stage(f"build {engine_name(stage)} for {spec.gpu.name}") as update:
         try:

@@ -1,4 +1,4 @@
-"""The files of a bundle that are for Polygraphy: the scripts it loads, and the lines to type, in README.txt."""
+"""The files of a bundle for Polygraphy: the script that writes inputs, and the lines to type, in README.txt."""
 
 from __future__ import annotations
 
@@ -6,13 +6,15 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from runtime.bundle import Manifest, load_manifest
+from plugins.sms import capability
+from runtime.bundle import GpuFacts, Manifest, StageEntry, load_manifest
+from runtime.dims import shape_of, split_dim
 
 SCRIPTS_NAME = "polygraphy_scripts.py"
 README_NAME = "README.txt"
 
 _SCRIPT_HEAD = '''\
-"""Each stage's network, config and inputs for Polygraphy: see README.txt. Written by turbotrt export."""
+"""Each stage's inputs for Polygraphy: see README.txt. Written by turbotrt export."""
 
 import sys
 from pathlib import Path
@@ -22,14 +24,6 @@ from exporter.compare import scripts
 BUNDLE = Path(__file__).resolve().parent
 '''
 _SCRIPT_STAGE = """
-
-def {name}_network():
-    return scripts.network(BUNDLE, "{name}")
-
-
-def {name}_config(builder, network):
-    return scripts.config(BUNDLE, "{name}", builder, network)
-
 
 def {name}_inputs():
     return scripts.inputs(BUNDLE, "{name}")
@@ -47,37 +41,50 @@ def stage_names(manifest: Manifest) -> list[str]:
 
 
 def script_text(manifest: Manifest) -> str:
-    """polygraphy_scripts.py: ``<stage>_network``, ``<stage>_config`` and ``<stage>_inputs`` for every stage."""
+    """polygraphy_scripts.py: ``<stage>_inputs`` for every stage."""
     stages = "".join(_SCRIPT_STAGE.format(name=name) for name in stage_names(manifest))
     return _SCRIPT_HEAD + stages + _SCRIPT_END
 
 
 def setup_lines(flavour: str) -> list[str]:
     """Shell lines that a shell needs once, before Polygraphy starts."""
-    work = "export WORK=$(mktemp -d)"
+    lines = ["export WORK=$(mktemp -d)", "export PLUGINS=$(python -m plugins.library)"]
     if flavour != "tensorrt_rtx":
-        return [work]
+        return lines
     folder = "import tensorrt_rtx_libs as libs; print(list(libs.__path__)[0])"
     return [
+        *lines,
         # RTX's parser opens libtensorrt_rtx.so by that name when it meets a plugin, and its wheel has only .so.1.
-        work,
         f"ln -sf \"$(python -c '{folder}')/libtensorrt_rtx.so.1\" $WORK/libtensorrt_rtx.so",
         # A path that ends with a colon would have libraries looked for in the current folder.
         "export LD_LIBRARY_PATH=$WORK${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH} POLYGRAPHY_USE_TENSORRT_RTX=1",
     ]
 
 
-def _network(stage: str) -> str:
-    return f"{SCRIPTS_NAME}:{stage}_network --model-type trt-network-script"
+def build_lines(manifest: Manifest, stages: Sequence[str]) -> list[str]:
+    """Lines that build each stage's engine as export does; for RTX parts they run on any machine."""
+    return [_build_line(manifest.gpu, _entry(manifest, stage)) for stage in stages]
 
 
-def build_lines(stages: Sequence[str]) -> list[str]:
-    """Lines that build each stage's engine; for RTX parts they run on any machine."""
-    return [
-        f"polygraphy convert {_network(stage)} --trt-config-script {SCRIPTS_NAME}:{stage}_config "
-        f"-o $WORK/{stage}.engine"
-        for stage in stages
-    ]
+def _entry(manifest: Manifest, name: str) -> StageEntry:
+    return next(stage for stage in manifest.stages if stage.name == name)
+
+
+def _build_line(gpu: GpuFacts, stage: StageEntry) -> str:
+    target = f" --compute-capabilities {capability(gpu.sm)}" if gpu.flavour == "tensorrt_rtx" else ""
+    profile = {"min": stage.profile.min, "opt": stage.profile.opt, "max": stage.profile.max}
+    shapes = "".join(f" --trt-{name}-shapes {_shapes(stage, size)}" for name, size in profile.items())
+    return (
+        f"polygraphy convert {stage.onnx} --plugins $PLUGINS --strongly-typed{target}{shapes} "
+        f"-o $WORK/{stage.name}.engine"
+    )
+
+
+def _shapes(stage: StageEntry, size: int) -> str:
+    """The inputs that have symbols, each of them of this size; quoted, since brackets are patterns to a shell."""
+    symbols = {t: {split_dim(dim)[1] for dim in t.dims if isinstance(dim, str)} for t in stage.activations}
+    found = {t.name: shape_of(t.dims, dict.fromkeys(names, size)) for t, names in symbols.items() if names}
+    return " ".join(f"'{name}:[{','.join(map(str, shape))}]'" for name, shape in found.items())
 
 
 def input_lines(stages: Sequence[str]) -> list[str]:
@@ -85,13 +92,18 @@ def input_lines(stages: Sequence[str]) -> list[str]:
     return [f"python {SCRIPTS_NAME} {stage} $WORK/{stage}_inputs.json" for stage in stages]
 
 
-def run_lines(stages: Sequence[str]) -> list[str]:
-    """Lines that build and run each stage on the bundle's GPU, keep its outputs, and look for NaN."""
+def run_lines(manifest: Manifest, stages: Sequence[str]) -> list[str]:
+    """Lines that run each stage's engine on the bundle's GPU, keep its outputs, and look for NaN."""
     return [
-        f"polygraphy run {_network(stage)} --trt --trt-config-script {SCRIPTS_NAME}:{stage}_config "
-        f"--load-inputs $WORK/{stage}_inputs.json --save-outputs $WORK/{stage}_outputs.json --validate"
+        f"polygraphy run {_engine(manifest, stage)} --load-inputs $WORK/{stage}_inputs.json "
+        f"--save-outputs $WORK/{stage}_outputs.json --validate"
         for stage in stages
     ]
+
+
+def _engine(manifest: Manifest, stage: str) -> str:
+    """The bundle's engine, where it holds one; else the one that was just built."""
+    return f"{_entry(manifest, stage).engine or f'$WORK/{stage}.engine'} --model-type engine --trt --plugins $PLUGINS"
 
 
 def look_lines() -> list[str]:
@@ -101,20 +113,21 @@ def look_lines() -> list[str]:
 
 def recorded_lines(bundle: Path, results: Path) -> list[str]:
     """Lines that run the block's engine on what a comparison recorded, against what its runners gave."""
-    folder = shlex.quote(str(results.resolve()))
+    folder, manifest = shlex.quote(str(results.resolve())), load_manifest(bundle)
     return [
         f"cd {shlex.quote(str(bundle))}",
-        *setup_lines(load_manifest(bundle).gpu.flavour),
-        f"polygraphy run {_network('block')} --trt --trt-config-script {SCRIPTS_NAME}:block_config "
+        *setup_lines(manifest.gpu.flavour),
+        f"polygraphy run {_engine(manifest, 'block')} "
         f"--load-inputs {folder}/block_inputs.json --load-outputs {folder}/block_outputs.json "
         "--compare snr",  # its cosine_similarity sums bf16 in bf16: of equal tensors too it makes 0.996 and fails
     ]
 
 
-def closing_lines(folder: Path, flavour: str) -> list[str]:
+def closing_lines(folder: Path) -> list[str]:
     """What is printed after an export: the lines that build and run the block's engine by Polygraphy."""
-    block = [line for lines in (input_lines, build_lines, run_lines) for line in lines(["block"])]
-    shown = [f"cd {shlex.quote(str(folder))}", *setup_lines(flavour), *block]
+    manifest = load_manifest(folder)
+    block = [*input_lines(["block"]), *build_lines(manifest, ["block"]), *run_lines(manifest, ["block"])]
+    shown = [f"cd {shlex.quote(str(folder))}", *setup_lines(manifest.gpu.flavour), *block]
     heading = f"With Polygraphy (the last line needs the GPU; more in {folder / README_NAME}):"
     return [heading, *(f"  {line}" for line in shown)]
 
@@ -125,8 +138,9 @@ def readme_text(manifest: Manifest) -> str:
         f"{manifest.model.name} for {manifest.gpu.name} (sm_{manifest.gpu.sm}), made by turbotrt export.",
         "Check it with `turbotrt inspect .`, compare it with its checkpoint with `turbotrt compare --bundle .`",
         "",
-        "With Polygraphy, in this folder and in an environment with turbotrt[export]. (trtexec cannot load these",
-        "engines: their plugins are Python's.)",
+        "With Polygraphy, in this folder and in an environment with turbotrt[export] and its plugin library, which",
+        "turbotrt's wheel has and `make native` builds. trtexec and tensorrt_rtx load these engines with that library",
+        "as --dynamicPlugins. All hosts: docs/embedding.md in turbotrt's sources.",
         "",
     ]
     where = "any machine" if manifest.gpu.flavour == "tensorrt_rtx" else f"a machine with a {manifest.gpu.name}"
@@ -135,8 +149,8 @@ def readme_text(manifest: Manifest) -> str:
         "Once in each shell:": setup_lines(manifest.gpu.flavour),
         "Inputs, made up, with the bundle's weights (any machine):": input_lines(names),
         "Look at them (any machine):": look_lines(),
-        f"Build the engines ({where}):": build_lines(names),
-        f"Build and run (a machine with a {manifest.gpu.name}):": run_lines(names),
+        f"Build the engines ({where}):": build_lines(manifest, names),
+        f"Run them (a machine with a {manifest.gpu.name}):": run_lines(manifest, names),
     }
     for heading, lines in sections.items():
         if lines:

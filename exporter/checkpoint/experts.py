@@ -6,9 +6,14 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+from exporter.checkpoint.download import Download
 from exporter.checkpoint.files import weight_files
 from exporter.checkpoint.hub import look_for, resolve
+from exporter.checkpoint.table import check_linear
+from exporter.loras import NO_LORAS, Loras
 from exporter.models import ModelSpec
+from exporter.networks.weight_spec import LinearMode
+from exporter.releases import official_checkpoint
 from plugins.errors import UserError
 from runtime.input_files import user_path
 
@@ -47,13 +52,32 @@ def _pair_in(folder: Path) -> tuple[Path, Path]:
     )
 
 
-def check_checkpoint(checkpoint: str, model: ModelSpec, note: Callable[[str], None]) -> bool:
-    """Whether a ``--checkpoint`` value is on this machine. UserError for what can be told without a download."""
-    return all([look_for(part, note) for part in _parts(checkpoint, model)])
+def look_for_checkpoint(
+    checkpoint: str,
+    model: ModelSpec,
+    note: Callable[[str], None],
+    *,
+    linear: LinearMode,
+    loras: Loras = NO_LORAS,
+) -> tuple[Download, ...] | None:
+    """None where a ``--checkpoint`` value and its LoRAs are on this machine, else what they still have to fetch.
+
+    Raises UserError for what can be told without a download.
+    """
+    parts = _parts(checkpoint, model)
+    found = [look_for(part, note) for part in parts]
+    for part, download in zip(parts, found, strict=True):
+        if download is not None and _says(part, "quant"):
+            check_linear(part, linear, quantized=True)
+    found += [look_for(source, note) for source in dict.fromkeys(lora.source for lora in loras.items)]
+    if all(download is None for download in found):
+        return None
+    return tuple(download for downloads in found for download in downloads or ())
 
 
 def _parts(checkpoint: str, model: ModelSpec) -> list[str]:
     """The paths or ids of a ``--checkpoint`` value. Raises UserError if they are too many or too few."""
+    checkpoint = official_checkpoint(checkpoint, model)
     whole = user_path(checkpoint).exists()  # a path may hold a comma
     parts = [checkpoint] if whole else [part.strip() for part in checkpoint.split(",")]
     count = len(model.experts)

@@ -2,33 +2,28 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from exporter.checkpoint.files import SHARD
+from exporter.checkpoint.download import Download
 from exporter.checkpoint.foreign import foreign_error
+from exporter.checkpoint.hub_id import HubId, Part, parse_hub_id, wanted_files
 from plugins.errors import UserError
 from plugins.temporary import temporary
 from runtime.input_files import user_path
 
-_WANTED = ["*.safetensors", "*.pth", "*.json"]
-# A Wan or diffusers repository also carries the text encoder (11 GB) and the VAE, which the exporter does not read.
-_UNWANTED = ["text_encoder/*", "text_encoder_2/*", "image_encoder/*", "vae/*", "tokenizer/*", "*t5*", "*VAE*", "*clip*"]
 _SECONDS = 10  # that the Hub has to answer
-_PART = r"[A-Za-z0-9][\w.\-]*"
-_HUB_ID = re.compile(rf"(?P<repo>{_PART}/{_PART})(?:[:/](?P<file>[\w.\- ]+(?:/[\w.\- ]+)*))?")
 
 
-def parse_hub_id(text: str) -> tuple[str, str | None] | None:
-    """("org/repo", file or None) for org/repo, org/repo/file and org/repo:file; None for anything else."""
-    match = _HUB_ID.fullmatch(text)
-    if match is None or ".." in text.split(":")[-1].split("/"):
-        return None
-    if match["file"] is None and text.endswith((".safetensors", ".pth", ".pt")):
-        return None  # a file in a folder, mistyped: no repository is named so
-    return match["repo"], match["file"]
+@dataclass(frozen=True)
+class _Repository:
+    """What the Hub says of a repository: file → bytes, its licence, and the commit that this is."""
+
+    sizes: dict[str, int]
+    licence: str | None
+    revision: str | None
 
 
 def is_local(checkpoint: str) -> bool:
@@ -45,10 +40,13 @@ def is_local(checkpoint: str) -> bool:
     return False
 
 
-def resolve(checkpoint: str) -> Path:
-    """The local file or folder that a path or a Hugging Face id means. Raises UserError."""
+def resolve(checkpoint: str, part: Part = "dit") -> Path:
+    """The local file or folder that a path or a Hugging Face id means. Raises UserError.
+
+    ``part``: what is fetched of a repository that holds a whole release.
+    """
     parsed = None if is_local(checkpoint) else parse_hub_id(checkpoint)
-    return user_path(checkpoint) if parsed is None else _download(*parsed)
+    return user_path(checkpoint) if parsed is None else _download(parsed, part)
 
 
 def resolve_file(text: str, name: str) -> Path:
@@ -61,59 +59,87 @@ def resolve_file(text: str, name: str) -> Path:
     parsed = parse_hub_id(text)
     if parsed is None or user_path(text).exists():
         raise UserError(f"There is no {name} at {text}.", expected=f"{name}, a folder holding it, or org/repo")
-    repo, file = parsed
-    return _download(repo, file or name)
+    return _download(parsed._replace(file=parsed.file or name), "text")
 
 
-def look_for(text: str, note: Callable[[str], None], file: str | None = None) -> bool:
-    """Whether this is a path on this machine; a Hugging Face id is asked for, once and without a download.
+def look_for(
+    text: str, note: Callable[[str], None], file: str | None = None, part: Part = "dit"
+) -> tuple[Download, ...] | None:
+    """None for a path on this machine; a Hugging Face id is asked for, once, and what it still has to fetch returned.
 
     ``file``: what is wanted of a repository whose id names none. ``note`` hears that the Hub cannot be reached: its
     cache may hold the repository all the same. Raises UserError for what neither is here nor on the Hub.
     """
     if is_local(text):
-        return True
-    repo, named = parse_hub_id(text) or (text, None)
-    if named is not None and named.endswith(".gguf"):
+        return None
+    hub_id = parse_hub_id(text) or HubId(text)
+    if hub_id.file is not None and hub_id.file.endswith(".gguf"):
         raise foreign_error(text, "GGUF")
-    files = _files_of(repo)
-    if isinstance(files, Exception):
-        note(f"{text}: Hugging Face cannot be reached ({_words(files)}); looked for in its cache later on")
-        return False
-    _check_cache(repo)
-    if (wanted := named or file) is not None:
-        _require_file(repo, wanted, files)
-    else:
-        _refuse_two_variants(repo, files)
-    return False
+    repository = _ask(hub_id)
+    if isinstance(repository, Exception):
+        note(f"{text}: Hugging Face cannot be reached ({_words(repository)}); looked for in its cache later on")
+        return ()
+    _check_cache(hub_id.repo)
+    wanted = wanted_files(hub_id._replace(file=hub_id.file or file), list(repository.sizes), part)
+    return (_missing(hub_id, wanted, repository),)
 
 
-def _download(repo: str, file: str | None) -> Path:
+def pinned(path: Path) -> str | None:
+    """``org/repo@commit:file`` for a path in Hugging Face's cache, which names its folders so; None for any other."""
+    for folder in path.parents:
+        if folder.parent.name == "snapshots" and folder.parent.parent.name.startswith("models--"):
+            repo = folder.parent.parent.name.removeprefix("models--").replace("--", "/")
+            return str(HubId(repo, path.relative_to(folder).as_posix(), folder.name))
+    return None
+
+
+def _missing(hub_id: HubId, wanted: Sequence[str], repository: _Repository) -> Download:
+    from huggingface_hub import constants, try_to_load_from_cache
+
+    def cached(name: str) -> bool:
+        return isinstance(try_to_load_from_cache(hub_id.repo, name, revision=repository.revision), str)
+
+    files = tuple(name for name in wanted if not cached(name))
+    return Download(
+        hub_id=str(hub_id),
+        files=files,
+        bytes=sum(repository.sizes[name] for name in files),
+        cache=Path(constants.HF_HUB_CACHE),
+        licence=repository.licence,
+        revision=repository.revision,
+    )
+
+
+def _download(hub_id: HubId, part: Part) -> Path:
     """The file, or the snapshot's folder, in Hugging Face's cache. Raises UserError.
 
     Where the Hub does not answer the first question only the cache is read: its client would ask for half a minute.
     """
-    files = _files_of(repo)
-    unreached = files if isinstance(files, Exception) else None
-    hub = _client(repo)
-    only: dict[str, Any] = {"local_files_only": True} if unreached else {}
+    repository = _ask(hub_id)
+    unreached = repository if isinstance(repository, Exception) else None
+    only: dict[str, Any] = {"revision": hub_id.revision}
+    if isinstance(repository, Exception):
+        only["local_files_only"] = True
     try:
-        if file is not None and (file.endswith((".safetensors", ".pth", ".pt")) or file.endswith("tokenizer.json")):
-            return Path(hub.hf_hub_download(repo, file, **only))
-        if file is not None:  # a folder of the repository, or an index with its shards
-            folder = file.rpartition("/")[0] if file.endswith(".json") else file
-            wanted = [f"{folder}/{pattern}" if folder else pattern for pattern in _WANTED]
-            ignored = [] if folder else _UNWANTED  # a folder that is asked for by name may be the text encoder's
-            return Path(hub.snapshot_download(repo, allow_patterns=wanted, ignore_patterns=ignored, **only)) / file
-        if not isinstance(files, Exception):
-            _refuse_two_variants(repo, files)
-        return Path(hub.snapshot_download(repo, allow_patterns=_WANTED, ignore_patterns=_UNWANTED, **only))
+        if isinstance(repository, Exception):
+            return _fetched(hub_id, None, only)
+        return _fetched(hub_id, wanted_files(hub_id, list(repository.sizes), part), only)
     except UserError:
         raise
     except Exception as error:  # the client raises its own, requests', httpx's and OS errors
         if unreached is None:
             _check_cache()
-        raise _unavailable(repo, file, unreached or error) from error
+        raise _unavailable(hub_id, unreached or error) from error
+
+
+def _fetched(hub_id: HubId, wanted: Sequence[str] | None, only: dict[str, Any]) -> Path:
+    """From the client: one file where the id names one, else the folder with the wanted files (None: those there)."""
+    hub = _client(hub_id.repo)
+    name = hub_id.file
+    if name is not None and (wanted == [name] or (wanted is None and "." in name.rpartition("/")[2])):
+        return Path(hub.hf_hub_download(hub_id.repo, name, **only))
+    folder = Path(hub.snapshot_download(hub_id.repo, allow_patterns=wanted, **only))
+    return folder if name is None else folder / name
 
 
 def _client(repo: str) -> Any:
@@ -146,50 +172,28 @@ def _check_cache(repo: str | None = None) -> None:
         ) from error
 
 
-def _files_of(repo: str) -> list[str] | Exception:
-    """The repository's files by one request; the error where the Hub cannot be asked. UserError: it has none such."""
-    hub = _client(repo)
+def _ask(hub_id: HubId) -> _Repository | Exception:
+    """What a repository holds, by one request; the error where the Hub cannot be asked. UserError: it has none such."""
+    hub = _client(hub_id.repo)
     try:
-        return [entry.rfilename for entry in hub.HfApi().model_info(repo, timeout=_SECONDS).siblings or ()]
-    except hub.errors.RepositoryNotFoundError as error:  # or private, or gated
-        raise _unavailable(repo, None, error) from error
+        info = hub.HfApi().model_info(hub_id.repo, revision=hub_id.revision, timeout=_SECONDS, files_metadata=True)
+    except (hub.errors.RepositoryNotFoundError, hub.errors.RevisionNotFoundError) as error:  # or private, or gated
+        raise _unavailable(hub_id._replace(file=None), error) from error
     except Exception as error:  # requests', httpx's and OS errors
         return error
+    licence = getattr(info.card_data, "license", None)
+    sizes = {entry.rfilename: entry.size or 0 for entry in info.siblings or ()}
+    return _Repository(sizes, licence if isinstance(licence, str) else None, info.sha)
 
 
 def _words(error: Exception) -> str:
     return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
 
 
-def _unavailable(repo: str, file: str | None, error: Exception) -> UserError:
+def _unavailable(hub_id: HubId, error: Exception) -> UserError:
     return UserError(
-        f"{repo}{':' + file if file else ''} is neither a path on this machine nor reachable on Hugging Face.",
+        f"{hub_id} is neither a path on this machine nor reachable on Hugging Face.",
         expected="a local file or folder, or an id that this machine may download: org/repo, org/repo:file",
         got=_words(error),
         remedy="check the name and the network; set HF_TOKEN for a private or gated repository; or pass a local path",
     )
-
-
-def _require_file(repo: str, wanted: str, files: Sequence[str]) -> None:
-    """Raises UserError where a repository has neither a file nor a folder of this name."""
-    if not any(name == wanted or name.startswith(f"{wanted}/") for name in files):
-        raise UserError(
-            f"{repo} on Hugging Face has no {wanted}.",
-            expected="a file or a folder of the repository",
-            got=", ".join(sorted(files)[:20]) or "no files",
-        )
-
-
-def _refuse_two_variants(repo: str, files: Iterable[str]) -> None:
-    """Raises UserError before gigabytes are fetched from a repository that holds X.pth and X-quant.pth."""
-    weights = [name for name in files if name.endswith((".pth", ".safetensors")) and not SHARD.fullmatch(name)]
-    both = [
-        name for name in weights if name.replace("-quant.", ".") != name and name.replace("-quant.", ".") in weights
-    ]
-    if both:
-        raise UserError(
-            f"{repo} holds float and -quant checkpoints.",
-            expected="one file for each expert",
-            got=", ".join(weights),
-            remedy=f"choose one, such as {repo}:{both[0]}",
-        )

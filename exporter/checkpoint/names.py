@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import dropwhile
 
 from exporter.networks.dit.weights import PROJ_L_SOURCE
@@ -67,6 +67,14 @@ def from_diffusers(name: str) -> str:
     if match and match[2] in _DIFFUSERS_BLOCK:
         return f"{match[1]}.{_DIFFUSERS_BLOCK[match[2]]}.{leaf}"
     return name
+
+
+def diffusers_modules(blocks: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """(diffusers' name, Wan's name) of every module, for blocks such as "blocks.0"."""
+    yield from _DIFFUSERS_TOP.items()
+    for block in blocks:
+        for theirs, ours in _DIFFUSERS_BLOCK.items():
+            yield f"{block}.{theirs}", f"{block}.{ours}"
 
 
 def canonical_names(names: Iterable[str]) -> dict[str, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Protocol
 
 import torch
 
@@ -80,6 +81,28 @@ def _flat_patch(name: str, meta: TensorMeta) -> TensorMeta:
     return meta
 
 
+class ModelTensors(Protocol):
+    """One expert's tensors under canonical names, wherever they are read from."""
+
+    path: Path
+
+    @property
+    def tensors(self) -> Mapping[str, TensorMeta]: ...
+
+    @property
+    def files(self) -> tuple[Path, ...]: ...
+
+    @property
+    def quantized(self) -> bool: ...
+
+    @property
+    def has_proj_l(self) -> bool: ...
+
+    def load(self, name: str) -> torch.Tensor: ...
+
+    def bands(self, name: str) -> Iterator[torch.Tensor]: ...
+
+
 class Checkpoint:
     """One expert's checkpoint that fits ``model``: every canonical name, its shape and dtype, and its data on demand.
 
@@ -87,10 +110,12 @@ class Checkpoint:
     means no linear branch; the caller reports it.
     """
 
-    def __init__(self, source: NamedTensors, model: ModelSpec) -> None:
-        self._source = source
+    def __init__(self, source: ModelTensors, model: ModelSpec) -> None:
+        self.named = source
         self.path = source.path
-        self.files = source.files
+        self.files: tuple[Path, ...] = source.files
+        self.loras = ""  # what was added to it, as a title
+        self.dequantized: frozenset[str] = frozenset()  # modules that were INT8 before something was added
         self.model = model
         self.quantized = source.quantized
         self.has_proj_l = source.has_proj_l
@@ -105,20 +130,24 @@ class Checkpoint:
     def names(self) -> tuple[str, ...]:
         return tuple(self._tensors)
 
+    def holds(self, name: str) -> bool:
+        """Whether there is a tensor of this canonical name."""
+        return name in self._tensors
+
     def meta(self, name: str) -> TensorMeta:
         """Shape and dtype, without reading the data."""
         return self._tensors[name]
 
     def load(self, name: str) -> torch.Tensor:
         """One tensor in the dtype it is stored in; the -quant form has int8_weight and scale. Raises UserError."""
-        if name not in self._source.tensors and name in self._tensors:
+        if name not in self.named.tensors and name in self._tensors:
             return torch.zeros(self._tensors[name].shape)
-        return self._source.load(name)
+        return self.named.load(name)
 
     def bands(self, name: str) -> Iterator[torch.Tensor]:
         """The same by consecutive rows: whole 128-row blocks at a time, but for the last."""
-        if name in self._source.tensors:
-            yield from self._source.bands(name)
+        if name in self.named.tensors:
+            yield from self.named.bands(name)
         else:
             yield self.load(name)
 
@@ -129,12 +158,12 @@ def open_checkpoint(path: Path, model: ModelSpec, *, allow_missing_proj_l: bool 
     bare = not source.has_proj_l
     found = problems(model, source.tensors, without_proj_l=bare)
     if found:
-        others = fitting_models(source.tensors)
+        _refuse_other_model(path, model, source)
         raise UserError(
             f"{path} is not a checkpoint of {model.name}.",
             expected=f"the tensors of {model.name}",
             got=f"{described(source.tensors)}; {listing(found)}",
-            remedy=f"it fits --model {' or '.join(others)}" if others else "pass a checkpoint of this model",
+            remedy="pass a checkpoint of this model",
         )
     if bare and not allow_missing_proj_l:
         raise UserError(
@@ -145,3 +174,14 @@ def open_checkpoint(path: Path, model: ModelSpec, *, allow_missing_proj_l: bool 
             "without the linear branch",
         )
     return Checkpoint(source, model)
+
+
+def _refuse_other_model(path: Path, model: ModelSpec, source: NamedTensors) -> None:
+    """Raises UserError for a whole checkpoint of another model of the table: the files were mixed up, nothing else."""
+    if others := fitting_models(source.tensors):
+        raise UserError(
+            f"{path} is a checkpoint of another model than {model.name}.",
+            expected=f"one of {model.name}",
+            got=f"one of {' or '.join(others)}: {described(source.tensors)}",
+            remedy=f"pass the checkpoint of {model.name}, or --model {others[0]}",
+        )

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from exporter.checkpoint.source import FLOATS, TensorMeta
 from exporter.models import FREQ_DIM, HEAD_DIM, MODELS, OUT_CHANNELS, TEXT_DIM, ModelSpec
 from exporter.networks.dit.weights import PROJ_L_SOURCE
-from exporter.networks.weight_spec import ceil_div
+from exporter.networks.weight_spec import LinearMode, ceil_div
+from plugins.errors import UserError
 
 BLOCK = 128
 _LISTED = 20
@@ -96,6 +97,16 @@ def fitting_models(tensors: Mapping[str, TensorMeta]) -> list[str]:
     """The models of the table whose checkpoint this is, proj_l aside."""
     bare = not holds_proj_l(tensors)
     return [model.name for model in MODELS.values() if not problems(model, tensors, without_proj_l=bare)]
+
+
+def check_linear(checkpoint: object, linear: LinearMode, *, quantized: bool) -> None:
+    """Raise UserError where a checkpoint cannot be packed for such Linears."""
+    if quantized and linear != "int8":
+        raise UserError(
+            f"{checkpoint} is a -quant checkpoint: its block Linears are INT8 already.",
+            expected="the float checkpoint for --linear bf16",
+            remedy="pass the float checkpoint, or --linear int8",
+        )
 
 
 def listing(lines: list[str]) -> str:

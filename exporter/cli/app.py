@@ -10,12 +10,15 @@ import typer
 from exporter.cli.bench import bench_app
 from exporter.cli.bench_generate import bench_generate
 from exporter.cli.bench_media import bench_media
+from exporter.cli.bench_vae import bench_vae
 from exporter.cli.command import EPILOG, Command, typed
 from exporter.cli.compare import compare
+from exporter.cli.doctor import doctor
 from exporter.cli.export import export
 from exporter.cli.generate import generate
 from exporter.cli.kernels import BENCHMARKS, COMMANDS
 from exporter.cli.plan import plan
+from exporter.cli.selftest import selftest
 from exporter.cli.show import inspect, list_
 from exporter.cli.weights import merge, pack
 from exporter.terminal import any_encoding, say
@@ -52,6 +55,7 @@ def _options(
 #: The commands in the order in which one meets them.
 _COMMANDS: dict[str, Callable[..., None]] = {
     "export": export,
+    "doctor": doctor,
     "list": list_,
     "inspect": inspect,
     "pack": pack,
@@ -60,10 +64,16 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "plan": plan,
     **COMMANDS,
     "compare": compare,
+    "selftest": selftest,
 }
 for _name, _function in _COMMANDS.items():
     app.command(_name, cls=Command)(typed(_function))
-_BENCHES: dict[str, Callable[..., None]] = {**BENCHMARKS, "media": bench_media, "generate": bench_generate}
+_BENCHES: dict[str, Callable[..., None]] = {
+    **BENCHMARKS,
+    "media": bench_media,
+    "vae": bench_vae,
+    "generate": bench_generate,
+}
 for _name, _function in _BENCHES.items():
     bench_app.command(_name, cls=Command)(typed(_function))
 app.add_typer(bench_app, name="bench")

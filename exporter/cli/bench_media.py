@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,6 +12,27 @@ from exporter.cli.options import JsonOption, ModelOption
 from exporter.progress import RichProgress
 from exporter.terminal import console, say
 from plugins.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+    from exporter.models import ModelSpec
+
+
+def place_and_sizes(spec: ModelSpec) -> tuple[torch.device, list[tuple[int, int, int]]]:
+    """Where a model's other parts are timed, and at which latents: 480p and its own size. UserError without a GPU."""
+    import torch
+
+    cuda = torch.cuda.is_available()
+    if not cuda and spec.name != "wan-tiny":
+        raise UserError(
+            f"{spec.name}'s text encoder and VAE are timed on a GPU.",
+            expected="a CUDA device",
+            got="none",
+            remedy="run it there, or --model wan-tiny here",
+        )
+    pixels = dict.fromkeys([(832, 480), spec.size] if spec.name != "wan-tiny" else [spec.size])
+    return torch.device("cuda" if cuda else "cpu"), [spec.latent_shape(size) for size in pixels]
 
 
 def bench_media(
@@ -26,26 +47,15 @@ def bench_media(
 
     Example: turbotrt bench media --model wan2.2-i2v-a14b-720p --out media.json
     """
-    import torch
-
     from exporter.bench import media as bench
     from exporter.models import model_named
     from runtime.atomic import check_place, told, write_atomic
 
     spec = model_named(model)
-    cuda = torch.cuda.is_available()
-    if not cuda and spec.name != "wan-tiny":
-        raise UserError(
-            f"{spec.name}'s text encoder and VAE are timed on a GPU.",
-            expected="a CUDA device",
-            got="none",
-            remedy="run it there, or --model wan-tiny here",
-        )
+    device, sizes = place_and_sizes(spec)
     if out is not None:
         check_place(out)
-    pixels = dict.fromkeys([(832, 480), spec.size] if spec.name != "wan-tiny" else [spec.size])
-    sizes = [spec.latent_shape(size) for size in pixels]
-    found = bench.bench_media(spec, sizes, torch.device("cuda" if cuda else "cpu"), repeats, RichProgress())
+    found = bench.bench_media(spec, sizes, device, repeats, RichProgress())
     if out is not None:
         with told(out):
             write_atomic(out, json.dumps(found, indent=2).encode())

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from exporter.bundle.vram import vram_estimate
+from exporter.cli.plugin_host import plugins_here, plugins_line
 from exporter.gpus import GPUS, GpuSpec
 from exporter.models import MODELS, ModelSpec
 from exporter.networks.dit.weights import packed_bytes
@@ -55,13 +56,17 @@ def needs(gpu: GpuSpec) -> str:
     return "builds here" if find_spec("tensorrt_rtx") else "pip install tensorrt-rtx, then builds here"
 
 
-def catalogue() -> dict[str, list[dict[str, Any]]]:
+def catalogue() -> dict[str, Any]:
     """Everything ``list --json`` prints."""
-    return {"models": [model_row(m) for m in MODELS.values()], "gpus": [gpu_row(g) for g in GPUS.values()]}
+    return {
+        "models": [model_row(m) for m in MODELS.values()],
+        "gpus": [gpu_row(g) for g in GPUS.values()],
+        "plugins": plugins_here(),
+    }
 
 
 def show_catalogue(console: Console) -> None:
-    """The two tables."""
+    """The two tables, and which plugins engines get here."""
     models = open_table("Models (--model)", "INT8: the weights; VRAM: an estimate at max L, one expert resident")
     for heading in ("model", "size", "L", "max L", "steps", "INT8", "VRAM"):
         models.add_column(heading, justify="left" if heading in ("model", "size") else "right", no_wrap=True)
@@ -87,6 +92,7 @@ def show_catalogue(console: Console) -> None:
             gpu.name, gpu.product, str(gpu.sm), gpu.flavour, f"{gpu.vram_gib} GiB", needs(gpu).partition(",")[0]
         )
     console.print(gpus)
+    console.print(f"Plugins here: {plugins_line()}.")
 
 
 def open_table(title: str, caption: str | None = None) -> Table:

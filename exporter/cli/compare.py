@@ -12,6 +12,10 @@ from exporter.cli.options import (
     BundleOption,
     FramesOption,
     JsonOption,
+    LoraHighOption,
+    LoraLowOption,
+    LoraOption,
+    LoraPartialOption,
     OdeOption,
     SizeOption,
     StepsOption,
@@ -19,6 +23,7 @@ from exporter.cli.options import (
     parse_frames,
     parse_size,
 )
+from exporter.loras import LoraArguments
 from exporter.progress import RichProgress
 from exporter.spec import parse_topk
 from exporter.terminal import console, say
@@ -94,6 +99,10 @@ def compare(
     video: VideoOption = None,
     vae_decoder: VaeDecoderOption = "full",
     top_k: SweepOption = None,
+    lora: LoraOption = None,
+    lora_high: LoraHighOption = None,
+    lora_low: LoraLowOption = None,
+    lora_partial: LoraPartialOption = False,
     out: OutOption = Path("report"),
     as_json: JsonOption = False,
 ) -> None:
@@ -133,6 +142,7 @@ def compare(
         video=video,
         vae_decoder=decoder_named(vae_decoder),
         sweep=shares,
+        loras=LoraArguments.typed(lora, lora_high, lora_low, lora_partial),
         out=out,
     )
     found = run_comparison(spec, RichProgress())

@@ -14,6 +14,10 @@ from exporter.cli.options import (
     ComponentsOption,
     GpuOption,
     LinearOption,
+    LoraHighOption,
+    LoraLowOption,
+    LoraOption,
+    LoraPartialOption,
     ModelOption,
     TextEncoderOption,
     TextLinearOption,
@@ -22,6 +26,7 @@ from exporter.cli.options import (
     TopkOption,
     VaeOption,
 )
+from exporter.loras import LoraArguments
 from exporter.progress import RichProgress
 from exporter.spec import ExportSpec, export_spec
 from exporter.terminal import say
@@ -37,7 +42,10 @@ def export(
     gpu: GpuOption,
     checkpoint: Annotated[
         str,
-        typer.Option(metavar="PATH|HF_ID|none", help=CHECKPOINT_HELP + " none: engines only, which need no weights."),
+        typer.Option(
+            metavar="PATH|HF_ID|none",
+            help=CHECKPOINT_HELP + " The words bring text encoder and VAE along. none: engines only, without weights.",
+        ),
     ] = "none",
     out: Annotated[
         Path,
@@ -55,6 +63,14 @@ def export(
         typer.Option(
             "--one-file",
             help="Also one engine that holds all blocks and weights; takes 3.3 × the weights in RAM.",
+        ),
+    ] = False,
+    embed_plugins: Annotated[
+        bool,
+        typer.Option(
+            "--embed-plugins",
+            help="Put the plugin library into the engines: any TensorRT program that allows host code loads them, "
+            "with no file beside them.",
         ),
     ] = False,
     components: ComponentsOption = None,
@@ -79,6 +95,10 @@ def export(
             "[dim]\\[default: the model's][/]",
         ),
     ] = None,
+    lora: LoraOption = None,
+    lora_high: LoraHighOption = None,
+    lora_low: LoraLowOption = None,
+    lora_partial: LoraPartialOption = False,
 ) -> None:
     """Build the bundle of one [bold]model[/] for one [bold]GPU[/]: engines, ONNX, launch plans and packed weights.
 
@@ -90,7 +110,11 @@ def export(
 
       turbotrt export --model wan-tiny --gpu rtx4090 --out build
 
+      turbotrt export --model wan2.1-1.3b-480p --gpu rtx5090 --checkpoint official
+
       turbotrt export --model wan2.1-1.3b-480p --gpu rtx3090 --checkpoint ./turbowan.pth
+
+      turbotrt export --model wan2.1-14b-720p --gpu rtx5090 --checkpoint ./turbowan.pth --lora ./style.safetensors:0.8
 
       turbotrt export --model wan2.2-i2v-a14b-720p --gpu h100 --onnx-only
 
@@ -106,6 +130,7 @@ def export(
         out=out,
         onnx_only=onnx_only,
         one_file=one_file,
+        embed_plugins=embed_plugins,
         components=components,
         text_encoder=text_encoder,
         tokenizer=tokenizer,
@@ -114,6 +139,7 @@ def export(
         tiny_vae=tiny_vae,
         text_linear=text_linear,
         max_size=max_size,
+        loras=LoraArguments.typed(lora, lora_high, lora_low, lora_partial),
     )
     from exporter.export import export_bundle
 
@@ -126,7 +152,7 @@ def _closing_lines(spec: ExportSpec, folder: Path) -> list[str]:
     from exporter.packing.dit import weight_paths
 
     what = "ONNX graphs and plans" if spec.onnx_only else "engines, ONNX graphs and plans"
-    lines = polygraphy_lines(folder, spec.flavour)
+    lines = polygraphy_lines(folder)
     weights = folder / "weights.safetensors"
     if spec.checkpoint is not None or all(path.is_file() for path in weight_paths(weights, spec.model).values()):
         return [*lines, *_media_lines(spec, folder), f"{folder}: {what}, weights."]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from itertools import cycle
 from pathlib import Path
@@ -16,6 +17,10 @@ from exporter.cli.options import (
     BackendOption,
     BundleOption,
     FramesOption,
+    LoraHighOption,
+    LoraLowOption,
+    LoraOption,
+    LoraPartialOption,
     NoVerifyOption,
     OdeOption,
     SizeOption,
@@ -28,6 +33,7 @@ from exporter.cli.options import (
     parse_verify,
 )
 from exporter.cli.videos import Video, names, read_prompts, sampled
+from exporter.loras import LoraArguments
 from exporter.progress import RichProgress
 from exporter.spec import parse_topk
 from exporter.terminal import console, printable, say
@@ -146,6 +152,13 @@ def generate(
         int | None,
         typer.Option(metavar="N", help="Frames a second of a video file or gif. [dim]\\[default: the model's][/]"),
     ] = None,
+    lora: LoraOption = None,
+    lora_high: LoraHighOption = None,
+    lora_low: LoraLowOption = None,
+    lora_partial: LoraPartialOption = False,
+    lora_cache: Annotated[
+        str, typer.Option(metavar="SIZE", help="The most bytes of weights with LoRAs that stay in the user's cache.")
+    ] = "60GB",
     vram: VramOption = None,
     backend: BackendOption = "auto",
     verify: VerifyOption = "auto",
@@ -192,7 +205,12 @@ def generate(
             "--noise is the noise of one video.", expected="one prompt and one sample", got=f"{len(wanted)} videos"
         )
     loading["verify"] = parse_verify(verify, no_verify=no_verify)
-    with VideoPipeline.load(bundle, keep=False, report=RichProgress(), **loading) as pipeline:
+    report = RichProgress()
+    loras = LoraArguments.typed(lora, lora_high, lora_low, lora_partial)
+    with (
+        _with_loras(bundle, loras, lora_cache, report) as folder,
+        VideoPipeline.load(folder, keep=False, report=report, **loading) as pipeline,
+    ):
         common = Request(
             embeds=_tensor(embeds, "text_embeds"),
             noise=_tensor(noise, "noise"),
@@ -210,7 +228,7 @@ def generate(
             codec=codec_named(codec),
             quality=quality,
             fps=fps,
-            facts={} if noise is None else {"noise": printable(noise.name)},
+            facts=_facts(noise, loras),
         )
         outs, shown = names(out, len(wanted)), [None] if preview is None else names(preview, len(wanted))
         requests = [
@@ -225,6 +243,30 @@ def generate(
                 write_atomic(times, json.dumps([asdict(part) for part in pipeline.times], indent=2).encode())
         if given != "--embeds" or out.suffix != LATENTS:
             _show(pipeline.manifest, pipeline.times, time.perf_counter() - started)
+
+
+@contextmanager
+def _with_loras(bundle: Path, loras: LoraArguments, limit: str, report: RichProgress) -> Iterator[Path]:
+    """The bundle itself where no LoRA is given, else one of links with other weights, made now or kept from before."""
+    if not loras.given:
+        yield bundle
+        return
+    from exporter.models import model_named
+    from exporter.packing.lora_cache import bundle_with
+    from runtime.bundle import load_manifest
+    from runtime.byte_sizes import parse_bytes
+
+    chosen = loras.of(model_named(load_manifest(bundle).model.name))
+    with bundle_with(bundle, chosen, report, limit=parse_bytes(limit)) as folder:
+        yield folder
+
+
+def _facts(noise: Path | None, loras: LoraArguments) -> dict[str, str]:
+    """What the files' metadata say besides the request's own numbers."""
+    facts = {} if noise is None else {"noise": printable(noise.name)}
+    if loras.given:
+        facts["loras"] = ", ".join(printable(Path(text).name) for text in loras.given)
+    return facts
 
 
 def _check_image_options(image: Path | None, condition: Path | None, image_size: str, *, crop: bool) -> None:

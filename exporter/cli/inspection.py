@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,12 @@ from rich.console import Console
 from rich.table import Table
 
 from exporter.cli.catalogue import gigabytes, open_table
+from exporter.cli.plugin_host import bundle_plugins, plugins_here
 from plugins.plan import Plan
 from plugins.sms import cubin_sm
 from runtime.bundle import LOCK_NAME, MANIFEST_NAME, Manifest, StageEntry, load_manifest, verify_file
 from runtime.checks import pack_command, read_plan, rebuild_command
+from runtime.host_code import carries_host_code
 from runtime.media.text.embeds_cache import FOLDER
 from runtime.report import Report
 
@@ -41,6 +43,7 @@ class Inspection:
             "manifest": msgspec.to_builtins(self.manifest),
             "files": self.states,
             "plans": {file: _plan_facts(plan) for file, plan in self.plans.items()},
+            "plugins_here": plugins_here(),
             "unlisted": self.unlisted,
             "problems": self.problems,
         }
@@ -69,7 +72,7 @@ def inspect_bundle(folder: Path, progress: Report) -> Inspection:
             plans[file] = read_plan(folder / file)[0]
         except ValueError as error:
             problems.append(f"{file}: {error}")
-    problems += _wrong_gpu(manifest, plans)
+    problems += [*_wrong_gpu(manifest, plans), *_unnamed_code(folder, manifest, states)]
     listed = {MANIFEST_NAME, LOCK_NAME, *manifest.files}
     unlisted = sorted(path.name for path in folder.iterdir() if path.name not in listed)
     return Inspection(folder, manifest, states, plans, unlisted, problems)
@@ -80,6 +83,14 @@ def _wrong_gpu(manifest: Manifest, plans: dict[str, Plan]) -> Iterator[str]:
     for file, plan in plans.items():
         if plan.sm != wanted:
             yield f"{file}: compiled for sm_{plan.sm}, the bundle's GPU runs sm_{wanted}"
+
+
+def _unnamed_code(folder: Path, manifest: Manifest, states: Mapping[str, str]) -> Iterator[str]:
+    if manifest.embedded_library is not None:
+        return
+    for name in sorted({stage.engine for stage in manifest.stages if stage.engine is not None}):
+        if states[name] == "ok" and carries_host_code(folder / name):
+            yield f"{name}: carries native code, and the manifest says nothing of it; whoever loads it runs that code"
 
 
 def _plan_facts(plan: Plan) -> dict[str, Any]:
@@ -158,6 +169,7 @@ def _show_facts(console: Console, manifest: Manifest, folder: Path) -> None:
         "gpu": f"{gpu.name}, sm_{gpu.sm}, {gpu.flavour}",
         "weights": weights + proj_l,
         "media": media,
+        "plugins": bundle_plugins(manifest),
         "VRAM": f"about {gigabytes(manifest.vram_estimate_bytes)}",
         "tools": ", ".join(f"{name} {version}" for name, version in sorted(manifest.tools.items())),
     }

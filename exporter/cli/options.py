@@ -47,7 +47,8 @@ TextEncoderOption = Annotated[
     str | None,
     typer.Option(
         metavar="PATH|HF_ID",
-        help="umT5's weights: Wan's models_t5_*.pth, transformers' or ComfyUI's safetensors, or a folder of one.",
+        help="umT5's weights: Wan's models_t5_*.pth, transformers' or ComfyUI's safetensors, a folder of one, or "
+        "official.",
     ),
 ]
 TextLinearOption = Annotated[
@@ -66,7 +67,8 @@ TokenizerOption = Annotated[
 VaeOption = Annotated[
     str | None,
     typer.Option(
-        metavar="PATH|HF_ID", help="The VAE's weights: Wan2.1_VAE.pth, diffusers' safetensors, or a folder of either."
+        metavar="PATH|HF_ID",
+        help="The VAE's weights: Wan2.1_VAE.pth, diffusers' safetensors, a folder of either, or official.",
     ),
 ]
 TinyVaeOption = Annotated[
@@ -88,8 +90,29 @@ VaeDecoderOption = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
 CHECKPOINT_HELP = (
     "Weights of a whole model: a file or folder (.safetensors, shards, .pth), a Hugging Face id (org/repo or "
-    "org/repo:file), or HIGH,LOW for a model of two experts."
+    "org/repo:file), HIGH,LOW for a model of two experts; official or official-quant: what the authors publish."
 )
+
+LoraOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--lora",
+        metavar="FILE|HF_ID[:STRENGTH]",
+        help="A LoRA to merge before packing, with a strength (1 if none is said); several may be given. In peft's, "
+        "diffusers', kohya's, musubi's, ComfyUI's, Wan's or LightX2V's names.",
+    ),
+]
+LoraHighOption = Annotated[
+    list[str] | None,
+    typer.Option("--lora-high", metavar="FILE|HF_ID[:STRENGTH]", help="The same for the high-noise expert alone."),
+]
+LoraLowOption = Annotated[
+    list[str] | None,
+    typer.Option("--lora-low", metavar="FILE|HF_ID[:STRENGTH]", help="The same for the low-noise expert alone."),
+]
+LoraPartialOption = Annotated[
+    bool, typer.Option("--lora-partial", help="Pass over what a LoRA changes and the model does not have.")
+]
 
 BundleOption = Annotated[Path, typer.Option("--bundle", metavar="DIR", help="A folder that turbotrt export wrote.")]
 VramOption = Annotated[

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def list_(as_json: JsonOption = False) -> None:
-    """List the models and GPUs: sizes, tokens, weights, VRAM, and where engines for each GPU can be built."""
+    """List the models and GPUs: sizes, tokens, weights, VRAM, where engines can be built, which plugins they get."""
     from exporter.cli import catalogue
 
     if as_json:

@@ -9,8 +9,13 @@ import typer
 
 from exporter.cli.options import (
     CHECKPOINT_HELP,
+    LoraHighOption,
+    LoraLowOption,
+    LoraOption,
+    LoraPartialOption,
     ModelOption,
 )
+from exporter.loras import LoraArguments
 from exporter.models import model_named
 from exporter.networks.dit.options import ATTENTIONS
 from exporter.progress import RichProgress
@@ -41,6 +46,10 @@ def pack(
             help="All but sagesla accept a checkpoint without proj_l. [dim]\\[default: the bundle's, else sagesla][/]",
         ),
     ] = None,
+    lora: LoraOption = None,
+    lora_high: LoraHighOption = None,
+    lora_low: LoraLowOption = None,
+    lora_partial: LoraPartialOption = False,
 ) -> None:
     """Quantize and pack a checkpoint's weights, without engines; needs less than 3 GiB of memory for any size.
 
@@ -55,7 +64,9 @@ def pack(
         )
     from exporter.packing.dit import pack_into
 
-    packed, bundle = pack_into(checkpoint, spec, out, linear=mode, attention=attention, progress=RichProgress())
+    loras = LoraArguments.typed(lora, lora_high, lora_low, lora_partial).of(spec)
+    report = RichProgress()
+    packed, bundle = pack_into(checkpoint, spec, out, linear=mode, attention=attention, progress=report, loras=loras)
     if bundle is not None:
         say(f"{out.parent / 'manifest.json'}: lists the weights.")
     for path in packed.files.values():
@@ -94,13 +105,16 @@ def merge(
     """
     if out.suffix != ".safetensors":
         raise UserError("--out is not a name for a checkpoint.", expected="a name ending in .safetensors", got=str(out))
-    from exporter.checkpoint.hub import resolve
+    from exporter.checkpoint.download import tell_downloads
+    from exporter.checkpoint.hub import look_for, resolve
     from exporter.packing.merge import merge as merge_checkpoints
 
     with told(out):
         out.parent.mkdir(parents=True, exist_ok=True)
     check_place(out)
     report = RichProgress()
+    asked = [look_for(text, report.note) or () for text in (base, sla, rcm)]
+    tell_downloads([download for downloads in asked for download in downloads], report.note)
     with report.stage(f"merge {out.name}") as update:
         paths = resolve(base), resolve(sla), resolve(rcm)
         merge_checkpoints(*paths, out, weight=weight, progress=update, note=report.note)

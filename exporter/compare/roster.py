@@ -8,8 +8,9 @@ from importlib.util import find_spec
 
 import torch
 
-from exporter.checkpoint.experts import expert_paths
-from exporter.checkpoint.reader import Checkpoint, open_checkpoint
+from exporter.checkpoint.download import tell_downloads
+from exporter.checkpoint.experts import look_for_checkpoint
+from exporter.checkpoint.reader import Checkpoint
 from exporter.compare.machines.machine import Machine, OpMachine
 from exporter.compare.machines.ops import by_reference
 from exporter.compare.machines.plain_model import PlainAttention
@@ -20,9 +21,11 @@ from exporter.compare.spec import RUNNERS, CompareSpec
 from exporter.compare.thresholds import STAGE_BOUNDS, StageBound
 from exporter.models import ModelSpec, model_named
 from exporter.networks.dit.options import BARE, DENSE, BlockOptions
+from exporter.packing.dit import open_experts
 from plugins.errors import UserError
 from plugins.torch_op import device_sm
 from runtime.bundle import Manifest, load_manifest
+from runtime.report import Report
 
 
 @dataclass
@@ -68,11 +71,11 @@ class Roster:
         return STAGE_BOUNDS["fp32" if reference == "fp32" else "same", sampler.attention, sampler.linear]
 
 
-def open_roster(spec: CompareSpec) -> Roster:
+def open_roster(spec: CompareSpec, progress: Report) -> Roster:
     """Read the bundle and open the checkpoint. Raises UserError where fewer than two runners can take part."""
     manifest = load_manifest(spec.bundle)
     model = model_named(manifest.model.name)
-    readers = _readers(spec, model, manifest)
+    readers = _readers(spec, model, manifest, progress)
     sampler = manifest.sampler
     made = scene(manifest, spec)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -110,12 +113,21 @@ def open_roster(spec: CompareSpec) -> Roster:
     return roster
 
 
-def _readers(spec: CompareSpec, model: ModelSpec, manifest: Manifest) -> dict[str, Checkpoint]:
+def _readers(spec: CompareSpec, model: ModelSpec, manifest: Manifest, progress: Report) -> dict[str, Checkpoint]:
+    loras = spec.loras.of(model)
     if spec.checkpoint is None:
+        if loras.items:
+            raise UserError(
+                "--lora changes a checkpoint's weights, and there is no checkpoint.",
+                remedy="give --checkpoint PATH or HF_ID, or drop --lora",
+            )
         return {}
-    bare = manifest.sampler.attention in BARE
-    paths = expert_paths(spec.checkpoint, model)
-    return {expert: open_checkpoint(path, model, allow_missing_proj_l=bare) for expert, path in paths.items()}
+    linear, bare = manifest.sampler.linear, manifest.sampler.attention in BARE
+    asked = look_for_checkpoint(spec.checkpoint, model, progress.note, linear=linear, loras=loras)
+    tell_downloads(asked or (), progress.note)
+    return open_experts(
+        spec.checkpoint, model, linear=linear, allow_missing_proj_l=bare, loras=loras, note=progress.note
+    )
 
 
 def _enlist(
@@ -180,7 +192,7 @@ def _from_bundle(name: str, roster: Roster, spec: CompareSpec, options: BlockOpt
         return StageMachine(name, deployed, options, plans, torch.device("cuda"))
     from exporter.compare.machines.engine_machine import EngineMachine
 
-    return EngineMachine(name, folder, manifest.stages_of("dit"), deployed, manifest.gpu.flavour)
+    return EngineMachine(name, folder, manifest, deployed, roster.notes.append)
 
 
 def _follow(roster: Roster) -> None:

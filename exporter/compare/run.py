@@ -38,7 +38,7 @@ REPORT = "report.html"
 
 def compare(spec: CompareSpec, progress: Report) -> Comparison:
     """Compare what this machine can run, and write results and report into ``spec.out``. Raises UserError."""
-    roster = open_roster(spec)
+    roster = open_roster(spec, progress)
     check_sweep(roster, spec)
     if no_video := why_no_video(spec, roster):
         roster.left_out[VIDEO] = no_video

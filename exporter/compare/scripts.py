@@ -1,7 +1,4 @@
-"""What a bundle's ``polygraphy_scripts.py`` calls: network, builder config and inputs of one stage, for Polygraphy.
-
-Polygraphy's ``--plugins`` takes shared libraries only; a network script registers our Python plugins itself.
-"""
+"""What a bundle's ``polygraphy_scripts.py`` calls: inputs of one stage, for Polygraphy."""
 
 from __future__ import annotations
 
@@ -17,33 +14,6 @@ SEED = 0
 
 def _stage(manifest: Manifest, name: str) -> StageEntry:
     return next(stage for stage in manifest.stages if stage.name == name)
-
-
-def network(bundle: Path, stage: str) -> tuple[Any, Any, Any]:
-    """Builder, parsed network and parser of a stage's ONNX graph, our plugins registered. Raises RuntimeError."""
-    from polygraphy.backend.trt import get_trt_logger
-
-    from exporter.builder.child import parse
-    from exporter.builder.flavour import load
-    from plugins.registry import OPS
-    from plugins.tensorrt_plugin import register
-
-    manifest = load_manifest(bundle)
-    trt = load(manifest.gpu.flavour)
-    register(trt, OPS)
-    builder = trt.Builder(get_trt_logger())
-    return builder, *parse(trt, builder, get_trt_logger(), str(bundle / _stage(manifest, stage).onnx))
-
-
-def config(bundle: Path, stage: str, builder: Any, made: Any) -> Any:
-    """The builder config that export used: the bundle's GPU, no TF32, the stage's profile."""
-    from exporter.builder.child import builder_config
-    from exporter.builder.flavour import load
-
-    manifest = load_manifest(bundle)
-    limits = _stage(manifest, stage).profile
-    profile = (limits.min, limits.opt, limits.max)
-    return builder_config(load(manifest.gpu.flavour), builder, made, manifest.gpu.name, profile)
 
 
 def inputs(bundle: Path, stage: str) -> Iterator[dict[str, Any]]:

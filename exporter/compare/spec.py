@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
+from exporter.loras import NO_ARGUMENTS, LoraArguments
 from plugins.errors import UserError
 from runtime.media.decoders import DecoderName
 
@@ -39,7 +40,8 @@ def runner_named(name: str) -> Runner:
 class CompareSpec:
     """One bundle against its checkpoint (None: against itself only). ``block_step`` counts from 0.
 
-    None is the model's own steps, size and frames; ``embeds`` and ``condition`` are files (None: random).
+    None is the model's own steps, size and frames; ``embeds`` and ``condition`` are files (None: random);
+    ``loras`` are merged into the checkpoint.
     ``video`` None decodes the final latents, by ``vae_decoder``, where that is no long work.
     """
 
@@ -58,6 +60,7 @@ class CompareSpec:
     video: bool | None = None
     vae_decoder: DecoderName = "full"
     sweep: tuple[int, ...] = ()
+    loras: LoraArguments = NO_ARGUMENTS
     out: Path = Path("report")
 
 

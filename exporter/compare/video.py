@@ -56,7 +56,7 @@ def decode_operations(manifest: Manifest, shape: tuple[int, int, int], decoder: 
         stage = manifest.stage(name)
         inputs, outputs = meta_tensors(stage, {"H": height, "W": width})
         with torch.no_grad(), FlopCounterMode(display=False) as counted:
-            run_stage(stage, functions[name], inputs, outputs, channels_last=False)
+            run_stage(stage, functions[name], inputs, outputs)
         total += times * counted.get_total_flops()
     return total
 

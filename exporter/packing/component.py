@@ -15,8 +15,9 @@ from exporter.checkpoint.kinds import described, refuse_adapter
 from exporter.checkpoint.names import unwrapped
 from exporter.checkpoint.source import TensorMeta, bands
 from exporter.checkpoint.table import Expected, differences, listing
+from exporter.networks.dit.weights import FORMAT_VERSION
 from exporter.networks.weight_spec import WeightSpec
-from exporter.packing.packer import FORMAT_VERSION, Packer
+from exporter.packing.packer import Packer
 from exporter.packing.writer import SafetensorsWriter
 from plugins.errors import UserError
 
@@ -48,8 +49,6 @@ class ComponentCheckpoint:
     ``passed_over``: stored names of what else of the whole model the file holds.
     """
 
-    quantized = False  # nobody publishes these components in INT8 blocks
-
     def __init__(self, path: Path, form: ComponentFormat) -> None:
         self.path = locate(path, form)
         self._source = open_source(self.path)
@@ -72,6 +71,10 @@ class ComponentCheckpoint:
     def files(self) -> tuple[Path, ...]:
         """All files that the tensors come from."""
         return self._source.files
+
+    def holds(self, name: str) -> bool:
+        """Whether there is a tensor of this name of Wan's."""
+        return name in self._stored
 
     def bands(self, name: str) -> Iterator[torch.Tensor]:
         """A tensor by Wan's name, in the dtype it is stored in, by consecutive rows."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from exporter.bundle_lock import bundle_turn
+from exporter.loras import NO_LORAS, Lora, Loras
 from exporter.models import ModelSpec
 from exporter.networks.dit.options import BARE
+from exporter.networks.dit.weights import FORMAT_VERSION
 from exporter.networks.weight_spec import LinearMode
 from plugins.errors import UserError
 from runtime.atomic import check_place
@@ -72,22 +74,31 @@ def pack_into(
     linear: LinearMode | None,
     attention: str | None,
     progress: Report,
+    loras: Loras = NO_LORAS,
 ) -> tuple[PackedWeights, Manifest | None]:
     """Pack a checkpoint's experts; in a bundle, whose own choices are the defaults, they are listed in its manifest.
 
     The folder is this process's alone meanwhile. Raises UserError.
     """
+    from exporter.checkpoint.download import tell_downloads
+    from exporter.checkpoint.experts import look_for_checkpoint
+
     with bundle_turn(out.parent, progress.note):
         bundle = bundle_of(out, model, linear)
         chosen = attention or (bundle.sampler.attention if bundle else "sagesla")
+        linear = linear or (bundle.sampler.linear if bundle else "int8")
+        tell_downloads(
+            look_for_checkpoint(checkpoint, model, progress.note, linear=linear, loras=loras) or (), progress.note
+        )
         packed = pack_checkpoint(
             checkpoint,
             model,
             out,
-            linear=linear or (bundle.sampler.linear if bundle else "int8"),
+            linear=linear,
             allow_missing_proj_l=chosen in BARE,
             progress=progress,
             bundle=bundle,
+            loras=loras,
         )
         return packed, None if bundle is None else add_to_bundle(out.parent, bundle, packed, progress)
 
@@ -101,17 +112,22 @@ def pack_checkpoint(
     allow_missing_proj_l: bool,
     progress: Report,
     bundle: Manifest | None = None,
+    loras: Loras = NO_LORAS,
 ) -> PackedWeights:
     """Pack every expert of a checkpoint. All are opened and checked before the first byte is written. UserError.
 
     Beside the manifest of a bundle, a file that was packed from the same bytes in the same way is kept.
     """
+    from exporter.checkpoint.hub import pinned
     from exporter.packing.packer import pack
 
     files = weight_paths(out, model)
     for file in files.values():
         check_place(file)
-    readers = open_experts(checkpoint, model, linear=linear, allow_missing_proj_l=allow_missing_proj_l)
+    allowed = allow_missing_proj_l
+    readers = open_experts(
+        checkpoint, model, linear=linear, allow_missing_proj_l=allowed, loras=loras, note=progress.note
+    )
     entries: dict[str, FileInfo] = {}
     for expert, reader in readers.items():
         file = files[expert]
@@ -121,9 +137,14 @@ def pack_checkpoint(
             entries[file.name] = bundle.files[file.name]
             continue
         with progress.stage(f"pack {file.name}") as update:
-            pack(reader, model, file, linear=linear, progress=update)
+            rounding = pack(reader, model, file, linear=linear, progress=update)
+        if rounding is not None:
+            progress.note(
+                f"{file.name}: the LoRA changes INT8 matrices, which were dequantized and quantized again; "
+                f"rounded once more they are {rounding:.2%} (RMS) away from the sum"
+            )
         if bundle is not None:
-            entries[file.name] = file_info(file, inputs=key)
+            entries[file.name] = file_info(file, inputs=key, source=pinned(reader.path))
     has_proj_l = all(reader.has_proj_l for reader in readers.values())
     if not has_proj_l:
         progress.note("The checkpoint has no proj_l: it is packed as zero, which means no linear branch.")
@@ -131,19 +152,25 @@ def pack_checkpoint(
 
 
 def open_experts(
-    checkpoint: str, model: ModelSpec, *, linear: LinearMode, allow_missing_proj_l: bool
+    checkpoint: str,
+    model: ModelSpec,
+    *,
+    linear: LinearMode,
+    allow_missing_proj_l: bool,
+    note: Callable[[str], None],
+    loras: Loras = NO_LORAS,
 ) -> dict[str, Checkpoint]:
-    """Every expert's checkpoint, with all checks that need no more than headers. Raises UserError."""
+    """Every expert's checkpoint and its LoRAs, with all checks that need no more than headers. Raises UserError."""
     from exporter.checkpoint.experts import expert_paths
     from exporter.checkpoint.reader import open_checkpoint
-    from exporter.packing.packer import check_linear
+    from exporter.checkpoint.table import check_linear
 
     readers = {
         expert: open_checkpoint(path, model, allow_missing_proj_l=allow_missing_proj_l)
         for expert, path in expert_paths(checkpoint, model).items()
     }
     for reader in readers.values():
-        check_linear(reader, linear)
+        check_linear(reader.path, linear, quantized=reader.quantized)
     have = {expert: reader.has_proj_l for expert, reader in readers.items()}
     if len(set(have.values())) != 1:
         raise UserError(
@@ -151,14 +178,24 @@ def open_experts(
             expected="two checkpoints of one training",
             got=", ".join(f"{expert}: {'yes' if has else 'no'}" for expert, has in have.items()),
         )
-    return readers
+    return {expert: _with_loras(reader, loras.of(expert), loras.partial, note) for expert, reader in readers.items()}
+
+
+def _with_loras(reader: Checkpoint, loras: Sequence[Lora], partial: bool, note: Callable[[str], None]) -> Checkpoint:
+    from exporter.checkpoint.hub import resolve
+    from exporter.checkpoint.lora import load_loras
+    from exporter.packing.adapted import AdaptedCheckpoint, float_table
+
+    if not loras:
+        return reader
+    named = [(resolve(lora.source), lora.strength) for lora in loras]
+    return AdaptedCheckpoint(reader, load_loras(named, float_table(reader), partial=partial, note=note))
 
 
 def packing_key(reader: Checkpoint, model: ModelSpec, linear: LinearMode, progress: Report) -> str:
     """Hash of all that decides a packed file's bytes: the checkpoint's files and the way they are packed."""
-    from exporter.packing.packer import FORMAT_VERSION
-
-    return files_key(f"{model.name} {linear} {FORMAT_VERSION}\n", reader.path.name, reader.files, progress)
+    loras = f" {reader.loras}" if reader.loras else ""
+    return files_key(f"{model.name} {linear} {FORMAT_VERSION}{loras}\n", reader.path.name, reader.files, progress)
 
 
 def files_key(facts: str, title: str, files: Sequence[Path], progress: Report) -> str:

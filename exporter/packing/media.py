@@ -9,7 +9,8 @@ from typing import get_args
 
 import msgspec
 
-from exporter.checkpoint.hub import is_local, resolve, resolve_file
+from exporter.checkpoint.download import Download
+from exporter.checkpoint.hub import look_for, pinned, resolve, resolve_file
 from exporter.checkpoint.safetensors_file import SafetensorsFile
 from exporter.packing.component import (
     ComponentCheckpoint,
@@ -20,6 +21,7 @@ from exporter.packing.component import (
 )
 from exporter.packing.dit import files_key, is_current
 from exporter.packing.formats import component_format
+from exporter.releases import OFFICIAL, TOKENIZER, is_official, official_component
 from exporter.spec import ExportSpec
 from plugins.errors import UserError
 from runtime.atomic import atomic_path, told
@@ -27,7 +29,6 @@ from runtime.bundle import FileInfo, Manifest, MediaComponent, file_info, write_
 from runtime.report import Report
 
 TOKENIZER_NAME = "tokenizer.json"
-DEFAULT_TOKENIZER = "google/umt5-xxl"
 _MEDIA: tuple[MediaComponent, ...] = get_args(MediaComponent)
 
 
@@ -36,16 +37,31 @@ def weights_name(component: MediaComponent) -> str:
     return f"{component}.safetensors"
 
 
-def check_media(spec: ExportSpec) -> None:
-    """Raise UserError for checkpoints on this machine that are not those of the model, by their headers alone."""
+def check_media(spec: ExportSpec, report: Report) -> list[Download]:
+    """What text encoder, VAE and tokenizer still have to fetch. Raises UserError for what is not the model's.
+
+    Checkpoints on this machine are checked by their headers alone.
+    """
+    downloads: list[Download] = []
     for component, checkpoint in _asked(spec).items():
-        if is_local(checkpoint):
+        found = look_for(checkpoint, report.note, part=component)
+        if found is None:
             ComponentCheckpoint(resolve(checkpoint), _format(spec, component))
+        downloads += found or ()
+    if spec.tokenizer is not None:
+        downloads += look_for(spec.tokenizer, report.note, TOKENIZER_NAME) or ()
+    return downloads
 
 
 def _asked(spec: ExportSpec) -> dict[MediaComponent, str]:
-    given: dict[MediaComponent, str | None] = {"text": spec.text_encoder, "vae": spec.vae, "tiny": spec.tiny_vae}
-    return {component: checkpoint for component, checkpoint in given.items() if checkpoint is not None}
+    """The checkpoints that were asked for; ``--checkpoint official`` means its release's text encoder and VAE too."""
+    implied = OFFICIAL if is_official(spec.checkpoint) else None
+    found: dict[MediaComponent, str | None] = {
+        "text": official_component(spec.text_encoder or implied, "text", spec.model),
+        "vae": official_component(spec.vae or implied, "vae", spec.model),
+        "tiny": spec.tiny_vae,
+    }
+    return {part: named for part, named in found.items() if named is not None and part in spec.components}
 
 
 def pack_media(spec: ExportSpec, manifest: Manifest, report: Report) -> Manifest:
@@ -56,7 +72,7 @@ def pack_media(spec: ExportSpec, manifest: Manifest, report: Report) -> Manifest
     opened: dict[MediaComponent, tuple[ComponentFormat, ComponentCheckpoint]] = {}
     for component, checkpoint in _asked(spec).items():
         form = _format(spec, component)
-        opened[component] = form, ComponentCheckpoint(resolve(checkpoint), form)
+        opened[component] = form, ComponentCheckpoint(resolve(checkpoint, component), form)
         if kinds := sorted({name.partition(".")[0] for name in opened[component][1].passed_over}):
             report.note(f"{checkpoint}: {', '.join(kinds)} passed over, of which the {form.title} has no use")
     tokenizer = _tokenizer(spec, opened["text"][1].path if "text" in opened else None)
@@ -71,7 +87,7 @@ def pack_media(spec: ExportSpec, manifest: Manifest, report: Report) -> Manifest
             continue
         with report.stage(f"pack {name}") as update:
             pack_component(source, form, spec.bundle_dir / name, update)
-        files[name] = file_info(spec.bundle_dir / name, inputs=key)
+        files[name] = file_info(spec.bundle_dir / name, inputs=key, source=pinned(source.path))
     if tokenizer is not None:
         path = spec.bundle_dir / TOKENIZER_NAME
         with told(path), atomic_path(path) as temporary:
@@ -94,11 +110,11 @@ def _tokenizer(spec: ExportSpec, text_encoder: Path | None) -> Path | None:
         if (place / TOKENIZER_NAME).is_file():
             return place / TOKENIZER_NAME
     try:
-        return resolve_file(DEFAULT_TOKENIZER, TOKENIZER_NAME)
+        return resolve_file(TOKENIZER, TOKENIZER_NAME)
     except UserError as error:
         raise UserError(
             "There is no tokenizer for the text encoder.",
-            expected=f"{TOKENIZER_NAME} beside the checkpoint, or {DEFAULT_TOKENIZER} from Hugging Face",
+            expected=f"{TOKENIZER_NAME} beside the checkpoint, or {TOKENIZER} from Hugging Face",
             got=str(error).splitlines()[0],
             remedy="give --tokenizer PATH, a tokenizer.json or a folder that holds one",
         ) from error

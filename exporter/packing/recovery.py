@@ -7,9 +7,8 @@ from pathlib import Path
 
 from exporter.checkpoint.safetensors_file import SafetensorsFile
 from exporter.checkpoint.source import TensorMeta
-from exporter.networks.dit.weights import packed_tensors
+from exporter.networks.dit.weights import FORMAT_VERSION, packed_tensors
 from exporter.packing.dit import weight_paths
-from exporter.packing.packer import FORMAT_VERSION
 from exporter.spec import ExportSpec
 from plugins.errors import UserError
 from runtime.bundle import MANIFEST_NAME, FileInfo, Manifest, file_info, load_manifest

@@ -4,23 +4,22 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from exporter.models import MODELS, ModelSpec, model_named
+from exporter.models import MODELS, ModelSpec
 from exporter.networks.components import component_stages
 from exporter.networks.dit.options import BlockOptions
 from exporter.networks.stage_spec import StageSpec
 from plugins.errors import UserError
-from runtime.bundle import Manifest, ModelFacts, TensorInfo
+from runtime.bundle import Manifest, TensorInfo
 
 _ARCHITECTURE = ("dim", "layers", "heads", "ffn_dim", "in_channels", "experts")
 
 
 def bundle_stages(manifest: Manifest, options: BlockOptions) -> dict[str, StageSpec]:
     """Each of a bundle's stages as the exporter makes it. Raises UserError where the manifest states another."""
-    model = _model_of(manifest.model)
+    model = _model_of(manifest, options)
     found: dict[str, StageSpec] = {}
     for component in manifest.components:
-        whole = model if component == "dit" else model_named(model.name)
-        for stage in component_stages(whole, component, options, manifest.text_linear):
+        for stage in component_stages(model, component, options, manifest.text_linear):
             entry = manifest.stage(stage.name)
             for wanted, have in ((stage.input_infos, entry.inputs), (stage.output_infos, entry.outputs)):
                 if wanted != have:
@@ -29,11 +28,16 @@ def bundle_stages(manifest: Manifest, options: BlockOptions) -> dict[str, StageS
     return found
 
 
-def _model_of(facts: ModelFacts) -> ModelSpec:
-    """The model of the table; one that is not there with the manifest's figures. UserError where the two disagree."""
+def _model_of(manifest: Manifest, options: BlockOptions) -> ModelSpec:
+    """The model of the table; for one that is not there the manifest's figures, text encoder and VAE of one that is.
+
+    Raises UserError where manifest and table disagree.
+    """
+    facts = manifest.model
     own = {name: getattr(facts, name) for name in _ARCHITECTURE if name != "heads"}
     if (known := MODELS.get(facts.name)) is None:
-        return replace(next(iter(MODELS.values())), name=facts.name, **own)
+        likely = [replace(model, name=facts.name, **own) for model in MODELS.values()]
+        return next((model for model in likely if _has_media_of(model, manifest, options)), likely[0])
     for name in _ARCHITECTURE:
         if getattr(known, name) != getattr(facts, name):
             raise UserError(
@@ -43,6 +47,17 @@ def _model_of(facts: ModelFacts) -> ModelSpec:
                 remedy="export the bundle again",
             )
     return known
+
+
+def _has_media_of(model: ModelSpec, manifest: Manifest, options: BlockOptions) -> bool:
+    """Whether the manifest's text encoder and VAE are this model's, as far as it has them."""
+    stages = [
+        stage
+        for component in manifest.components
+        if component != "dit"
+        for stage in component_stages(model, component, options, manifest.text_linear)
+    ]
+    return all(manifest.stage(stage.name).inputs == stage.input_infos for stage in stages)
 
 
 def _other(stage: str, wanted: tuple[TensorInfo, ...], have: tuple[TensorInfo, ...]) -> UserError:

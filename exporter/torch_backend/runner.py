@@ -12,6 +12,8 @@ from torch import Tensor
 from exporter.networks.dit.options import BlockOptions
 from exporter.networks.tiny.channels_last import ChannelsLast as TinyChannelsLast
 from exporter.networks.vae.channels_last import ChannelsLast
+from exporter.networks.vae.hopper_tape import tape_for
+from exporter.networks.vae.layers import Tape
 from exporter.torch_backend.declared import bundle_stages
 from exporter.torch_backend.device import TorchDevice, tensor_of
 from exporter.torch_backend.memory import UNSPLIT, PeakBytes, meta_tensors
@@ -37,22 +39,26 @@ class TorchRunner:
         self._functions = stage_functions(manifest)
         self._peaks: dict[tuple[str, tuple[tuple[str, int], ...]], int] = {}
         self.device = TorchDevice(device)
-        self.channels_last = self.device.cuda
+        self._sm = device_sm(device) if self.device.cuda else None
         self.overhead_bytes = overhead_bytes(manifest, device)
+
+    @property
+    def channels_last(self) -> bool:
+        """Whether the VAE's caches lie with their channels last, in memory of the manifest's shape."""
+        return issubclass(tape_for(self._sm), ChannelsLast)
 
     def activation_bytes(self, stage: str, sizes: Sizes) -> int:
         """The peak of torch's allocations, followed on meta tensors; workspace of cuDNN is not in it."""
         key = stage, tuple(sorted(sizes.items()))
         if key not in self._peaks:
-            sm = device_sm(self.device.device) if self.device.cuda else None
             entry, function = self._manifest.stage(stage), self._functions[stage]
 
             def follow() -> int:
-                compiled = "" if sm is None else " and compile its kernels"
+                compiled = "" if self._sm is None else " and compile its kernels"
                 with self._report.stage(f"follow {stage}{compiled}, kept for the next start"):
-                    return stage_peak(entry, function, sizes, sm, channels_last=self.channels_last)
+                    return stage_peak(entry, function, sizes, self._sm)
 
-            self._peaks[key] = kept_peak(self._manifest, entry, sizes, f"sm {sm}", follow)
+            self._peaks[key] = kept_peak(self._manifest, entry, sizes, f"sm {self._sm}", follow)
         return self._peaks[key]
 
     def prepare(self, sizes: Mapping[str, Sizes]) -> None:
@@ -63,7 +69,7 @@ class TorchRunner:
         wanted = {name: tensor_of(tensor) for name, tensor in outputs.items()}
         with torch.no_grad(), self.device.on("compute"):
             entry = self._manifest.stage(stage)
-            run_stage(entry, self._functions[stage], given, wanted, channels_last=self.channels_last)
+            run_stage(entry, self._functions[stage], given, wanted, tape_for(self._sm))
 
     def release(self) -> None:
         """Nothing to do, as in ``prepare``."""
@@ -94,23 +100,22 @@ def run_stage(
     function: Function,
     inputs: Mapping[str, Tensor],
     outputs: Mapping[str, Tensor],
-    *,
-    channels_last: bool,
+    tape: type[Tape] = Tape,
 ) -> None:
     """A stage's function on tensors by name, its weights among ``inputs``; results lie in ``outputs`` afterwards.
 
-    ``channels_last``: the way of VAE and tiny decoder on CUDA. What their caches' memory holds is then in that order,
-    first to last chunk.
+    ``tape``: the VAE's way, in whose order of memory the tiny decoder works too. What their caches' memory holds is in
+    that order, first to last chunk.
     """
     weights = {tensor.name: inputs[tensor.name] for tensor in stage.weights}
     given = {tensor.name: inputs[tensor.name] for tensor in stage.activations}
     options: dict[str, Any] = {}
-    if channels_last and stage.component in ("vae", "tiny"):
+    if stage.component in ("vae", "tiny") and issubclass(tape, ChannelsLast):
         given = {name: _reordered(x) if name.startswith(CACHE) else _converted(x) for name, x in given.items()}
         outputs = {name: _reordered(x) if name.startswith(CACHE) else x for name, x in outputs.items()}
         into = {name.removeprefix(CACHE): x for name, x in outputs.items() if name.startswith(CACHE)}
         vae = stage.component == "vae"
-        options = {"make_tape": partial(ChannelsLast, into=into)} if vae else {"layers": TinyChannelsLast()}
+        options = {"make_tape": partial(tape, into=into)} if vae else {"layers": TinyChannelsLast()}
     found = function(*given.values(), weights, **options)
     for name, value in zip(stage.gives, found if isinstance(found, tuple) else (found,), strict=True):
         if value is not outputs[name]:
@@ -127,9 +132,9 @@ def _converted(x: Tensor) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last_3d)
 
 
-def stage_peak(stage: StageEntry, function: Function, sizes: Sizes, sm: int | None, *, channels_last: bool) -> int:
+def stage_peak(stage: StageEntry, function: Function, sizes: Sizes, sm: int | None) -> int:
     """Bytes a stage allocates at its peak under torch, besides inputs, outputs and weights. ``sm`` None: the CPU."""
     inputs, outputs = meta_tensors(stage, sizes)
     with torch.no_grad(), PeakBytes([*inputs.values(), *outputs.values()], sm) as followed:
-        run_stage(stage, function, inputs, outputs, channels_last=channels_last)
+        run_stage(stage, function, inputs, outputs, tape_for(sm))
     return int(followed.peak)

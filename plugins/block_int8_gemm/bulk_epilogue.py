@@ -69,7 +69,7 @@ def _plus_residual(y, gate, old):
 
 
 @gluon.jit
-def residuals(residual_ptr, warp, thread, row_tile, column_tile, M, N: gl.constexpr):
+def residuals(residual_ptr, warp, thread, row_tile, column_tile, M, N):
     """A thread's sixteen pieces of the residual, four registers of bf16 pairs each, asked for at once."""
     first_row, columns = _place(warp, thread, row_tile, column_tile)
     found = ()
@@ -83,7 +83,7 @@ def residuals(residual_ptr, warp, thread, row_tile, column_tile, M, N: gl.conste
 
 
 @gluon.jit
-def _bf16(acc, old, bias_ptr, gate_ptr, y_ptr, first_row, columns, M, N: gl.constexpr, EPILOGUE, UNIT):
+def _bf16(acc, old, bias_ptr, gate_ptr, y_ptr, first_row, columns, M, N, EPILOGUE, UNIT):
     """Store y, or residual + gate·y."""
     for half in gl.static_range(2):
         at = columns + half * 64
@@ -105,7 +105,7 @@ def _bf16(acc, old, bias_ptr, gate_ptr, y_ptr, first_row, columns, M, N: gl.cons
 
 
 @gluon.jit
-def _activated(acc, bias_ptr, first_row, columns, M, N: gl.constexpr, UNIT):
+def _activated(acc, bias_ptr, first_row, columns, M, N, UNIT):
     """gelu_tanh(y), zero outside the tensor, as 16 pieces; and the thread's largest magnitude."""
     new = ()
     largest = gl.full([256], 0.0, gl.float32, first_row.type.layout)
@@ -130,7 +130,7 @@ def _rounded(y, inverse):
 
 
 @gluon.jit
-def _quantized(y, largest, y_ptr, first_row, columns, M, N: gl.constexpr):
+def _quantized(y, largest, y_ptr, first_row, columns, M, N):
     """Store int8 values of a quantization block whose largest magnitude is this."""
     inverse = 128.0 / largest
     for half in gl.static_range(2):
@@ -163,20 +163,20 @@ def finish(
     row_tile,
     column_tile,
     M,
-    N: gl.constexpr,
+    N,
     EPILOGUE: gl.constexpr,
     EXACT: gl.constexpr,
 ):
     """The tile's outputs; old: its residuals; slots: 32 bytes of shared memory, not those of the tile before."""
     UNIT: gl.constexpr = 1.0 if EXACT else 2.0**53
-    N_BLOCKS: gl.constexpr = (N + 127) // 128
     first_row, columns = _place(warp, thread, row_tile, column_tile)
     if EPILOGUE == "gelu":
         y, largest = _activated(acc, bias_ptr, first_row, columns, M, N, UNIT)
         largest = gl.maximum(ptx.maximum_of_four_warps(largest, slots, warp, thread), 1e-8)
         _quantized(y, largest, y_ptr, first_row, columns, M, N)
+        n_blocks = gl.cdiv(N, 128)
         block = column_tile * 2 + warp % 4 // 2
-        one = (thread % 32 == 0) & (warp // 4 == 0) & (warp % 2 == 0) & (block < N_BLOCKS)
-        gl.store(y_scale_ptr + row_tile * N_BLOCKS + block + thread % 32, largest / 128.0, mask=one)
+        one = (thread % 32 == 0) & (warp // 4 == 0) & (warp % 2 == 0) & (block < n_blocks)
+        gl.store(y_scale_ptr + row_tile * n_blocks + block + thread % 32, largest / 128.0, mask=one)
     else:
         _bf16(acc, old, bias_ptr, gate_ptr, y_ptr, first_row, columns, M, N, EPILOGUE, UNIT)

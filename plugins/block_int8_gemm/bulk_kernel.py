@@ -93,14 +93,14 @@ def _ask_for_weights(base, maps, k, column, slot, pred):
 
 
 @gluon.jit
-def _ask(base, maps, warp, k, step, tiles, K_BLOCKS: gl.constexpr):
+def _ask(base, maps, warp, k, step, tiles, k_blocks):
     """By the first warp: x two K blocks ahead, weights one, of the next tile where this one ends."""
     row, column, next_row, next_column, last = tiles
     if warp == 0:
         ptx.wait(base + REST + EMPTY, step & 1)
-    ends_x = k + 2 >= K_BLOCKS
-    ends_w = k + 1 >= K_BLOCKS
-    k_x = gl.where(ends_x, k + 2 - K_BLOCKS, k + 2)
+    ends_x = k + 2 >= k_blocks
+    ends_w = k + 1 >= k_blocks
+    k_x = gl.where(ends_x, k + 2 - k_blocks, k + 2)
     k_w = gl.where(ends_w, 0, k + 1)
     mine = warp == 0
     more = last == 0
@@ -125,7 +125,7 @@ def _all(value, COUNT: gl.constexpr):
 
 
 @gluon.jit
-def _set_up(base, maps, x, weight, warp, M, N: gl.constexpr, K: gl.constexpr):
+def _set_up(base, maps, x, weight, warp, M, N, K):
     """Barriers and tensor maps; of the weights' the rows come in mma_kernel.py's order (_column_of)."""
     barriers = base + REST
     for i in gl.static_range(4):
@@ -133,13 +133,14 @@ def _set_up(base, maps, x, weight, warp, M, N: gl.constexpr, K: gl.constexpr):
     ptx.init_barrier(barriers + EMPTY, 8)
     if warp == 0:
         made = barriers + MAPS
-        ptx.describe(made, maps, x, K, M, 1, K, K, K, K, 128, 1, 1, 1)
-        ptx.describe(made + 128, maps + 128, weight, K, 2, N // 64, K, 8 * K, 2 * K, 64 * K, 2, 8, 4, 4)
+        row = K.to(gl.int64)
+        ptx.describe(made, maps, x, K, M, 1, row, row, row, row, 128, 1, 1, 1)
+        ptx.describe(made + 128, maps + 128, weight, K, 2, N // 64, row, 8 * row, 2 * row, 64 * row, 2, 8, 4, 4)
     barrier()
 
 
 @gluon.jit
-def _k_block(program, addresses, tiles, x, acc, scale, start, k, step, K_BLOCKS: gl.constexpr, EXACT: gl.constexpr):
+def _k_block(program, addresses, tiles, x, acc, scale, start, k, step, k_blocks, EXACT: gl.constexpr):
     """The accumulators advanced by a K block, and the next one's fragments of x."""
     base, maps, warp, thread = program
     x_address, w_left, w_right = addresses
@@ -153,9 +154,9 @@ def _k_block(program, addresses, tiles, x, acc, scale, start, k, step, K_BLOCKS:
         if i == 0:
             ptx.arrive(base + REST + EMPTY, thread)
         if i == 1:
-            _ask(base, maps, warp, k, step, tiles, K_BLOCKS)
+            _ask(base, maps, warp, k, step, tiles, k_blocks)
         if i == SLICES - 1:  # the last one of all waits for what it has
-            following = gl.where((k + 1 < K_BLOCKS) | (tiles[4] == 0), step + 1, step)
+            following = gl.where((k + 1 < k_blocks) | (tiles[4] == 0), step + 1, step)
             ptx.wait(base + REST + (following & 1) * 8, (following >> 1) & 1)
         sums = _all(start, 16)
         x_next = ()
@@ -171,7 +172,7 @@ def _k_block(program, addresses, tiles, x, acc, scale, start, k, step, K_BLOCKS:
 
 
 @gluon.jit
-def _k_blocks(program, addresses, tiles, x, x_scale, w_scale, start, step, K_BLOCKS: gl.constexpr, EXACT: gl.constexpr):
+def _k_blocks(program, addresses, tiles, x, x_scale, w_scale, start, step, k_blocks, EXACT: gl.constexpr):
     """A tile's accumulators and the sum of scales whose offset they still hold; the next tile's fragments, its step.
 
     program: address of shared memory, tensor maps, warp and thread; addresses: of the fragments in the first slots;
@@ -180,11 +181,11 @@ def _k_blocks(program, addresses, tiles, x, x_scale, w_scale, start, step, K_BLO
     LAYOUT: gl.constexpr = start.type.layout
     acc = _all(gl.zeros([256], gl.float32, LAYOUT), 128)
     scales = 0.0
-    for k in range(K_BLOCKS):
+    for k in range(k_blocks):
         scale = gl.load(x_scale + k) * gl.load(w_scale + k)
         if not EXACT:
             scale *= 2.0**96
-        acc, x = _k_block(program, addresses, tiles, x, acc, scale, start, k, step, K_BLOCKS, EXACT)
+        acc, x = _k_block(program, addresses, tiles, x, acc, scale, start, k, step, k_blocks, EXACT)
         step += 1
         if not EXACT:
             scales += scale
@@ -222,18 +223,17 @@ def block_int8_gemm_bulk(
     y_scale_ptr,
     maps_ptr,
     M,
-    N: gl.constexpr,
-    K: gl.constexpr,
+    N,
+    K,
+    group_m,
     EPILOGUE: gl.constexpr,
-    GROUP_M: gl.constexpr,
     EXACT: gl.constexpr,
 ):
     """y by 128×256 tiles; EPILOGUE is "bias", "gelu" or "residual". Programs beyond one an SM have nothing to do."""
     LAYOUT: gl.constexpr = gl.BlockedLayout([1], [32], [8], [0])
     BYTES: gl.constexpr = gl.BlockedLayout([4], [32], [8], [0])
-    K_BLOCKS: gl.constexpr = (K + 127) // 128
-    N_BLOCKS: gl.constexpr = (N + 127) // 128
-    N_TILES: gl.constexpr = (N + 255) // 256
+    k_blocks = gl.cdiv(K, 128)
+    n_tiles = gl.cdiv(N, 256)
     shared = gl.allocate_shared_memory(gl.int8, [97, 1024], gl.SwizzledSharedLayout(1, 1, 1, [0]))
     shared.index(96).store(gl.zeros([1024], gl.int8, BYTES))  # its one use that Triton sees keeps it
     barrier()
@@ -245,8 +245,8 @@ def block_int8_gemm_bulk(
 
     m_tiles = gl.cdiv(M, 128)
     stride = gl.minimum(gl.num_programs(0), ptx.sm_count())
-    tiles = gl.where(gl.program_id(0) < stride, m_tiles * N_TILES, 0)
-    row, column = tile_of(gl.program_id(0), m_tiles, N_TILES, GROUP_M)
+    tiles = gl.where(gl.program_id(0) < stride, m_tiles * n_tiles, 0)
+    row, column = tile_of(gl.program_id(0), m_tiles, n_tiles, group_m)
     mine = ((warp == 0) & (tiles > 0)).to(gl.int32)
     _ask_for_x(base, maps, 0, row, 0, mine)
     _ask_for_weights(base, maps, 0, column, 0, mine)
@@ -264,9 +264,9 @@ def block_int8_gemm_bulk(
     turn = 0
     for tile in range(gl.program_id(0), tiles, stride):
         last = (tile + stride >= tiles).to(gl.int32)
-        next_row, next_column = tile_of(gl.minimum(tile + stride, tiles - 1), m_tiles, N_TILES, GROUP_M)
-        x_scale = x_scale_ptr + row * K_BLOCKS
-        w_scale = weight_scale_ptr + gl.minimum(column * 2 + warp % 4 // 2, N_BLOCKS - 1) * K_BLOCKS
+        next_row, next_column = tile_of(gl.minimum(tile + stride, tiles - 1), m_tiles, n_tiles, group_m)
+        x_scale = x_scale_ptr + row * k_blocks
+        w_scale = weight_scale_ptr + gl.minimum(column * 2 + warp % 4 // 2, gl.cdiv(N, 128) - 1) * k_blocks
         if not KEPT:
             ptx.wait(base + REST + (step & 1) * 8, (step >> 1) & 1)
             x = _fragments(_in_slot(addresses[0], step & 1), 0, 4)
@@ -280,7 +280,7 @@ def block_int8_gemm_bulk(
             w_scale,
             start,
             step,
-            K_BLOCKS,
+            k_blocks,
             EXACT,
         )
         old = ()

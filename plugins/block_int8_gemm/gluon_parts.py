@@ -16,12 +16,12 @@ BETWEEN = gl.constexpr(4)  # K blocks from one subtraction of the offset to the 
 
 
 @gluon.jit
-def tile_of(pid, m_tiles, n_tiles, GROUP_M: gl.constexpr):
-    """Row and column tile of a number: GROUP_M row tiles walk the columns together, to reuse both operands in L2."""
-    group = pid // (GROUP_M * n_tiles)
-    first = group * GROUP_M
-    size = gl.minimum(m_tiles - first, GROUP_M)
-    local = pid % (GROUP_M * n_tiles)
+def tile_of(pid, m_tiles, n_tiles, group_m):
+    """Row and column tile of a number: group_m row tiles walk the columns together, to reuse both operands in L2."""
+    group = pid // (group_m * n_tiles)
+    first = group * group_m
+    size = gl.minimum(m_tiles - first, group_m)
+    local = pid % (group_m * n_tiles)
     return first + local % size, local // size
 
 

@@ -16,18 +16,17 @@ from plugins.triton_math import MAGIC
 
 
 @gluon.jit
-def _produce(x, weight, a_ring, b_ring, full, empty, M, N: gl.constexpr, K: gl.constexpr, GROUP_M: gl.constexpr):
+def _produce(x, weight, a_ring, b_ring, full, empty, M, N, K, group_m):
     """Keep the ring of [256,128] and [128,128] tiles full."""
     STAGES: gl.constexpr = full.shape[0]
-    K_BLOCKS: gl.constexpr = (K + 127) // 128
-    N_TILES: gl.constexpr = (N + 127) // 128
+    k_blocks, n_tiles = gl.cdiv(K, 128), gl.cdiv(N, 128)
     a_rows = tma.make_tensor_descriptor(x, [M, K], [K, 1], [256, 128], a_ring.type.layout)
     b_rows = tma.make_tensor_descriptor(weight, [N, K], [K, 1], [128, 128], b_ring.type.layout)
     m_tiles = gl.cdiv(M, 256)
     step = 0
-    for tile in range(gl.program_id(0), m_tiles * N_TILES, gl.num_programs(0)):
-        row, column = tile_of(tile, m_tiles, N_TILES, GROUP_M)
-        for k in range(K_BLOCKS):
+    for tile in range(gl.program_id(0), m_tiles * n_tiles, gl.num_programs(0)):
+        row, column = tile_of(tile, m_tiles, n_tiles, group_m)
+        for k in range(k_blocks):
             stage = step % STAGES
             ready = full.index(stage)
             mbarrier.wait(empty.index(stage), ((step // STAGES) & 1) ^ 1)
@@ -47,7 +46,7 @@ def _multiply(a, b, acc, scale, LAYOUT: gl.constexpr):
 
 
 @gluon.jit
-def _store(y, value, first, column, M, N: gl.constexpr):
+def _store(y, value, first, column, M, N):
     """Store [64,128] at row ``first`` and column tile ``column``, 16 bytes a thread where a row's columns allow it."""
     WIDTH: gl.constexpr = 128 // value.dtype.primitive_bitwidth
     LAYOUT: gl.constexpr = gl.BlockedLayout([1, WIDTH], [32 * WIDTH // 128, 128 // WIDTH], [4, 1], [1, 0])
@@ -59,7 +58,7 @@ def _store(y, value, first, column, M, N: gl.constexpr):
 
 
 @gluon.jit
-def _residual(acc, gate, residual, first, columns, M, N: gl.constexpr, LAYOUT: gl.constexpr):
+def _residual(acc, gate, residual, first, columns, M, N, LAYOUT: gl.constexpr):
     """residual + gate·acc, bf16 [64,128]."""
     rows = first + gl.arange(0, 64, gl.SliceLayout(1, LAYOUT))
     offsets = rows.to(gl.int64)[:, None] * N + columns[None, :]
@@ -69,7 +68,7 @@ def _residual(acc, gate, residual, first, columns, M, N: gl.constexpr, LAYOUT: g
 
 
 @gluon.jit
-def _gelu_masked(acc, first, columns, M, N: gl.constexpr, LAYOUT: gl.constexpr):
+def _gelu_masked(acc, first, columns, M, N, LAYOUT: gl.constexpr):
     """gelu_tanh(acc), zero outside the tensor."""
     rows = first + gl.arange(0, 64, gl.SliceLayout(1, LAYOUT))
     return gl.where((rows < M)[:, None] & (columns < N)[None, :], gelu_tanh(acc), 0.0)
@@ -97,28 +96,27 @@ def _consume(
     full,
     empty,
     M,
-    N: gl.constexpr,
-    K: gl.constexpr,
+    N,
+    K,
+    group_m,
     EPILOGUE: gl.constexpr,
-    GROUP_M: gl.constexpr,
 ):
     """Rows 128·GROUP… of every tile, then the epilogue."""
     STAGES: gl.constexpr = full.shape[0]
-    K_BLOCKS: gl.constexpr = (K + 127) // 128
-    N_TILES: gl.constexpr = (N + 127) // 128
+    k_blocks, n_tiles = gl.cdiv(K, 128), gl.cdiv(N, 128)
     LAYOUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, 128, 32])
     m_tiles = gl.cdiv(M, 256)
     step = 0
-    for tile in range(gl.program_id(0), m_tiles * N_TILES, gl.num_programs(0)):
-        row, column = tile_of(tile, m_tiles, N_TILES, GROUP_M)
+    for tile in range(gl.program_id(0), m_tiles * n_tiles, gl.num_programs(0)):
+        row, column = tile_of(tile, m_tiles, n_tiles, group_m)
         row_block = row * 2 + GROUP
-        x_scales = x_scale + gl.minimum(row_block, gl.cdiv(M, 128) - 1) * K_BLOCKS  # the last tile may have one block
-        w_scales = weight_scale + column * K_BLOCKS
+        x_scales = x_scale + gl.minimum(row_block, gl.cdiv(M, 128) - 1) * k_blocks  # the last tile may have one block
+        w_scales = weight_scale + column * k_blocks
         upper = gl.zeros([64, 128], gl.float32, LAYOUT)
         lower = gl.zeros([64, 128], gl.float32, LAYOUT)
         scale = gl.load(x_scales) * gl.load(w_scales)
-        for k in range(K_BLOCKS):
-            following = gl.minimum(k + 1, K_BLOCKS - 1)
+        for k in range(k_blocks):
+            following = gl.minimum(k + 1, k_blocks - 1)
             next_x, next_w = gl.load(x_scales + following), gl.load(w_scales + following)
             stage = step % STAGES
             mbarrier.wait(full.index(stage), (step // STAGES) & 1)
@@ -143,7 +141,7 @@ def _consume(
             _store(y, _quantized(upper, amax), first, column, M, N)
             _store(y, _quantized(lower, amax), first + 64, column, M, N)
             if first < M:
-                gl.store(y_scale + row_block * N_TILES + column, amax / 128.0)
+                gl.store(y_scale + row_block * n_tiles + column, amax / 128.0)
         elif EPILOGUE == "residual":
             scales = gl.load(gate + columns, mask=columns < N, other=0.0)
             _store(y, _residual(upper, scales, residual, first, columns, M, N, LAYOUT), first, column, M, N)
@@ -165,10 +163,10 @@ def block_int8_gemm_hopper(
     y_ptr,
     y_scale_ptr,
     M,
-    N: gl.constexpr,
-    K: gl.constexpr,
+    N,
+    K,
+    group_m,
     EPILOGUE: gl.constexpr,
-    GROUP_M: gl.constexpr,
     STAGES: gl.constexpr,
 ):
     """y by 256×128 tiles; EPILOGUE is "bias", "gelu" or "residual". Any number of programs, one an SM is best."""
@@ -201,8 +199,8 @@ def block_int8_gemm_hopper(
                     M,
                     N,
                     K,
+                    group_m,
                     EPILOGUE,
-                    GROUP_M,
                 ),
             ),
             (
@@ -223,11 +221,11 @@ def block_int8_gemm_hopper(
                     M,
                     N,
                     K,
+                    group_m,
                     EPILOGUE,
-                    GROUP_M,
                 ),
             ),
-            (_produce, (x_ptr, weight_ptr, a_ring, b_ring, full, empty, M, N, K, GROUP_M)),
+            (_produce, (x_ptr, weight_ptr, a_ring, b_ring, full, empty, M, N, K, group_m)),
         ],
         [4, 1],
         [232, 40],

@@ -121,12 +121,12 @@ def candidates(sm: int) -> Iterator[GemmConfig]:
 
 
 @triton.jit
-def _tile_of(pid, m_tiles, n_tiles, GROUP_M: tl.constexpr):
-    """Row and column tile of a program: GROUP_M row tiles walk the columns together, to reuse both operands in L2."""
-    group = pid // (GROUP_M * n_tiles)
-    first = group * GROUP_M
-    size = min(m_tiles - first, GROUP_M)
-    local = pid % (GROUP_M * n_tiles)
+def _tile_of(pid, m_tiles, n_tiles, group_m):
+    """Row and column tile of a program: group_m row tiles walk the columns together, to reuse both operands in L2."""
+    group = pid // (group_m * n_tiles)
+    first = group * group_m
+    size = min(m_tiles - first, group_m)
+    local = pid % (group_m * n_tiles)
     return first + local % size, local // size
 
 
@@ -142,22 +142,21 @@ def block_int8_gemm(
     y_ptr,
     y_scale_ptr,
     M,
-    N: tl.constexpr,
-    K: tl.constexpr,
+    N,
+    K,
+    group_m,
     EPILOGUE: tl.constexpr,
-    GROUP_M: tl.constexpr,
 ):
     """One 128×128 tile of y; EPILOGUE is "bias", "gelu" or "residual"."""
     BLOCK: tl.constexpr = 128
-    K_BLOCKS: tl.constexpr = (K + 127) // 128
-    N_BLOCKS: tl.constexpr = (N + 127) // 128
-    row_tile, column_tile = _tile_of(tl.program_id(0), tl.cdiv(M, BLOCK), N_BLOCKS, GROUP_M)
+    k_blocks, n_blocks = tl.cdiv(K, BLOCK), tl.cdiv(N, BLOCK)
+    row_tile, column_tile = _tile_of(tl.program_id(0), tl.cdiv(M, BLOCK), n_blocks, group_m)
     x = tl.make_tensor_descriptor(x_ptr, [M, K], [K, 1], [BLOCK, BLOCK])
     weight = tl.make_tensor_descriptor(weight_ptr, [N, K], [K, 1], [BLOCK, BLOCK])
-    x_scale_ptr += row_tile * K_BLOCKS
-    weight_scale_ptr += column_tile * K_BLOCKS
+    x_scale_ptr += row_tile * k_blocks
+    weight_scale_ptr += column_tile * k_blocks
     acc = tl.zeros([BLOCK, BLOCK], tl.float32)
-    for block in range(K_BLOCKS):
+    for block in range(k_blocks):
         a = x.load([row_tile * BLOCK, block * BLOCK])
         b = weight.load([column_tile * BLOCK, block * BLOCK])
         scale = tl.load(x_scale_ptr + block) * tl.load(weight_scale_ptr + block)
@@ -171,7 +170,7 @@ def block_int8_gemm(
     if EPILOGUE == "gelu":
         q, y_scale = quantize_tile(tl.where(inside, gelu_tanh(y), 0.0))
         tl.store(y_ptr + offsets, q, mask=inside)
-        tl.store(y_scale_ptr + row_tile * N_BLOCKS + column_tile, y_scale)
+        tl.store(y_scale_ptr + row_tile * n_blocks + column_tile, y_scale)
     else:
         if EPILOGUE == "residual":
             gate = tl.load(gate_ptr + columns, mask=columns < N, other=0.0)
@@ -204,14 +203,19 @@ def _plan(dims: Mapping[str, Dim], sm: int, epilogue: str) -> LaunchPlan:
         "bias_ptr": "bias",
         "y_ptr": "y",
         "M": m,
+        "N": n,
+        "K": k,
+        "group_m": config.group_m,
     }
     args |= {"y_scale_ptr": "y_scale"} if epilogue == "gelu" else {}
     args |= {"gate_ptr": "gate", "residual_ptr": "residual"} if epilogue == "residual" else {}
-    constants: dict[str, Any] = {"N": n, "K": k, "EPILOGUE": epilogue, "GROUP_M": config.group_m}
+    constants: dict[str, Any] = {"EPILOGUE": epilogue}
     constants |= {name: None for name in ("gate_ptr", "residual_ptr", "y_scale_ptr") if name not in args}
     tiles = ceil_div(m, config.tile_m) * ceil_div(n, config.tile_n)
     if config.tile_m == 256:
         constants["STAGES"] = config.num_stages
+        if epilogue == "residual":  # whose rows' addresses would spill
+            constants["N"] = args.pop("N")
         programs = minimum(tiles, HOPPER_SMS)
         return LaunchPlan((), (Launch(block_int8_gemm_hopper, (programs, 1, 1), args, constants, config.num_warps),))
     if config.tile_n == bulk_kernel.TILE_N:
@@ -220,6 +224,7 @@ def _plan(dims: Mapping[str, Dim], sm: int, epilogue: str) -> LaunchPlan:
     if config.early is not None:
         kernel = mma_kernel.block_int8_gemm_mma
         # What is quantized again is held to exact sums: a block's scale is its largest element.
+        constants |= {"K": args.pop("K"), "RAGGED_N": n % BLOCK != 0}  # its rows' addresses are one and constants
         constants |= {"EARLY": config.early, "EXACT": epilogue == "gelu"}
     launch = Launch(kernel, (tiles, 1, 1), args, constants, config.num_warps, config.num_stages)
     return LaunchPlan(buffers=(), launches=(launch,))

@@ -190,26 +190,28 @@ def block_int8_gemm_mma(
     y_ptr,
     y_scale_ptr,
     M,
-    N: gl.constexpr,
+    N,
+    group_m,
     K: gl.constexpr,
     EPILOGUE: gl.constexpr,
-    GROUP_M: gl.constexpr,
+    RAGGED_N: gl.constexpr,
     EARLY: gl.constexpr,
     EXACT: gl.constexpr,
 ):
     """One 128×128 tile of y; EPILOGUE is "bias", "gelu" or "residual". EARLY slices are multiplied before x's tile is
     given back.
     """
-    N_BLOCKS: gl.constexpr = (N + 127) // 128
+    K_BLOCKS: gl.constexpr = (K + 127) // 128
+    n_blocks = gl.cdiv(N, 128)
     COPY: gl.constexpr = gl.BlockedLayout([1, 16], [4, 8], [4, 1], [1, 0])
-    row_tile, column_tile = tile_of(gl.program_id(0), gl.cdiv(M, 128), N_BLOCKS, GROUP_M)
+    row_tile, column_tile = tile_of(gl.program_id(0), gl.cdiv(M, 128), n_blocks, group_m)
     x = x_ptr + row_tile.to(gl.int64) * 128 * K
     weight = weight_ptr + column_tile.to(gl.int64) * 128 * K
     acc = _multiplied(
         _addresses(x, _itself, 128, K, False, COPY),
-        _addresses(weight, _column_of, N - column_tile * 128, K, N % 128 != 0, COPY),
-        x_scale_ptr + row_tile * ((K + 127) // 128),
-        weight_scale_ptr + column_tile * ((K + 127) // 128),
+        _addresses(weight, _column_of, N - column_tile * 128, K, RAGGED_N, COPY),
+        x_scale_ptr + row_tile * K_BLOCKS,
+        weight_scale_ptr + column_tile * K_BLOCKS,
         M - row_tile * 128,
         K,
         EARLY,
@@ -229,7 +231,7 @@ def block_int8_gemm_mma(
         amax = gl.maximum(gl.max(gl.max(gl.abs(y), 1), 0), 1e-8)
         q = gl.minimum(gl.maximum(y * (128.0 / amax), -128.0), 127.0)
         gl.store(y_ptr + offsets, (q + MAGIC).to(gl.int32, bitcast=True).to(gl.int8), mask=inside)
-        gl.store(y_scale_ptr + row_tile * N_BLOCKS + column_tile, amax / 128.0)
+        gl.store(y_scale_ptr + row_tile * n_blocks + column_tile, amax / 128.0)
     else:
         if EPILOGUE == "residual":
             gate = gl.load(gate_ptr + columns, mask=columns < N, other=0.0)

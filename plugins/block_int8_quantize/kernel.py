@@ -13,23 +13,23 @@ from plugins.triton_math import quantize_tile
 
 
 @triton.jit
-def block_int8_quantize(x_ptr, y_ptr, y_scale_ptr, M, K: tl.constexpr):
+def block_int8_quantize(x_ptr, y_ptr, y_scale_ptr, M, K):
     """One 128×128 block."""
-    K_BLOCKS: tl.constexpr = (K + 127) // 128
-    row_block = tl.program_id(0) // K_BLOCKS
-    column_block = tl.program_id(0) % K_BLOCKS
+    k_blocks = tl.cdiv(K, 128)
+    row_block = tl.program_id(0) // k_blocks
+    column_block = tl.program_id(0) % k_blocks
     rows = row_block * 128 + tl.arange(0, 128)
     columns = column_block * 128 + tl.arange(0, 128)
     inside = (rows < M)[:, None] & (columns < K)[None, :]
     offsets = rows.to(tl.int64)[:, None] * K + columns[None, :]
     q, scale = quantize_tile(tl.load(x_ptr + offsets, mask=inside, other=0.0).to(tl.float32))
     tl.store(y_ptr + offsets, q, mask=inside)
-    tl.store(y_scale_ptr + row_block * K_BLOCKS + column_block, scale)
+    tl.store(y_scale_ptr + row_block * k_blocks + column_block, scale)
 
 
 def launch_plan(dims: Mapping[str, Dim], attributes: Mapping[str, int | str], sm: int) -> LaunchPlan:
     """Plan of BlockInt8Quantize."""
     m, k = dims["M"], dims["K"]
-    args = {"x_ptr": "x", "y_ptr": "y", "y_scale_ptr": "y_scale", "M": m}
-    launch = Launch(block_int8_quantize, (ceil_div(m, 128) * ceil_div(k, 128), 1, 1), args, {"K": k}, num_warps=8)
+    args = {"x_ptr": "x", "y_ptr": "y", "y_scale_ptr": "y_scale", "M": m, "K": k}
+    launch = Launch(block_int8_quantize, (ceil_div(m, 128) * ceil_div(k, 128), 1, 1), args, num_warps=8)
     return LaunchPlan(buffers=(), launches=(launch,))

@@ -114,12 +114,12 @@ def layer_norm_quantize(
     rstd_ptr,
     counters,
     L,
+    lag,
     D: tl.constexpr,
     ROWS: tl.constexpr,
     CHUNK: tl.constexpr,
-    LAG: tl.constexpr,
 ):
-    """Group g of programs: the statistics of row block g, ROWS rows a program, then the blocks of row block g − LAG.
+    """Group g of programs: the statistics of row block g, ROWS rows a program, then the blocks of row block g − lag.
 
     ``counters``, int32 and zero: how many programs have stored a row block's statistics.
     """
@@ -133,8 +133,8 @@ def layer_norm_quantize(
             _statistics(x_ptr, mean_ptr, rstd_ptr, first, L, D, ROWS, CHUNK)
             tl.debug_barrier()  # every thread's statistics before the one thread that says so
             tl.atomic_add(counters + group, 1, sem="release")
-    elif group >= LAG:
-        row_block = group - LAG
+    elif group >= lag:
+        row_block = group - lag
         expected = tl.minimum(WRITERS, tl.cdiv(L - row_block * 128, ROWS))
         _quantize(
             x_ptr,
@@ -191,8 +191,8 @@ def launch_plan(dims: Mapping[str, Dim], attributes: Mapping[str, int | str], sm
     quantize = Launch(
         layer_norm_quantize,
         ((blocks + lag) * programs, 1, 1),
-        args | {"counters": "counters", "L": length},
-        {"D": dim, "ROWS": rows, "CHUNK": _chunk(dim), "LAG": lag},
+        args | {"counters": "counters", "L": length, "lag": lag},
+        {"D": dim, "ROWS": rows, "CHUNK": _chunk(dim)},
         num_warps=warps,
         max_registers=registers,
     )

@@ -38,7 +38,7 @@ def qk_norm_rope(
     sin_ptr,
     q_ptr,
     k_ptr,
-    E: tl.constexpr,
+    E,
     D: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
@@ -56,7 +56,7 @@ def qk_norm_rope(
 
 
 @triton.jit
-def rms_norm(x_ptr, weight_ptr, y_ptr, E: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr):
+def rms_norm(x_ptr, weight_ptr, y_ptr, E, D: tl.constexpr, BLOCK_D: tl.constexpr):
     """One row of y."""
     row = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, BLOCK_D)
@@ -68,8 +68,8 @@ def _launch(kernel: object, names: tuple[str, ...], dims: Mapping[str, Dim], cop
     width = dims["D"]
     if dims["E"] < copies * width:
         raise ValueError(f"{kernel.__name__}: rows of {dims['E']} hold no {copies} × {width} columns")
-    constants = {"E": dims["E"], "D": width, "BLOCK_D": triton.next_power_of_2(width)}
-    args = {f"{name}_ptr": name for name in names}
+    constants = {"D": width, "BLOCK_D": triton.next_power_of_2(width)}
+    args: dict[str, str | Dim] = {f"{name}_ptr": name for name in names} | {"E": dims["E"]}
     launch = Launch(kernel, (dims["L"], copies, 1), args, constants, num_warps=4 if width <= 2048 else 8)
     return LaunchPlan(buffers=(), launches=(launch,))
 

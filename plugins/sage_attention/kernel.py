@@ -11,6 +11,7 @@ from plugins.expr import Dim, ceil_div
 from plugins.plan_builder import Buffer, Launch, LaunchPlan
 from plugins.sage_attention.flash_kernel import flash_attention
 from plugins.sage_attention.keys_kernel import quantize_launches, statistics_launches
+from plugins.sage_attention.mma_bf16_kernel import flash_attention_mma_bf16
 from plugins.sage_attention.mma_kernel import flash_attention_mma
 from plugins.sage_attention.primitives_kernel import FP8_MAX
 from plugins.sms import SHARED_LIMIT, SMS
@@ -91,8 +92,24 @@ class MmaConfig:
         return 128 * 128 + 64 * 128 * (2 + self.v_slots * (1 if self.pv == "fp8" else 2))
 
 
-#: (precision, SM) → config. Two blocks a step where 255 registers hold them; two programs an SM where 99 KiB do.
-CONFIGS: Mapping[tuple[str, int], AttentionConfig | MmaConfig] = {
+@dataclass(frozen=True)
+class DenseConfig:
+    """flash_attention_mma_bf16, dense attention in bf16 by mma.sync: it leaves nothing to choose."""
+
+    pv: ClassVar[str] = "bf16"
+    shared: ClassVar[int] = 3 * 32 * 2 * 256  # bytes: three steps of 32 rows of k and v
+
+    def reason(self, _sm: int) -> str | None:
+        """Why it cannot run on an SM, or None."""
+        return None
+
+
+Config = AttentionConfig | MmaConfig | DenseConfig
+
+#: (precision, SM) → config, and ("dense bf16", SM) for what SageAttention takes instead where there is one.
+#: Two blocks a step where 255 registers hold them; two programs an SM where 99 KiB do.
+CONFIGS: Mapping[tuple[str, int], Config] = {
+    **{("dense bf16", sm): DenseConfig() for sm in (80, 86, 89, 120)},
     **{("bf16", sm): AttentionConfig("bf16", 8, 2) for sm in (80, 86, 89, 90, 100)},
     ("bf16", 120): AttentionConfig("bf16", 8, 2, bf16_stages=1),
     **{("int8", sm): MmaConfig("fp16", 1) for sm in (80, 86)},
@@ -103,7 +120,7 @@ CONFIGS: Mapping[tuple[str, int], AttentionConfig | MmaConfig] = {
 }
 
 
-def legal(config: AttentionConfig | MmaConfig, sm: int) -> str | None:
+def legal(config: Config, sm: int) -> str | None:
     """Why a config cannot run on an SM, or None."""
     if config.pv == "fp8" and not SMS[sm].fp8:
         return f"sm_{sm} has no FP8 tensor cores"
@@ -113,11 +130,13 @@ def legal(config: AttentionConfig | MmaConfig, sm: int) -> str | None:
     return f"needs {need} KiB of shared memory, sm_{sm} has {SHARED_LIMIT[sm]}" if need > SHARED_LIMIT[sm] else None
 
 
-def attention_config(precision: str, sm: int) -> AttentionConfig | MmaConfig:
+def attention_config(precision: str, sm: int, dense: bool) -> Config:
     """The config for an attribute value and SM. Raises UserError on an unknown precision."""
     if precision not in ("int8", "bf16"):
         raise UserError("unknown attention precision", expected="int8 or bf16", got=precision)
     config = CONFIGS[precision, sm]
+    if dense:
+        config = CONFIGS.get((f"dense {precision}", sm), config)
     if (reason := legal(config, sm)) is not None:
         raise ValueError(f"attention on sm_{sm}: {reason}")
     return config
@@ -130,10 +149,18 @@ def check_widths(d: Dim, e: Dim) -> int:
     return d // 128
 
 
-def attention_launch(
-    length: Dim, s: Dim, d: int, e: int, config: AttentionConfig | MmaConfig, kept: Dim | None, quantize: bool
-) -> Launch:
+def _dense_launch(length: Dim, s: Dim, d: int, e: int, quantize: bool) -> Launch:
+    """flash_attention_mma_bf16."""
+    args: dict[str, str | Dim] = {name: name for name in ("q", "k", "v", "o")} | {"L": length, "S": s}
+    args |= {"o_scale": "o_scale"} if quantize else {}
+    constants = {"D": d, "E": e, "QUANTIZE": quantize} | ({} if quantize else {"o_scale": None})
+    return Launch(flash_attention_mma_bf16, (ceil_div(length, 128), d // 128, 1), args, constants, num_warps=4)
+
+
+def attention_launch(length: Dim, s: Dim, d: int, e: int, config: Config, kept: Dim | None, quantize: bool) -> Launch:
     """The attention itself; ``kept`` is the number of kept key blocks, or None for dense attention."""
+    if isinstance(config, DenseConfig):
+        return _dense_launch(length, s, d, e, quantize)
     quantized = config.pv != "bf16"
     args = {"q": "q", "o": "o", "k": "kq" if quantized else "k", "v": "vq" if quantized else "v", "L": length, "S": s}
     optional = {"k_scale": "kscale", "v_scale": "vscale"} if quantized else {}
@@ -160,7 +187,7 @@ def attention_launch(
 def _plan(dims: Mapping[str, Dim], attributes: Mapping[str, int | str], sm: int, quantize: bool) -> LaunchPlan:
     length, s, d, e = (dims[name] for name in ("L", "S", "D", "E"))
     check_widths(d, e)
-    config = attention_config(str(attributes["precision"]), sm)
+    config = attention_config(str(attributes["precision"]), sm, dense=True)
     buffers: list[Buffer] = []
     launches: list[Launch] = []
     if config.pv != "bf16":

@@ -21,10 +21,10 @@ from __future__ import annotations
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
-from plugins.gluon_ptx import load16, shared_base
+from plugins.gluon_ptx import load16
 from plugins.sage_attention import ptx_kernel as ptx
-from plugins.sage_attention.mma_output_kernel import add_linear_branch, as_parts, scaled_values, store_output
-from plugins.sage_attention.mma_steps_kernel import probabilities, products, rescaled, scores
+from plugins.sage_attention.mma_output_kernel import add_linear_branch, averaged, scaled_values, store_output
+from plugins.sage_attention.mma_steps_kernel import probabilities, products, rescaled, scores, scores_beside
 from plugins.sage_attention.primitives_kernel import SCORE_SCALE as _SCORE_SCALE
 from plugins.triton_math import MAGIC
 
@@ -88,25 +88,12 @@ def _referred(s, scale, best, total, acc, p, PV: gl.constexpr, FLOOR: gl.constex
 
 
 @gluon.jit
-def _or_lowest(s, key, left):
-    """s where key < left, else negative infinity's bits. Not pure: a compiler would do it for every block."""
-    return gl.inline_asm_elementwise(
-        "{ .reg .pred p; setp.lt.s32 p, $2, $3; selp.b32 $0, $1, 0xff800000, p; }",
-        "=r,r,r,r",
-        [s, key, left],
-        dtype=gl.int32,
-        is_pure=False,
-        pack=1,
-    )
-
-
-@gluon.jit
 def _without(s, left):
     """Scores of a chunk of 32 keys, but negative infinity from key number ``left`` on."""
     new = ()
     left -= ptx.thread_number_here() % 4 * 2
     for i in gl.static_range(32):
-        new += (_or_lowest(s[i], i // 8 * 8 + i % 2, left),)
+        new += (ptx.or_lowest(s[i], i // 8 * 8 + i % 2, left),)
     return new
 
 
@@ -160,7 +147,7 @@ def _store_queries(q, to, q_block, head, L, D: gl.constexpr):
     ptx.store_four(to + thread * 16, amax.to(gl.int32, bitcast=True), 0, 0, 0)
     ptx.meet()
     for i in gl.static_range(4):
-        amax = gl.maximum(amax, ptx.load_four(to + i * 512)[0].to(gl.float32, bitcast=True))
+        amax = gl.maximum(amax, ptx.load_four(to, i * 512)[0].to(gl.float32, bitcast=True))
     ptx.meet()
     for i in gl.static_range(8):  # half of the channels, 16 rows, step
         address = to + (i // 4 * 8192 + i // 2 % 2 * 1024 + i % 2 * 512) + (warp * 2048 + lane * 16)
@@ -183,11 +170,10 @@ def _copy_tile(address, x, tile, BYTES: gl.constexpr):
 
 
 @gluon.jit
-def _cut(s, i, lut, own, count, S, CHUNK: gl.constexpr, SPARSE: gl.constexpr):
+def _cut(s, i, own, count, S, CHUNK: gl.constexpr):
     """Scores of chunk CHUNK of the i-th block, but negative infinity past the last key."""
     if i == count - 1:  # blocks are in order: no other is short
-        block = _block(lut, ptx.load_four(own)[1], i, count, SPARSE)
-        s = _without(s, S - block * 64 - CHUNK * 32)
+        s = _without(s, S - ptx.load_four(own)[3] * 64 - CHUNK * 32)
     return s
 
 
@@ -207,8 +193,8 @@ def _attended(
     SPARSE: gl.constexpr,
 ):
     """The accumulator's 128 registers (8 columns each: two 16 rows of 2 × 2) and the thread's share of its rows' sums,
-    over the key blocks. At ``own`` lie the queries' scale, where their row of lut starts and the number of the head's
-    first tile: as registers they would be too many.
+    over the key blocks. At ``own`` lie the queries' scale, where their row of lut starts, the numbers of the head's
+    first tile and of the last block: as registers they would be too many.
 
     Of k's tiles two are in shared memory, of v's V_SLOTS. In the middle of a block, when all warps are done with its
     keys, the next but one's are asked for; v's next tile then, or with one slot when the block begins.
@@ -241,14 +227,14 @@ def _attended(
         if V_SLOTS == 1:
             _copy_tile(base + VALUES, v, block, V_BYTES)
         at = keys + slot * K_BYTES
-        s, _none, total = scores(queries, at, (), scale, (), total, PV, False)
+        s = scores(queries, at)
         _copy_tile(base + Q_BYTES + (1 - slot) * K_BYTES, k, next_block, K_BYTES)
         if V_SLOTS == 2:
             _copy_tile(base + VALUES + (1 - slot) * V_BYTES, v, next_block, V_BYTES)
-        s = _cut(s, i, lut, own, count, S, 0, SPARSE)
+        s = _cut(s, i, own, count, S, 0)
         shift, best, total, acc, _none = _referred(s, scale, best, total, acc, (), PV, FLOOR, SLACK)
-        s, p, total = scores(queries, at + CHUNK_BYTES, s, scale, shift, total, PV, True)
-        s = _cut(s, i, lut, own, count, S, 1, SPARSE)
+        s, p, total = scores_beside(queries, at + CHUNK_BYTES, s, scale, shift, total, PV)
+        s = _cut(s, i, own, count, S, 1)
         shift, best, total, acc, p = _referred(s, scale, best, total, acc, p, PV, FLOOR, SLACK)
         p2, total = probabilities(s, scale, shift, total, PV)
         if V_SLOTS == 1:
@@ -287,15 +273,13 @@ def flash_attention_mma(
     is the number of all key blocks. Grid (⌈L/128⌉, H).
     """
     V_BYTES: gl.constexpr = K_BYTES if PV == "fp8" else 2 * K_BYTES
-    memory = gl.allocate_shared_memory(
-        gl.int8, [Q_BYTES + 2 * K_BYTES + V_SLOTS * V_BYTES + 16], gl.SwizzledSharedLayout(1, 1, 1, [0])
-    )
-    base = shared_base()
-    q_block, head = gl.program_id(0), gl.program_id(1)
     END: gl.constexpr = Q_BYTES + 2 * K_BYTES + V_SLOTS * V_BYTES
+    memory, base = ptx.shared_space(END + 16)
+    q_block, head = gl.program_id(0), gl.program_id(1)
     scale = _store_queries(q, base, q_block, head, L, D).to(gl.int32, bitcast=True)
     row = (head * gl.num_programs(0) + q_block) * kept
-    ptx.store_four(base + END, scale, row, head * gl.cdiv(S, 64), 0)
+    last = _block(lut, row, kept, kept, SPARSE)
+    ptx.store_four(base + END, scale, row, head * gl.cdiv(S, 64), last)
     acc, total = _attended(
         k,
         v,
@@ -310,9 +294,9 @@ def flash_attention_mma(
         V_SLOTS,
         SPARSE,
     )
-    memory._keep_alive()
     q_block, head = ptx.program_numbers()
-    parts = scaled_values(as_parts(acc, total), v_scale, head)
+    acc = scaled_values(averaged(acc, total), v_scale, head)
     if SPARSE:
-        parts = add_linear_branch(parts, q, kv_proj, z, bias, q_block * 128, head, L, D)
-    store_output(o, o_scale, parts, q_block, head, L, D, QUANTIZE)
+        acc = add_linear_branch(acc, q, kv_proj, z, bias, base + Q_BYTES, q_block, head, L, D)
+    store_output(o, o_scale, acc, base, q_block, head, L, D, QUANTIZE)
+    memory._keep_alive()

@@ -158,9 +158,30 @@ def _two_products(keys, queries, j: gl.constexpr, step: gl.constexpr, sums):
 
 
 @gluon.jit
-def scores(q, k, s, scale, shift, total, PV: gl.constexpr, BESIDE: gl.constexpr):
-    """Scores of 32 keys as 32 registers (8 keys each: two 16 rows of 2 × 2), and, with BESIDE, among the products the
-    probabilities of the 32 keys whose scores are s. Returns scores, probabilities, total.
+def scores(q, k):
+    """Scores of 32 keys as 32 registers (8 keys each: two 16 rows of 2 × 2)."""
+    sums = ()
+    for _ in gl.static_range(32):
+        sums += (gl.to_tensor(MAGIC_BITS),)
+    for half in gl.static_range(2):
+        ptx.in_order()
+        keys = ()
+        for j in gl.static_range(4):
+            keys += ptx.load_four(k, half * 4096 + j * 512)
+        for step in gl.static_range(2):
+            queries = ptx.load_four(q, half * 8192 + step * 512)
+            queries += ptx.load_four(q, half * 8192 + step * 512 + 1024)
+            new = ()
+            for j in gl.static_range(4):
+                new += _two_products(keys, queries, j, step, sums)
+            sums = new
+    return sums
+
+
+@gluon.jit
+def scores_beside(q, k, s, scale, shift, total, PV: gl.constexpr):
+    """Scores of 32 keys, and among the products the probabilities of the 32 keys whose scores are s. Returns scores,
+    probabilities, total.
 
     16 keys after 16: half of s is done with before the second half of the scores takes registers.
     """
@@ -170,22 +191,20 @@ def scores(q, k, s, scale, shift, total, PV: gl.constexpr, BESIDE: gl.constexpr)
         for _ in gl.static_range(16):
             sums += (gl.to_tensor(MAGIC_BITS),)
         for half in gl.static_range(2):
-            at = k + (half * 4096 + part * 1024)
             ptx.in_order()
-            keys = ptx.load_four(at) + ptx.load_four(at + 512)
+            keys = ptx.load_four(k, half * 4096 + part * 1024)
+            keys += ptx.load_four(k, half * 4096 + part * 1024 + 512)
             for step in gl.static_range(2):
-                at = q + (half * 8192 + step * 512)
                 ptx.in_order()
-                queries = ptx.load_four(at) + ptx.load_four(at + 1024)
+                queries = ptx.load_four(q, half * 8192 + step * 512)
+                queries += ptx.load_four(q, half * 8192 + step * 512 + 1024)
                 new = ()
                 for j in gl.static_range(2):
                     new += _two_products(keys, queries, j, step, sums)
-                    if BESIDE:
-                        e, p, total = _slot(part * 8 + half * 4 + step * 2 + j, s, scale, shift, e, p, total, PV)
+                    e, p, total = _slot(part * 8 + half * 4 + step * 2 + j, s, scale, shift, e, p, total, PV)
                 sums = new
         found += sums
-    if BESIDE:
-        e, p, total = _slot(16, s, scale, shift, e, p, total, PV)
+    e, p, total = _slot(16, s, scale, shift, e, p, total, PV)
     return found, p, total
 
 
@@ -221,7 +240,7 @@ def _values(v, unit: gl.constexpr, PV: gl.constexpr):
     w = ()
     ptx.in_order()
     for n in gl.static_range(2):
-        w += ptx.load_four(v + (unit % HALVES * 8192 + (unit // HALVES * 2 + n) * 512))
+        w += ptx.load_four(v, unit % HALVES * 8192 + (unit // HALVES * 2 + n) * 512)
     return w
 
 

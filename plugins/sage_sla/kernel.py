@@ -124,7 +124,7 @@ def _plan(dims: Mapping[str, Dim], attributes: Mapping[str, int | str], sm: int,
     topk_milli = int(attributes["topk_milli"])
     if not 1 <= topk_milli <= 1000:
         raise UserError("topk_milli is thousandths of the key blocks", expected="1 to 1000", got=str(topk_milli))
-    config = attention_config(str(attributes["precision"]), sm)
+    config = attention_config(str(attributes["precision"]), sm, dense=False)
     kept = kept_count(ceil_div(length, 64), topk_milli)
     linear = {"weight": "proj_weight"}
     stages = [

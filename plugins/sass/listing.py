@@ -11,7 +11,7 @@ import struct
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from plugins.compile import inspected
+from plugins.cubin import inspected
 
 _HEADER_BYTES = 64
 _TABLE_AT, _COUNTS_AT = 0x28, 0x36  # e_shoff; e_phentsize, e_phnum, e_shentsize, e_shnum, e_shstrndx

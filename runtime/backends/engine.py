@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -10,47 +9,26 @@ from typing import Any
 
 from plugins.errors import UserError
 from runtime.atomic import write_atomic
+from runtime.backends.loader import EngineLoader
 from runtime.backends.protocol import BackendError, DeviceTensor
 from runtime.bundle import OUTPUT_SUFFIX, StageEntry
 from runtime.dims import Sizes, shape_of
 from runtime.input_files import read_input
 
-_LOG_LINES = 15
-_MAX_ENGINE = 1 << 38  # bytes; a one-file engine holds all weights
 _MAX_CACHE = 1 << 30  # bytes of compiled kernels; those of an engine take some megabytes
 
 
-def make_logger(trt: Any) -> Any:
-    """A TensorRT logger that keeps its last lines, warnings and worse, for the errors that follow them."""
-
-    class TailLogger(trt.ILogger):  # type: ignore[misc]
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-            self.lines: deque[str] = deque(maxlen=_LOG_LINES)
-
-        def log(self, severity: Any, message: str) -> None:
-            if severity not in (trt.ILogger.VERBOSE, trt.ILogger.INFO):
-                self.lines.append(f"[{severity.name}] {message}")
-
-        def error(self, problem: str) -> BackendError:
-            """The problem with TensorRT's own last words."""
-            said = "\n    ".join(self.lines) or "nothing"
-            return BackendError(problem, got=f"TensorRT's log ends:\n    {said}")
-
-    return TailLogger()
-
-
 class Engine:
-    """Deserialize ``path`` for a stage. Raises BackendError with the log's end; plugins must be registered before.
+    """Load ``path`` for a stage. Raises BackendError with the log's end.
 
     ``cache`` is the file for what RTX compiles on first use; None where the flavour has no such thing.
     """
 
-    def __init__(self, trt: Any, runtime: Any, log: Any, path: Path, stage: StageEntry, cache: Path | None) -> None:
+    def __init__(
+        self, trt: Any, loader: EngineLoader, log: Any, path: Path, stage: StageEntry, cache: Path | None
+    ) -> None:
         self._stage, self._log, self._path = stage, log, path
-        self._engine = runtime.deserialize_cuda_engine(read_input(path, _MAX_ENGINE, "an engine"))
-        if self._engine is None:
-            raise log.error(f"{path.name} could not be loaded.")
+        self._engine = loader.load(path)
         self._check_tensors()
         self._cache = None if cache is None else RuntimeCache(cache)
         self._context = self._make_context(trt)

@@ -11,11 +11,10 @@ from typing import Any
 
 from plugins.dtypes import DTYPES
 from plugins.errors import UserError
-from plugins.registry import OPS
-from plugins.tensorrt_plugin import register
 from runtime.backends.cuda_device import CudaDevice, CudaMemory, compute_capability
-from runtime.backends.engine import Engine, make_logger
+from runtime.backends.engine import Engine
 from runtime.backends.kind import BackendKind
+from runtime.backends.loader import EngineLoader, make_logger
 from runtime.backends.protocol import DeviceTensor
 from runtime.bundle import Component, Manifest, StageEntry
 from runtime.checks import check_engines, check_gpu, check_plugins
@@ -37,8 +36,7 @@ class TensorrtRunner:
         self.device, self._report = device, report
         self._trt, self._folder, self._manifest = trt, folder, manifest
         self._log = make_logger(trt)
-        register(trt, OPS)  # an engine that holds our plugins cannot be deserialized without
-        self._runtime = trt.Runtime(self._log)
+        self._loader = EngineLoader(trt, self._log, manifest, report.note)
         self.overhead_bytes = engine_bytes(manifest)
         self._engines: dict[str, Engine] = {}
         self._needs: dict[tuple[str, tuple[tuple[str, int], ...]], int] = {}
@@ -105,7 +103,7 @@ class TensorrtRunner:
             path = self._folder / stage.engine
             cache = path.with_suffix(".jitcache") if self._manifest.gpu.flavour == "tensorrt_rtx" else None
             with self._report.stage(f"load {path.name}"):
-                self._engines[name] = Engine(self._trt, self._runtime, self._log, path, stage, cache)
+                self._engines[name] = Engine(self._trt, self._loader, self._log, path, stage, cache)
         return self._engines[name]
 
 

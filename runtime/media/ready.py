@@ -63,11 +63,11 @@ def _ready(manifest: Manifest, request: Request) -> Ready:
         check_encoding(out, request.encoding(manifest))
         check_place(out)
         made = replace(made, latents_to=out)
-    _check_stages(manifest, made)
-    if out is not None and made.latents_to is None:
+    elif out is not None:
         made = replace(made, sink=_sink(manifest, request, out))
     if request.preview is not None:
         check_preview(request.preview)
+    _check_stages(manifest, made)
     return made
 
 

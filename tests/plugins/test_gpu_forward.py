@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from exporter.bench.proxy import HOPPER, RTX
-from plugins.compile import build_plan, inspected
+from plugins.compile import build_plan
+from plugins.cubin import inspected
 from plugins.registry import OPS
 from plugins.sage_attention.kernel import CONFIGS
 from tests.support import op_checks as check
@@ -64,6 +65,12 @@ def test_attention_sums() -> None:
     """FP16 sums at their largest, and more keys than 154,000, where others' FP8 attention turns to noise."""
     check.largest_sums()
     check.sage_attention(200, 160_001, "int8")
+
+
+@pytest.mark.gpu
+@on_a_part
+def test_attention_without_a_maximum() -> None:
+    check.scores_out_of_range()
 
 
 @pytest.mark.parametrize("sm", [sm for precision, sm in CONFIGS if precision == "int8" and sm in RTX])

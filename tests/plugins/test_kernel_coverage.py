@@ -12,14 +12,16 @@ from plugins.sms import SMS
 from tests.support import interpret_attention, interpret_linear
 from tests.support.interpreter_process import Interpreter
 
-#: sm_90's own kernels, the GEMM and the INT8 attention of RTX parts are written in Gluon, which the interpreter does
-#: not know: tests/plugins/test_gpu_ops.py, test_gpu_selection.py and test_gpu_forward.py prove them on a Hopper GPU.
+#: sm_90's own kernels, the GEMM and the attention of RTX parts (but SageSLA's in bf16) are written in Gluon, which the
+#: interpreter does not know: tests/plugins/test_gpu_ops.py, test_gpu_selection.py and test_gpu_forward.py prove them on
+#: a Hopper GPU.
 ON_A_GPU_ALONE = {
     "block_int8_gemm_bulk",
     "block_int8_gemm_hopper",
     "block_int8_gemm_mma",
     "clear_counters",
     "flash_attention_mma",
+    "flash_attention_mma_bf16",
     "layer_norm_quantize_hopper",
     "sage_sla_hopper",
 }

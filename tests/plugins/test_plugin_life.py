@@ -13,7 +13,6 @@ from plugins.expr import evaluate
 from plugins.plan import Plan, decode
 from plugins.registry import OPS
 from plugins.tensorrt_plugin import creator_class
-from runtime.bundle import load_manifest
 from tests.support import plugin_life as life
 from tests.support.exported import Exported
 
@@ -22,16 +21,7 @@ LENGTHS = (16, 127, 128, 129, 1000, 32760)
 
 @pytest.fixture(scope="module")
 def plans(exported: Exported) -> dict[str, bytes]:
-    """Name → plan bytes: those of the bundle's nodes, and one of each op that only other options use."""
-    from plugins.compile import plan_bytes
-
-    found = {n: (exported.folder / file).read_bytes() for n, file in load_manifest(exported.folder).plans.items()}
-    used = {decode(data).op for data in found.values()}
-    static = {"D": 256, "E": 256, "N": 384, "K": 256}
-    others = [op for name, op in OPS.items() if name not in used]
-    return found | {
-        op.name: plan_bytes(op, {n: static.get(n, 0) for n in op.symbol_sources()}, {}, 120) for op in others
-    }
+    return life.every_ops_plans(exported)
 
 
 def test_the_whole_life(plans: dict[str, bytes]) -> None:

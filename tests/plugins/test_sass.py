@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from plugins.compile import inspected, plan_bytes
+from plugins.compile import plan_bytes
+from plugins.cubin import inspected
 from plugins.plan import KernelImage, decode
 from plugins.registry import OPS
 from plugins.sass.control_flow import loops, parse

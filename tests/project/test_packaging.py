@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-import importlib.metadata
+import re
 import shutil
 import subprocess
 import sys
@@ -12,32 +12,23 @@ from pathlib import Path
 
 import pytest
 
+from plugins.library import library_path
 from tests.support.paths import ROOT
+from tests.support.wheels import built_wheel, copied
 
 
-def test_wheel_holds_three_packages_and_nothing_else(tmp_path: Path) -> None:
-    clone = tmp_path / "clone"
-    for name in ("exporter", "plugins", "runtime", "tests", "engines"):
-        ignored = shutil.ignore_patterns("__pycache__", "*-rtx*")
-        shutil.copytree(ROOT / name, clone / name, ignore=ignored)
-    for name in ("pyproject.toml", "README.md", "LICENSE", "Makefile"):
-        shutil.copy(ROOT / name, clone)
-    # Without isolation nothing is downloaded, if this interpreter has a setuptools that reads our pyproject.toml.
-    isolation = [] if _setuptools() < 77 else ["--no-build-isolation"]
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "wheel",
-        "--quiet",
-        "--no-deps",
-        *isolation,
-        "--wheel-dir",
-        str(tmp_path),
-        str(clone),
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Sources as they are checked out, so without a library."""
+    return copied(tmp_path_factory.mktemp("sources") / "clone", "tests", "engines", "Makefile")
+
+
+def test_wheel_holds_three_packages_and_nothing_else(clone: Path, tmp_path: Path) -> None:
+    wheel, said = built_wheel(clone, tmp_path)
+    assert wheel.name.endswith("-py3-none-any.whl")
+    assert [line.strip() for line in said.splitlines() if "plugin library" in line] == [
+        "turbotrt: no plugin library in plugins/native, Python's plugins run (make native)"
     ]
-    subprocess.run(command, check=True, capture_output=True)
-    (wheel,) = tmp_path.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
         entry_points = archive.read(next(name for name in names if name.endswith("entry_points.txt"))).decode()
@@ -57,11 +48,25 @@ def test_wheel_holds_three_packages_and_nothing_else(tmp_path: Path) -> None:
     assert {f"{package}/py.typed" for package in ("exporter", "plugins", "runtime")} <= set(names)
 
 
-def _setuptools() -> int:
+@pytest.mark.skipif(library_path() is None, reason="the plugin library is not built (make native)")
+def test_the_library_goes_along_while_it_is_there(clone: Path, tmp_path: Path) -> None:
+    """And no longer: setuptools keeps what it copied for an earlier wheel."""
+    path = library_path()
+    assert path is not None
+    inside = "plugins/native/" + path.name
+    shutil.copy(path, clone / inside)
     try:
-        return int(importlib.metadata.version("setuptools").partition(".")[0])
-    except importlib.metadata.PackageNotFoundError:
-        return 0
+        wheel, said = built_wheel(clone, tmp_path / "with")
+    finally:
+        (clone / inside).unlink()
+    assert "plugin library" not in said
+    assert re.search(r"-py3-none-linux_\w+\.whl$", wheel.name)
+    with zipfile.ZipFile(wheel) as archive:
+        assert archive.read(inside) == path.read_bytes()
+    wheel, _ = built_wheel(clone, tmp_path / "without")
+    assert wheel.name.endswith("-py3-none-any.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        assert inside not in archive.namelist()
 
 
 def test_runtime_imports_nothing_of_the_exporter(tmp_path: Path) -> None:
@@ -102,3 +107,10 @@ def test_make_export_needs_a_model_and_a_gpu() -> None:
     command = ["make", "--dry-run", "-j4", "export", "MODEL=wan-tiny", "GPU=rtx5090", "ARGS=--onnx-only"]
     planned = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert "turbotrt export --model 'wan-tiny' --gpu 'rtx5090' --onnx-only" in planned.stdout
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+def test_make_wheel_builds_the_library_first_and_names_the_platform_last() -> None:
+    planned = subprocess.run(["make", "--dry-run", "wheel"], cwd=ROOT, capture_output=True, text=True, check=True)
+    order = [planned.stdout.index(step) for step in ("cmake --build", "pip wheel", "auditwheel repair")]
+    assert order == sorted(order)

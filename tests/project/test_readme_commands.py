@@ -24,12 +24,14 @@ from tests.support.paths import ROOT
 pytest.importorskip("tensorrt_rtx")
 
 from exporter.bench.vae import bench_vae
+from exporter.bench.vae_layers import bench_layers
 from exporter.cli.app import app
 from exporter.models import MODELS
+from plugins.library import library_path
 from tests.support.checkpoints import canonical_state_dict, save_safetensors
 from tests.support.exported import Exported
 
-NEED_A_GPU = ("generate", "bench", "tune")
+NEED_A_GPU = ("generate", "bench", "tune", "selftest")
 SMALL = [(2, 4, 6)]  # latents (T, H, W), for the VAE that is timed
 BY_BASH = "turbotrt inspect engines/wan-tiny-rtx5090"
 
@@ -43,7 +45,7 @@ def tiny(line: str) -> str:
     line = re.sub(r" --(text-encoder|vae) \S+", "", line)
     line = re.sub(r"engines/wan[\w.-]+", "engines/wan-tiny-rtx5090", line)
     line = re.sub(r"--model \S+", "--model wan-tiny", line)
-    line = line.replace("bench media", "bench media --repeats 1")  # it says nothing here but that it runs
+    line = re.sub("bench (media|vae)", r"bench \1 --repeats 1", line)  # it says nothing here but that it runs
     return line + " --components dit" if line.startswith("turbotrt export") else line
 
 
@@ -71,11 +73,17 @@ def folder(exported: Exported, tmp_path_factory: pytest.TempPathFactory) -> Path
 @pytest.mark.parametrize("line", LINES)
 def test_a_command_of_the_documents_runs(line: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # wan-tiny's text encoder and VAE are timed on the CPU too, here on a smaller picture.
-    needs_gpu = line.split()[1] in NEED_A_GPU and "bench media" not in line
+    needs_gpu = line.split()[1] in NEED_A_GPU and re.search("bench (media|vae)", line) is None
     if needs_gpu and torch.cuda.is_available():
         pytest.skip("answers differ where there is a GPU")
+    if "--embed-plugins" in line and library_path() is None:
+        pytest.skip("the plugin library is not built (make native)")
     monkeypatch.chdir(folder)
     monkeypatch.setattr("exporter.bench.media.bench_vae", lambda model, sizes, watch: bench_vae(model, SMALL, watch))
+    small = [size[1:] for size in SMALL]
+    monkeypatch.setattr(
+        "exporter.bench.vae_layers.bench_layers", lambda model, sizes, *rest: bench_layers(model, small, *rest)
+    )
     result = CliRunner().invoke(app, shlex.split(line)[1:])
     assert result.exit_code == (2 if needs_gpu else 0), result.output[-2000:] + repr(result.exception)
     if needs_gpu:

@@ -15,6 +15,7 @@ ROOMS: tuple[tuple[str, ...], ...] = (
     ("plugins.*",),
     ("plugins: ops",),
     ("plugins.registry",),
+    ("plugins.native",),
     ("plugins.compile", "plugins.torch_op", "plugins.onnx_schema"),
     ("plugins.sass",),
     ("runtime.*",),
@@ -35,6 +36,7 @@ ROOMS: tuple[tuple[str, ...], ...] = (
     ("exporter.networks.text",),
     ("exporter.networks",),
     ("exporter.spec",),
+    ("exporter.doctor",),
     ("exporter.checkpoint",),
     ("exporter.packing",),
     ("exporter.bundle",),
@@ -47,6 +49,7 @@ ROOMS: tuple[tuple[str, ...], ...] = (
     ("exporter.compare.machines",),
     ("exporter.compare",),
     ("exporter.export",),
+    ("exporter.selftest",),
     ("exporter.cli",),
 )
 RANK = {name: rank for rank, room in enumerate(ROOMS) for name in room}

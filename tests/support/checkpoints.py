@@ -84,13 +84,15 @@ _TO_DIFFUSERS = (
 )
 
 
+def diffusers_name(name: str) -> str:
+    """diffusers' name of one of Wan's tensors."""
+    for pattern, theirs in _TO_DIFFUSERS:
+        name = re.sub(pattern, theirs, name)
+    return name
+
+
 def diffusers(state: State) -> State:
-    out = {}
-    for name, value in conv3d(state).items():
-        for pattern, theirs in _TO_DIFFUSERS:
-            name = re.sub(pattern, theirs, name)
-        out[name] = value
-    return out
+    return {diffusers_name(name): value for name, value in conv3d(state).items()}
 
 
 def save_pth(path: Path, state: State, *, wrapped: bool = False) -> Path:

@@ -33,6 +33,11 @@ def python_blocks(path: Path) -> list[str]:
     return _blocks(path, "python")
 
 
+def cpp_blocks(path: Path) -> list[str]:
+    """The same of its C++."""
+    return _blocks(path, "cpp")
+
+
 def prose(path: Path) -> str:
     """A document without its code blocks."""
     return re.sub(r"^ *```.*?^ *```", "", path.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)

@@ -163,3 +163,12 @@ def largest_sums() -> None:
     v = torch.tensor([-7.0, 0.5], device="cuda").repeat(D // 2).expand(1000, D).bfloat16().contiguous()
     (got,) = call("SageAttention", q, k, v, precision="int8")
     torch.testing.assert_close(got, v[:128], rtol=2**-5, atol=0)  # FP8 probabilities have three bits
+
+
+def scores_out_of_range() -> None:
+    """Sums of 2^score beyond fp32 and below it: a kernel that takes them without a maximum must notice."""
+    for factor in (-30.0, 30.0):
+        q, k = torch.rand(200, D, device="cuda") + 0.5, (torch.rand(300, D, device="cuda") + 0.5) * factor
+        inputs = (q.bfloat16(), k.bfloat16(), random(300, D).bfloat16())
+        (got,) = call("SageAttention", *inputs, precision="bf16")
+        close(got, reference("SageAttention", *inputs)[0], bound("SageAttention", precision="bf16"))

@@ -10,6 +10,23 @@ from plugins.dtypes import DTYPES
 from plugins.expr import OPERATORS
 from plugins.plan import Plan, TensorSpec, shape_of
 from plugins.tensorrt_plugin import PLAN_FIELD, creator_class, tensorrt_dims
+from tests.support.exported import Exported
+
+
+def every_ops_plans(exported: Exported) -> dict[str, bytes]:
+    """Name → plan bytes: those of the bundle's nodes, and one of each op that only other options use."""
+    from plugins.compile import plan_bytes
+    from plugins.plan import decode
+    from plugins.registry import OPS
+    from runtime.bundle import load_manifest
+
+    found = {n: (exported.folder / file).read_bytes() for n, file in load_manifest(exported.folder).plans.items()}
+    used = {decode(data).op for data in found.values()}
+    static = {"D": 256, "E": 256, "N": 384, "K": 256}
+    others = [op for name, op in OPS.items() if name not in used]
+    return found | {
+        op.name: plan_bytes(op, {n: static.get(n, 0) for n in op.symbol_sources()}, {}, 120) for op in others
+    }
 
 
 class IntExprBuilder:

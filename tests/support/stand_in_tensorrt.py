@@ -6,7 +6,8 @@ The context is as strict as TensorRT's: shapes set, memory of the right size giv
 
 from __future__ import annotations
 
-import ctypes
+import hashlib
+from math import prod
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,20 +21,23 @@ from exporter.torch_backend.runner import run_stage, stage_functions
 from plugins.dtypes import DTYPES
 from plugins.torch_dtypes import torch_dtype
 from runtime.bundle import FileInfo, Manifest, StageEntry, TensorInfo, file_info, write_manifest
-from runtime.dims import shape_of
+from runtime.dims import shape_of, split_dim
+from tests.support.host_executor import host_view as host_view
 
 
-def add_engines(folder: Path, manifest: Manifest) -> Manifest:
-    """Give a bundle engine files that hold their stage's name, as the stand-in reads them."""
+def add_engines(folder: Path, manifest: Manifest, library: bytes = b"") -> Manifest:
+    """Give a bundle engine files that hold their stage's name, as the stand-in reads them, and perhaps a library."""
     files: dict[str, FileInfo] = dict(manifest.files)
     stages = []
     for stage in manifest.stages:
-        (folder / f"{stage.name}.engine").write_bytes(stage.name.encode())
+        (folder / f"{stage.name}.engine").write_bytes(stage.name.encode() + library)
         files[f"{stage.name}.engine"] = file_info(folder / f"{stage.name}.engine")
         stages.append(msgspec.structs.replace(stage, engine=f"{stage.name}.engine", activation_bytes=1 << 20))
     tools = {**manifest.tools, "tensorrt-rtx": tensorrt_rtx.__version__}
     gpu = msgspec.structs.replace(manifest.gpu, flavour="tensorrt_rtx")
-    made = msgspec.structs.replace(manifest, stages=tuple(stages), files=files, tools=tools, gpu=gpu)
+    embedded = hashlib.sha256(library).hexdigest() if library else None
+    changed = {"files": files, "tools": tools, "gpu": gpu, "embedded_library": embedded}
+    made = msgspec.structs.replace(manifest, stages=tuple(stages), **changed)
     write_manifest(folder, made)
     return made
 
@@ -67,20 +71,27 @@ class Context:
 
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
         dims = {tensor.name: tensor.dims for tensor in self.stage.inputs}[name]
-        length = next(n for n, dim in zip(shape, dims, strict=True) if dim == "L")
+        values = [n // split_dim(dim)[0] for n, dim in zip(shape, dims, strict=True) if isinstance(dim, str)]
         self.shapes[name] = shape
-        return self.stage.profile.min <= length <= self.stage.profile.max
+        return all(self.stage.profile.min <= value <= self.stage.profile.max for value in values)
 
     def update_device_memory_size_for_shapes(self) -> int:
         self.memory = (0, 0)
         return self._needed()
 
     def _needed(self) -> int:
-        return {"embed": 100, "block": 300, "head": 200}[self.stage.name] * self._length()
+        return {"embed": 100, "block": 300, "head": 200}.get(self.stage.name, 500) * prod(self._sizes().values())
 
-    def _length(self) -> int:
-        (length,) = {shape[0] for shape in self.shapes.values()}
-        return length
+    def _sizes(self) -> dict[str, int]:
+        """What the shapes make of the stage's symbols."""
+        dims = {tensor.name: tensor.dims for tensor in self.stage.inputs}
+        return {
+            symbol: n // factor
+            for name, shape in self.shapes.items()
+            for n, dim in zip(shape, dims[name], strict=True)
+            if isinstance(dim, str)
+            for factor, symbol in [split_dim(dim)]
+        }
 
     def set_device_memory(self, address: int, size: int) -> None:
         self.memory = (address, size)
@@ -91,7 +102,7 @@ class Context:
         return name in known and address % 4 == 0
 
     def execute_async_v3(self, stream: int) -> bool:
-        length, (address, size) = self._length(), self.memory
+        sizes, (address, size) = self._sizes(), self.memory
         if address == 0 or size < self._needed():
             return self.trt.fail("device memory is missing or too small")
         everything = {tensor.name for tensor in (*self.stage.inputs, *self.stage.outputs)}
@@ -99,22 +110,22 @@ class Context:
             return self.trt.fail(f"unbound: {sorted(everything - set(self.addresses))}")
         if self.trt.failing:
             return self.trt.fail("the stand-in was told to fail")
-        self.cache.shapes.add(str(length).encode())
-        self.trt.enqueue(stream, self._work(length))
+        self.cache.shapes.add(" ".join(map(str, sizes.values())).encode())
+        self.trt.enqueue(stream, self._work(sizes))
         return True
 
-    def _work(self, length: int) -> Any:
+    def _work(self, sizes: dict[str, int]) -> Any:
         addresses, stage = dict(self.addresses), self.stage
         function = stage_functions(self.trt.manifest)[stage.name]
 
         def view(tensor: TensorInfo) -> torch.Tensor:
-            return self.trt.view(addresses[tensor.name], shape_of(tensor.dims, {"L": length}), tensor.dtype)
+            return self.trt.view(addresses[tensor.name], shape_of(tensor.dims, sizes), tensor.dtype)
 
         def work() -> None:
             taken = {tensor.name: view(tensor) for tensor in stage.inputs}
             given = {name: view(tensor) for name, tensor in stage.gives.items()}
             with torch.no_grad():
-                run_stage(stage, function, taken, given, channels_last=False)
+                run_stage(stage, function, taken, given)
 
         return work
 
@@ -144,6 +155,7 @@ class StandIn:
         self.manifest, self.enqueue, self.view = manifest, enqueue, view
         self.failing = False
         self.lacking: str | None = None
+        self.runtimes: list[Any] = []
 
     def __getattr__(self, name: str) -> Any:
         return getattr(tensorrt_rtx, name)
@@ -155,9 +167,15 @@ class StandIn:
 
     def Runtime(self, logger: Any) -> Any:
         self.logger = logger
+        runtime = SimpleNamespace(engine_host_code_allowed=False, libraries=0)
+        self.runtimes.append(runtime)
 
         def deserialize(data: bytes) -> Any:
-            stage = self.manifest.stage(data.decode())
+            name, *library = data.split(b"\x7f", 1)
+            if library:
+                assert runtime.engine_host_code_allowed
+                runtime.libraries += 1
+            stage = self.manifest.stage(name.decode())
             names = [t.name for t in (*stage.inputs, *stage.outputs) if t.name != self.lacking]
             return SimpleNamespace(
                 num_io_tensors=len(names),
@@ -166,14 +184,8 @@ class StandIn:
                 create_execution_context=lambda config: Context(self, stage, config),
             )
 
-        return SimpleNamespace(deserialize_cuda_engine=deserialize)
-
-
-def host_view(address: int, shape: tuple[int, ...], dtype: str) -> torch.Tensor:
-    """A torch tensor over host memory."""
-    count = int(np.prod(shape)) * DTYPES[dtype].bytes
-    raw = np.ctypeslib.as_array((ctypes.c_uint8 * count).from_address(address))
-    return torch.from_numpy(raw).view(torch_dtype(dtype)).view(shape)
+        runtime.deserialize_cuda_engine = deserialize
+        return runtime
 
 
 def cuda_view(address: int, shape: tuple[int, ...], dtype: str) -> torch.Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,8 @@ from exporter.compare.machines.machine import GraphMachine
 from exporter.compare.machines.weights import Weights
 from exporter.networks.dit.weights import Stage
 from plugins.errors import UserError
-from plugins.registry import OPS
-from plugins.tensorrt_plugin import register
-from runtime.bundle import OUTPUT_SUFFIX, StageEntry
+from runtime.backends.loader import EngineLoader, make_logger
+from runtime.bundle import OUTPUT_SUFFIX, Manifest
 
 
 class EngineMachine(GraphMachine):
@@ -25,23 +24,25 @@ class EngineMachine(GraphMachine):
     Raises UserError where an engine does not load.
     """
 
-    def __init__(self, name: str, folder: Path, entries: Sequence[StageEntry], weights: Weights, flavour: str) -> None:
-        """``entries``: the stages, engines among their files, of the bundle in ``folder``."""
+    def __init__(
+        self, name: str, folder: Path, manifest: Manifest, weights: Weights, note: Callable[[str], None]
+    ) -> None:
+        """The engines of the bundle in ``folder``; ``note`` as of an EngineLoader."""
         super().__init__(name, torch.device("cuda"))
+        entries = manifest.stages_of("dit")
         self._weights = weights
         self._outputs = {entry.name: tuple(entry.gives) for entry in entries}
         from polygraphy import config
 
-        config.USE_TENSORRT_RTX = flavour == "tensorrt_rtx"  # read when Polygraphy first imports TensorRT
-        from polygraphy.backend.common import BytesFromPath
-        from polygraphy.backend.trt import EngineFromBytes, TrtRunner
+        # Read when Polygraphy first imports TensorRT.
+        config.USE_TENSORRT_RTX = manifest.gpu.flavour == "tensorrt_rtx"
+        from polygraphy.backend.trt import TrtRunner
         from polygraphy.exception import PolygraphyException
 
-        register(load(flavour), OPS)
+        trt = load(manifest.gpu.flavour)
+        self._loader = EngineLoader(trt, make_logger(trt), manifest, note)
         self._runners: dict[str, Any] = {
-            entry.name: TrtRunner(
-                EngineFromBytes(BytesFromPath(str(folder / str(entry.engine)))), name=f"{name} {entry.name}"
-            )
+            entry.name: TrtRunner(self._loader.load(folder / str(entry.engine)), name=f"{name} {entry.name}")
             for entry in entries
         }
         for stage, runner in self._runners.items():

@@ -25,9 +25,9 @@ class PlanOps:
 
     def __call__(self, call: Call) -> Outputs:
         inputs = [tensor.contiguous() for tensor in call.inputs]
-        return tuple(run_plan(self._plan(call, inputs), inputs))
+        return tuple(run_plan(self.plan(call, inputs), inputs))
 
-    def _plan(self, call: Call, inputs: Sequence[Tensor]) -> bytes:
+    def plan(self, call: Call, inputs: Sequence[Tensor]) -> bytes:
         """Raises ValueError if the bundle holds no plan of this op for these shapes and attributes."""
         shapes = [tuple(tensor.shape) for tensor in inputs]
         if self.recompiled:

@@ -15,6 +15,7 @@ from exporter.models import FREQ_DIM, HEAD_DIM, OUT_CHANNELS, TEXT_DIM, ModelSpe
 from exporter.networks.weight_spec import LinearMode, WeightSpec, ceil_div
 
 Stage = Literal["embed", "block", "head"]
+FORMAT_VERSION = "1"  # of packed files
 
 # One packed Linear: the checkpoint's Linears whose rows it concatenates, in order.
 BLOCK_LINEARS: Mapping[str, tuple[str, ...]] = {
@@ -104,6 +105,16 @@ def packed_tensors(model: ModelSpec, linear: LinearMode = "int8") -> dict[str, W
     for layer in range(model.layers):
         tensors |= _named(f"blocks.{layer}", stage_weights(model, "block", linear))
     return tensors | stage_weights(model, "head", linear)
+
+
+def packed_metadata(model: ModelSpec, linear: LinearMode, *, has_proj_l: bool = True) -> dict[str, str]:
+    """What the header of a packed file says of it."""
+    return {
+        "format_version": FORMAT_VERSION,
+        "model": model.name,
+        "linear": linear,
+        "has_proj_l": "true" if has_proj_l else "false",
+    }
 
 
 def packed_bytes(model: ModelSpec, linear: LinearMode = "int8") -> int:

@@ -59,7 +59,8 @@ def decode(
 
 def _remembering(x: Tensor, memory: Tensor | None, block: str, weights: Weights, layers: Layers) -> Tensor:
     """A memory block on consecutive frames: each beside the one before it, ``memory`` beside the first."""
-    past = torch.cat([torch.zeros_like(x[:1]) if memory is None else memory, x[:-1]])
+    first = torch.zeros_like(x[:1]) if memory is None else memory
+    past = first if x.shape[0] == 1 else torch.cat([first, x[:-1]])
     one, two, three = ((weights[f"{name}.weight"], weights[f"{name}.bias"]) for name in convolutions(block))
     y = layers.convolve(torch.cat([x, past], 1), *one, relu=True)
     y = layers.convolve(y, *two, relu=True)

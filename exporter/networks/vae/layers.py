@@ -7,7 +7,7 @@ the weights' dtype; norms and softmax in fp32.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -55,6 +55,12 @@ class Tape:
         """``convolve`` of silu(norm(x))."""
         return self.convolve(norm_silu(x, gamma), weights, name)
 
+    def norm_convolve_onto(
+        self, beside: Callable[[], Tensor], x: Tensor, gamma: Tensor, weights: Weights, name: str
+    ) -> Tensor:
+        """``norm_convolve`` plus what ``beside`` makes."""
+        return self.norm_convolve(x, gamma, weights, name) + beside()
+
     def convolve_time(self, x: Tensor, weights: Weights, name: str, *, stride: int) -> Tensor:
         """A 3×1×1 convolution that changes the number of frames; it has not run on the first frame, nor kept it."""
         if self.before is None:
@@ -97,8 +103,11 @@ def residual(x: Tensor, weights: Weights, layer: Residual, tape: Tape) -> Tensor
     """x (or its shortcut) + conv(silu(norm(conv(silu(norm(x))))))."""
     name = f"{layer.name}.residual"
     y = tape.norm_convolve(x, weights[f"{name}.0.gamma"], weights, f"{name}.2")
-    y = tape.norm_convolve(y, weights[f"{name}.3.gamma"], weights, f"{name}.6")
-    return y + (pointwise(x, weights, f"{layer.name}.shortcut") if layer.c_in != layer.c_out else x)
+
+    def shortcut() -> Tensor:
+        return pointwise(x, weights, f"{layer.name}.shortcut") if layer.c_in != layer.c_out else x
+
+    return tape.norm_convolve_onto(shortcut, y, weights[f"{name}.3.gamma"], weights, f"{name}.6")
 
 
 def attention(x: Tensor, weights: Weights, layer: Attention) -> Tensor:

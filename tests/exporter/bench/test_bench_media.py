@@ -14,7 +14,7 @@ pytest.importorskip("transformers")
 from typer.testing import CliRunner
 
 from exporter.bench import media, vae
-from exporter.bench.stopwatch import random_weights
+from exporter.bench.synthetic import random_weights
 from exporter.cli.app import app
 from exporter.models import MODELS
 from exporter.networks.vae import halves
@@ -89,7 +89,7 @@ def test_compiled_variants_of_one_size_are_dropped_before_the_next() -> None:
 
     spec = VAES[TINY.vae]
     table = packed_weights(spec, "encode_latent")
-    weights = random_weights(table, torch.device("cpu"))
+    weights = random_weights(table, 0, "cpu")
     compiled = torch.compile(halves.run, backend="eager", dynamic=False)
     features = torch.zeros(1, spec.top, 1, 2, 3, dtype=torch.bfloat16)
     with torch.no_grad():

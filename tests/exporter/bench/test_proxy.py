@@ -17,8 +17,8 @@ from exporter.bench.proxy import HOPPER, HOPPER_RATES, LEAVES_OUT, LIMITS, RTX, 
 from exporter.cli.app import app
 from exporter.gpus import GPUS
 from plugins import torch_op
-from plugins.compile import inspected
 from plugins.configs import trying
+from plugins.cubin import inspected
 from plugins.plan import KernelImage, Plan, decode
 from plugins.registry import OPS
 from plugins.sass.report import resident_blocks
@@ -152,8 +152,11 @@ def test_bench_kernels_says_what_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
         assert row["predicted_ms"] == pytest.approx(operations / (row["rate"] * clocks))
         assert 0.05 * HOPPER_RATES.int8 < row["rate"] < HOPPER_RATES.int8
     assert {row["rate"] for row in found["kernels"] if not row["tops"]} == {None}
+    # Self-attention alone multiplies in FP8.
+    assert [row["op"] for row in found["kernels"] if row["fp8_as_fp16_ms"] == 0.5] == ["SageSLAQuantize"]
     shown = CliRunner().invoke(app, command).stdout
     assert "PROXY: kernels of sm_120 from their PTX" in shown
     assert "of mma.sync" in shown
+    assert "FP8 as FP16" in shown
     assert "by model" in shown
     assert "bulk tensor copies" in shown

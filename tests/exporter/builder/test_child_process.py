@@ -34,8 +34,8 @@ def test_a_build_loads_little() -> None:
 def asked(folder: Path) -> BuildRequest:
     """A graph that is none: the child gets as far as TensorRT's parser."""
     (folder / "bad.onnx").write_bytes(b"bad")
-    names = {name: str(folder / f"bad.{name}") for name in ("onnx", "engine", "log")}
-    return BuildRequest(**names, gpu="rtx5090", profile=(16, 1000, 2000))
+    onnx, engine, log = (str(folder / f"bad.{name}") for name in ("onnx", "engine", "log"))
+    return BuildRequest(onnx=onnx, engine=engine, log=log, gpu="rtx5090", profile=(16, 1000, 2000))
 
 
 @pytest.mark.parametrize("given", [None, "", ":"], ids=["no-PYTHONPATH", "empty", "colon"])
@@ -87,8 +87,8 @@ def test_the_child_dies_with_its_parent(tmp_path: Path, monkeypatch: pytest.Monk
     started = tmp_path / "started"
     body = f"""
 import os, time
-from exporter.builder.child import _die_with
-_die_with({{parent}})
+from exporter.builder.child import die_with
+die_with({{parent}})
 open({str(started) + "~"!r}, "w").write(str(os.getpid()))
 os.rename({str(started) + "~"!r}, {str(started)!r})
 time.sleep(60)

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from exporter.checkpoint.experts import expert_paths
-from exporter.checkpoint.hub import look_for, parse_hub_id, resolve
+from exporter.checkpoint.hub import look_for, resolve
+from exporter.checkpoint.hub_id import parse_hub_id
 from exporter.models import MODELS
 from exporter.spec import export_spec
 from plugins.errors import UserError
@@ -87,6 +88,8 @@ def test_one_expert_takes_one_checkpoint(tmp_path: Path) -> None:
     [
         ("org/repo", ("org/repo", None)),
         ("org/Turbo2.1-1.3B:a-quant.pth", ("org/Turbo2.1-1.3B", "a-quant.pth")),
+        ("org/repo@v1.0:a.pth", ("org/repo", "a.pth", "v1.0")),
+        ("org/repo@5f5f", ("org/repo", None, "5f5f")),
         ("org/repo/sub/a.safetensors", ("org/repo", "sub/a.safetensors")),
         ("/abs/path", None),
         ("./a/b", None),
@@ -98,8 +101,9 @@ def test_one_expert_takes_one_checkpoint(tmp_path: Path) -> None:
         ("", None),
     ],
 )
-def test_hub_ids(text: str, parsed: tuple[str, str | None] | None) -> None:
-    assert parse_hub_id(text) == parsed
+def test_hub_ids(text: str, parsed: tuple[str | None, ...] | None) -> None:
+    found = parse_hub_id(text)
+    assert (None if found is None else tuple(found)) == (None if parsed is None else (*parsed, None)[:3])
 
 
 class NoRepository(Exception):
@@ -120,27 +124,30 @@ class _Hub(types.ModuleType):
                 raise error
             return str(folder)
 
-        def info(api: object, repo: str, timeout: float) -> types.SimpleNamespace:
+        def info(api: object, repo: str, **_: object) -> types.SimpleNamespace:
             self.questions.append(repo)
             if error:
                 raise error
-            return types.SimpleNamespace(siblings=[types.SimpleNamespace(rfilename=name) for name in files])
+            siblings = [types.SimpleNamespace(rfilename=name, size=1) for name in files]
+            return types.SimpleNamespace(siblings=siblings, card_data=None, sha="5f5f")
 
         self.hf_hub_download = self.snapshot_download = answer
         self.HfApi = type("HfApi", (), {"model_info": info})
-        self.errors = types.SimpleNamespace(RepositoryNotFoundError=NoRepository)
+        self.try_to_load_from_cache = lambda *_, **__: None
+        self.errors = types.SimpleNamespace(RepositoryNotFoundError=NoRepository, RevisionNotFoundError=NoRepository)
         self.constants = types.SimpleNamespace(HF_HUB_CACHE=str(folder))
 
 
 def test_hub_snapshot_and_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    hub = _Hub(tmp_path, ["a.pth"])
+    files = ["a.pth", "config.json", "README.md", "vae/x.safetensors", "high_noise_model/x.safetensors"]
+    hub = _Hub(tmp_path, files)
     monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
     assert resolve("org/repo") == tmp_path
     assert resolve("org/repo:a.pth") == tmp_path
     assert resolve("org/repo/high_noise_model") == tmp_path / "high_noise_model"
-    assert hub.asked[0][1]["allow_patterns"] == ["*.safetensors", "*.pth", "*.json"]
-    assert hub.asked[1] == ("org/repo", "a.pth", {})
-    assert hub.asked[2][1]["allow_patterns"][0] == "high_noise_model/*.safetensors"
+    assert hub.asked[0][1]["allow_patterns"] == ["a.pth", "config.json", "high_noise_model/x.safetensors"]
+    assert hub.asked[1] == ("org/repo", "a.pth", {"revision": None})
+    assert hub.asked[2][1]["allow_patterns"] == ["high_noise_model/x.safetensors"]
 
 
 def test_hub_with_two_variants_downloads_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -201,8 +208,13 @@ def test_what_the_hub_has_is_no_path_here(tmp_path: Path, monkeypatch: pytest.Mo
     hub = _Hub(tmp_path, ["a.pth", "a-quant.pth", "high/x.pth"])
     monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
     said: list[str] = []
-    assert not any(look_for(text, said.append) for text in ("org/repo:a.pth", "org/repo/high", "org/repo:high/x.pth"))
-    assert look_for(str(tmp_path), said.append)
+    asked = [look_for(text, said.append) for text in ("org/repo:a.pth", "org/repo/high", "org/repo:high/x.pth")]
+    assert [download.files for found in asked for download in found or ()] == [
+        ("a.pth",),
+        ("high/x.pth",),
+        ("high/x.pth",),
+    ]
+    assert look_for(str(tmp_path), said.append) is None
     assert (said, hub.asked, len(hub.questions)) == ([], [], 3)
 
 

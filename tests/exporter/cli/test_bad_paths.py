@@ -66,6 +66,8 @@ WRITTEN: dict[str, Callable[[str], list[str]]] = {
     "bench media": lambda bad: ["bench", "media", "--model", "wan-tiny", "--out", f"{bad}/o.json"],
     "video": lambda bad: [*["generate", "--bundle", "bundle", "--embeds", "file", "--out"], f"{bad}/o.mp4"],
     "latents": lambda bad: [*["generate", "--bundle", "bundle", "--embeds", "file", "--out"], f"{bad}/o.safetensors"],
+    "selftest": lambda bad: ["selftest", "--quick", "--json", f"{bad}/o.json"],
+    "selftest --keep": lambda bad: ["selftest", "--quick", "--keep", f"{bad}/o"],
     "png": lambda bad: [*["generate", "--bundle", "bundle", "--embeds", "file", "--out"], f"{bad}/o"],
 }
 UNWRITABLE = [name for name in BAD if name not in ("empty", "missing", "folder", "no-text", "root")]

@@ -14,6 +14,8 @@ from exporter.networks.tiny.channels_last import FORMAT, ChannelsLast
 from exporter.networks.tiny.decoder import Layers, decode
 from exporter.networks.tiny.spec import TINY_DECODERS, TinySpec, tiny_weights
 from exporter.networks.tiny.stages import memories, tiny_stages
+from exporter.networks.vae.channels_last import ChannelsLast as VaeChannelsLast
+from exporter.networks.vae.layers import Tape
 from exporter.torch_backend.memory import meta_tensors
 from exporter.torch_backend.runner import run_stage
 from runtime.media.vae.tiles import TINY_MARGIN
@@ -128,7 +130,7 @@ def test_stages_chunk_after_chunk() -> None:
     spec = TINY_DECODERS[model.tiny_decoder]
     own = random_tensors(tiny_weights(spec), 3)
     frames = {}
-    for last in (False, True):
+    for last, tape in ((False, Tape), (True, VaeChannelsLast)):
         z, got = latents(3, 4, 6), []
         held: dict[str, Tensor] = {}
         for t in range(3):
@@ -136,7 +138,7 @@ def test_stages_chunk_after_chunk() -> None:
             function = tiny_stages(spec, model)[min(t, 1)].function
             _, given = meta_tensors(stage, {"H": 4, "W": 6})
             outputs = {name: torch.zeros(tensor.shape, dtype=tensor.dtype) for name, tensor in given.items()}
-            run_stage(stage, function, {"chunk": z[None, :, t : t + 1], **held, **own}, outputs, channels_last=last)
+            run_stage(stage, function, {"chunk": z[None, :, t : t + 1], **held, **own}, outputs, tape)
             held = {name: tensor for name, tensor in outputs.items() if name.startswith("cache.")}
             assert torch.isfinite(outputs["total"]).all()
             got.append(outputs["chunk"])

@@ -12,6 +12,8 @@ from exporter.models import MODELS
 from exporter.networks.vae import halves
 from exporter.networks.vae.channels_last import FORMAT, ChannelsLast
 from exporter.networks.vae.halves import Half
+from exporter.networks.vae.hopper_tape import HopperTape
+from exporter.networks.vae.layers import Tape
 from exporter.networks.vae.spec import VaeSpec
 from exporter.networks.vae.stages import vae_stages
 from exporter.networks.vae.weights import packed_weights
@@ -36,9 +38,10 @@ def distance(got: torch.Tensor, want: torch.Tensor) -> float:
     return float((got - want).norm() / want.norm())
 
 
+@pytest.mark.parametrize("tape", [ChannelsLast, HopperTape])
 @pytest.mark.parametrize("half", STARTS)
 @torch.no_grad()
-def test_it_is_the_traced_function(half: Half) -> None:
+def test_it_is_the_traced_function(half: Half, tape: type[ChannelsLast]) -> None:
     """fp32, three chunks: outputs and every cache, which are written where they are wanted."""
     weights = {name: w.float() for name, w in random_tensors(packed_weights(SPEC, half), 3).items()}
     channels, count, scale = STARTS[half]
@@ -54,7 +57,7 @@ def test_it_is_the_traced_function(half: Half) -> None:
         into = {name: torch.empty(shape).contiguous(memory_format=FORMAT) for name, shape in shapes.items()}
         want, plain = halves.run(half, x, plain, weights, SPEC)
         last = x.contiguous(memory_format=FORMAT)
-        got, kept = halves.run(half, last, before, weights, SPEC, partial(ChannelsLast, into=into))
+        got, kept = halves.run(half, last, before, weights, SPEC, partial(tape, into=into))
         assert distance(got, want) < 1e-5
         for name, cache in plain.items():
             assert kept[name].shape == cache.shape
@@ -88,15 +91,16 @@ def test_convolutions_are_given_what_they_want(monkeypatch: pytest.MonkeyPatch) 
     assert {place[0] for place in seen} == {"conv2d", "conv3d"}
 
 
+@pytest.mark.parametrize("tape", [ChannelsLast, HopperTape])
 @torch.no_grad()
-def test_the_runners_way_chunk_after_chunk() -> None:
+def test_the_runners_way_chunk_after_chunk(tape: type[Tape]) -> None:
     """Caches pass through raw memory in another order; frames come out as without it."""
     model = MODELS["wan-tiny"]
     first, following = (s for s in vae_stages(SPEC, model) if s.name in ("decode_first", "decode_next"))
     weights = random_tensors(vae_table(model) | packed_weights(SPEC, "decode_pixels"), 5)
     sizes = {"H": H, "W": W}
 
-    def frames(channels_last: bool) -> torch.Tensor:
+    def frames(tape: type[Tape]) -> torch.Tensor:
         held: dict[str, torch.Tensor] = {}
         out = []
         generator = torch.Generator().manual_seed(0)
@@ -104,13 +108,13 @@ def test_the_runners_way_chunk_after_chunk() -> None:
             given = {"chunk": torch.randn(1, SPEC.top, 1, H, W, generator=generator).bfloat16(), **held}
             entry = stage.entry("no.onnx")
             wanted = {name: torch.empty_like(x, device="cpu") for name, x in meta_tensors(entry, sizes)[1].items()}
-            run_stage(entry, stage.function, {**given, **weights}, wanted, channels_last=channels_last)
+            run_stage(entry, stage.function, {**given, **weights}, wanted, tape)
             held = {name: x for name, x in wanted.items() if name.startswith("cache.")}
             out.append(wanted["chunk"].float())
         return torch.cat(out) - 127.5
 
-    want = frames(False)
-    assert distance(frames(True), want) < 2e-2  # bf16, roundings in another order
+    want = frames(Tape)
+    assert distance(frames(tape), want) < 2e-2  # bf16, roundings in another order
     assert want.std() > 6
 
 
@@ -119,8 +123,9 @@ def test_it_takes_less_memory() -> None:
     (following,) = (s for s in vae_stages(VaeSpec(name="full", base=96), MODELS["wan-tiny"]) if s.name == "decode_next")
     sizes = {"H": 60, "W": 104}
     entry, function = following.entry("no.onnx"), following.function
-    peaks = [stage_peak(entry, function, sizes, None, channels_last=last) for last in (True, False)]
-    assert peaks[0] < 0.8 * peaks[1]
+    cpu, cudnn, hopper = (stage_peak(entry, function, sizes, sm) for sm in (None, 80, 90))
+    assert cudnn < 0.8 * cpu
+    assert hopper < cudnn
 
 
 @pytest.mark.parametrize("case", list(cases()), ids=lambda case: case.name)
@@ -136,7 +141,8 @@ def test_the_kernel_compiles_where_no_gpu_is(sm: int) -> None:
 
     from exporter.networks.vae.norm_kernel import norm_silu_kernel
 
-    signature = {"x_ptr": "*bf16", "gamma_ptr": "*fp32", "out_ptr": "*bf16", "rows": "i32", "scale": "fp32"}
+    signature = {"x_ptr": "*bf16", "gamma_ptr": "*fp32", "out_ptr": "*bf16", "end_ptr": "*bf16"}
+    signature |= {"rows": "i32", "end_rows": "i32", "scale": "fp32"}
     constants = {"C": 96, "WIDE": 128, "ROWS": 32}
     source = ASTSource(norm_silu_kernel, {**signature, **dict.fromkeys(constants, "constexpr")}, constants)
     made = triton.compile(source, target=GPUTarget("cuda", sm, 32), options={"num_warps": 4})

@@ -103,5 +103,5 @@ def test_asking_for_a_size_unprepares(runner: Any) -> None:
 
 
 def test_a_bundle_without_engines_says_so(runner: Any) -> None:
-    with pytest.raises(UserError, match="no engine of decode_next"):
-        runner.prepare({"decode_next": {"H": 4, "W": 4}})
+    with pytest.raises(UserError, match="no engine of tiny_next"):
+        runner.prepare({"tiny_next": {"H": 4, "W": 4}})

@@ -14,12 +14,11 @@ trt = pytest.importorskip("tensorrt_rtx")
 
 from exporter.models import MODELS
 from exporter.torch_backend.backend import TORCH
-from plugins.registry import OPS
-from plugins.tensorrt_plugin import register
 from runtime import Pipeline
 from runtime.backends.cuda_device import compute_capability
-from runtime.backends.engine import Engine, make_logger
+from runtime.backends.engine import Engine
 from runtime.backends.kind import BackendKind
+from runtime.backends.loader import EngineLoader, make_logger
 from runtime.backends.protocol import BackendError
 from runtime.backends.tensorrt import TENSORRT, TensorrtRunner
 from runtime.bundle import Manifest, load_manifest
@@ -34,7 +33,7 @@ OPTIONS: dict[str, Any] = {"size": (48, 32), "frames": 9, "steps": 2}
 TEXT = np.random.default_rng(0).standard_normal((5, 4096), dtype=np.float32)
 
 USED = {
-    "Runtime": ["deserialize_cuda_engine"],
+    "Runtime": ["deserialize_cuda_engine", "engine_host_code_allowed"],
     "ICudaEngine": ["num_io_tensors", "get_tensor_name", "create_execution_context", "create_runtime_config"],
     "IExecutionContext": [
         "set_input_shape",
@@ -63,9 +62,9 @@ def test_the_real_module_has_what_the_backend_calls(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", [kind for kind in USED if kind.startswith("I") or kind == "Runtime"])
 def test_the_list_above_is_what_the_code_calls(kind: str) -> None:
-    import runtime.backends.engine
+    from runtime.backends import engine, loader
 
-    source = Path(runtime.backends.engine.__file__).read_text()
+    source = "".join(Path(str(module.__file__)).read_text() for module in (engine, loader))
     for name in USED[kind]:
         assert f".{name}" in source, name
 
@@ -75,11 +74,11 @@ def test_a_real_engine_without_a_driver_gives_tensorrts_own_words(exported: Expo
     if compute_capability() is not None:
         pytest.skip("there is a GPU here")
     log = make_logger(trt)
-    register(trt, OPS)
     manifest = load_manifest(exported.folder)
+    loader = EngineLoader(trt, log, manifest, lambda _: None)
     for stage in manifest.stages:
         with pytest.raises(BackendError) as told:
-            Engine(trt, trt.Runtime(log), log, exported.folder / str(stage.engine), stage, None)
+            Engine(trt, loader, log, exported.folder / str(stage.engine), stage, None)
         assert f"{stage.name}.engine could not be loaded" in str(told.value)
         assert "TensorRT's log ends" in str(told.value)
         assert "CUDA" in str(told.value) or "cuda" in str(told.value)

@@ -149,10 +149,12 @@ def test_norm_and_silu_in_one_pass(channels: int, dtype: Any) -> None:
     gamma = torch.rand(channels, 1, 1, 1, device="cuda", generator=generator) + 0.5
     joined = torch.full((1, channels, 5, 37, 53), 7.0, device="cuda").to(dtype)
     joined = joined.contiguous(memory_format=torch.channels_last_3d)
-    launch(x, gamma.reshape(-1), joined[:, :, 2:])
+    end = torch.full_like(x[:, :, :2], 7.0)
+    launch(x, gamma.reshape(-1), joined[:, :, 2:], end)
     want = norm_silu(x.float(), gamma)  # fp32 all through
     torch.testing.assert_close(joined[:, :, 2:].float(), want, rtol=1e-2, atol=1e-2 if dtype != torch.float32 else 1e-5)
     assert (joined[:, :, :2] == 7).all()
+    assert torch.equal(end, joined[:, :, -2:])
 
 
 def test_frames_become_bytes_on_the_device_as_on_the_host() -> None:

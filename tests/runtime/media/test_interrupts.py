@@ -44,9 +44,9 @@ def threads() -> list[str]:
     return [thread.name for thread in threading.enumerate() if thread.name.startswith("turbotrt")]
 
 
-@pytest.mark.parametrize("name", ["frames", "cat.mp4"])
+@pytest.mark.parametrize("name", ["frames", "cat.mp4", "cat.webm", "cat.gif"])
 def test_an_interruption_anywhere_leaves_nothing(name: str, tmp_path: Path) -> None:
-    if name == "cat.mp4":
+    if name in ("cat.mp4", "cat.webm"):
         pytest.importorskip("av")
     (tmp_path / "once").mkdir()
     total = lines_of(writing(tmp_path / "once" / name))

@@ -102,7 +102,7 @@ class LazyRunner:
         def work() -> None:
             taken, given = ({n: view(t) for n, t in side.items()} for side in (inputs, outputs))
             with torch.no_grad():
-                run_stage(self._manifest.stage(stage), self._functions[stage], taken, given, channels_last=False)
+                run_stage(self._manifest.stage(stage), self._functions[stage], taken, given)
 
         self.device.enqueue("compute", work)
 
