@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Thread
 from types import TracebackType
 from typing import Any
 
@@ -28,7 +29,7 @@ from runtime.inputs import condition_tokens, latent_shape, text_bits
 from runtime.layout import run_layout
 from runtime.numerics import Array, to_latents
 from runtime.report import Report, Silent
-from runtime.run import Run, UnitTime
+from runtime.run import Run, UnitTime, rope
 from runtime.sampler import Noise, NonFiniteError, Step, draws_of, given_noise, plan_steps, sample
 from runtime.video_shape import tokens_of
 from runtime.weights.memory_plan import MemoryPlan, StageBytes, plan_memory
@@ -144,8 +145,9 @@ class Pipeline:
         """Start to bring the weights of a call of that size, frames and steps to the device, behind what runs there."""
         with self._alone(), self.runner.device.current():
             self._require_open()
-            experts = _experts(plan_steps(self.manifest, steps))
-            self._fit(tokens_of(latent_shape(self.manifest, size, frames)), experts).prefetch(experts[0])
+            experts, shape = _experts(plan_steps(self.manifest, steps)), latent_shape(self.manifest, size, frames)
+            Thread(target=rope, args=[shape], name="turbotrt-rope", daemon=True).start()
+            self._fit(tokens_of(shape), experts).prefetch(experts[0])
 
     @contextmanager
     def _alone(self) -> Iterator[None]:

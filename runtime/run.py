@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from types import TracebackType
 
 import numpy as np
@@ -33,6 +34,12 @@ class UnitTime:
     stage: str
     unit: int
     seconds: float
+
+
+@lru_cache(maxsize=2)
+def rope(shape: tuple[int, int, int]) -> tuple[Array, Array]:
+    """``rope_tables``, which take a tenth of a second, of the shapes of late."""
+    return rope_tables(shape)
 
 
 class Run:
@@ -93,7 +100,7 @@ class Run:
 
     def begin(self, text: npt.NDArray[np.uint16], condition: Array | None, steps: Sequence[Step]) -> None:
         """Upload what no step changes, and start the weights on their way."""
-        cos, sin = rope_tables(self._shape)
+        cos, sin = rope(self._shape)
         self._upload(text=text, cos=cos, sin=sin, **({} if condition is None else {"condition": condition}))
         self._storage.begin([unit for step in steps for unit in self._storage.one_pass(step.expert)])
 

@@ -124,7 +124,7 @@ class Noise:
     def __init__(self, seed: int, shape: tuple[int, int, int], draws: int, given: Array | None = None) -> None:
         """``shape`` is (T, H, W) of the latents; ``given``, of ``given_noise``, takes the place of the seed's draws.
 
-        Raises UserError on a negative seed.
+        The first draw begins at once. Raises UserError on a negative seed.
         """
         check_seed(seed)
         self._random = np.random.Generator(np.random.Philox(seed))
@@ -133,9 +133,9 @@ class Noise:
         self._left = draws
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="turbotrt-noise")
         self._next: Future[Array] | None = None
+        self._ahead()
 
     def __enter__(self) -> Noise:
-        self._ahead()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:

@@ -20,6 +20,7 @@ from exporter.networks.dit.options import Attention, BlockOptions
 from exporter.networks.dit.stages import dit_stages
 from exporter.networks.dit.weights import packed_metadata, packed_tensors
 from exporter.networks.text.encoder import TEXT_ENCODERS, text_weights
+from exporter.networks.tiny.spec import TINY_DECODERS, tiny_weights
 from exporter.networks.vae.halves import HALVES
 from exporter.networks.vae.spec import VAES
 from exporter.networks.vae.weights import packed_weights
@@ -117,7 +118,7 @@ def facts(
 def add_media(
     folder: Path, manifest: Manifest, model: ModelSpec, shared: Mapping[str, Path], seed: int = 7
 ) -> Manifest:
-    """Write text encoder, VAE and a tokenizer into a bundle, list them, and return the new manifest.
+    """Write text encoder, VAE, tiny decoder and a tokenizer into a bundle, list them, and return the new manifest.
 
     ``shared``: files that another bundle has already, by their names; they are linked.
     """
@@ -126,6 +127,7 @@ def add_media(
         "vae.safetensors": {
             name: spec for half in HALVES for name, spec in packed_weights(VAES[model.vae], half).items()
         },
+        "tiny.safetensors": tiny_weights(TINY_DECODERS[model.tiny_decoder]),
     }
     for name, table in tables.items():
         if name in shared:
@@ -133,7 +135,7 @@ def add_media(
         else:
             write_random(folder / name, table, seed)
     (folder / "tokenizer.json").write_text(_TOKENIZER)
-    components: tuple[Component, ...] = ("text", "vae")
+    components: tuple[Component, ...] = ("text", "vae", "tiny")
     stages = [stage for one in components for stage in component_stages(model, one, BlockOptions())]
     entries = tuple(stage.entry(f"{stage.name}.onnx") for stage in stages)
     for entry in entries:
@@ -142,7 +144,7 @@ def add_media(
     added = msgspec.structs.replace(
         manifest,
         stages=(*manifest.stages_of("dit"), *entries),
-        media_weights={"text": "text.safetensors", "vae": "vae.safetensors"},
+        media_weights={"text": "text.safetensors", "vae": "vae.safetensors", "tiny": "tiny.safetensors"},
         tokenizer="tokenizer.json",
         files={**manifest.files, **{name: file_info(folder / name) for name in names}},
     )

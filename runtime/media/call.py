@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy.typing as npt
@@ -51,14 +51,14 @@ class Video:
 
 @dataclass
 class Parts:
-    """The parts of a pipeline. ``said``: the plan that was stated last."""
+    """The parts of a pipeline. ``plan``: the last call's."""
 
     text: TextPart
     encoder: VaeEncoder
     dit: DitPart
     full: VaeDecoder
     tiny: TinyDecoder
-    said: list[str] = field(default_factory=list)
+    plan: Residency | None = None
 
     @property
     def all(self) -> tuple[VideoPart, ...]:
@@ -119,10 +119,10 @@ class Call:
         again = listed if self._keep else [DIT, *self._decoders] if len(self._asked) > 1 else []
         limits: dict[str, Any] = {"vram": opened.budget, "host_limit": opened.host_limit if self._keep else 0}
         plan = plan_parts(opened.manifest, opened.runner, listed, sizes, again=again, **limits).residency
-        if runs != [DIT] and plan.lines() != parts.said:  # the DiT alone states its own plan
-            parts.said = plan.lines()
-            for line in parts.said:
+        if runs != [DIT] and (parts.plan is None or plan.lines() != parts.plan.lines()):  # the DiT states its own plan
+            for line in plan.lines():
                 self._report.note(line)
+        parts.plan = plan
         return plan
 
     def _lay_out(self) -> None:

@@ -6,6 +6,7 @@ with VideoPipeline.load("engines/wan2.1-1.3b-480p-rtx5090", vram="24GB") as vide
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,9 +27,9 @@ from runtime.media.call import Call, Cancelled, Parts, Video
 from runtime.media.decoders import DecoderName
 from runtime.media.parts.dit import DitPart, OnStep
 from runtime.media.parts.opened import OpenBundle
-from runtime.media.parts.residency import HOST_LIMIT
+from runtime.media.parts.residency import HOST_LIMIT, Residency
 from runtime.media.parts.text import TextPart
-from runtime.media.parts.times import Part
+from runtime.media.parts.times import BACKEND, Part
 from runtime.media.parts.vae import TinyDecoder, VaeDecoder, VaeEncoder
 from runtime.media.ready import ready
 from runtime.media.request import Request
@@ -57,6 +58,7 @@ class VideoPipeline:
         )
         self._give_back = Ending(self, _close, opened, self._parts, atexit=False)
         self._callers = Exclusive()
+        self._before: list[Part] = []  # what is part of the first call's time
 
     @classmethod
     def load(
@@ -79,7 +81,9 @@ class VideoPipeline:
         video has no use for that. backend, boundary, topk_milli, verify: as in ``Pipeline.load``. Raises UserError for
         whatever does not fit together, and says what would.
         """
+        started = time.perf_counter()
         folder, kind = Path(bundle), backend_kind(backend)
+        loaded = Part(BACKEND, time.perf_counter() - started)
         choices: dict[str, Any] = {"boundary": boundary, "topk_milli": topk_milli, "any_topk": kind.any_topk}
         manifest = chosen(load_manifest(folder), folder, **choices)
         opened = OpenBundle(
@@ -91,7 +95,9 @@ class VideoPipeline:
             verify=parse_verify(verify),
             report=report or Silent(),
         )
-        return cls(opened, keep=keep)
+        made = cls(opened, keep=keep)
+        made._before.append(loaded)
+        return made
 
     def __enter__(self) -> VideoPipeline:
         return self
@@ -141,6 +147,13 @@ class VideoPipeline:
             call = Call(self._opened, self._parts, asked, keep=self._keep, on_step=on_step, cancelled=cancelled)
             call.run(made)
 
+    @property
+    def placements(self) -> Residency:
+        """Where the last call planned each part's weights to be. Raises UserError before the first."""
+        if self._parts.plan is None:
+            raise UserError("Nothing was made yet: there is no plan.", remedy="make a video")
+        return self._parts.plan
+
     def embeddings(self, prompts: Sequence[str]) -> list[Embeds]:
         """bf16 bits [n, 4096] of each prompt, as ``Request.embeds`` takes them. Raises UserError."""
         with self._working():
@@ -162,7 +175,8 @@ class VideoPipeline:
         with self._alone():
             if self._give_back.done:
                 raise UserError("This pipeline is closed.", remedy="load it again")
-            self.times.clear()
+            self.times[:] = self._before
+            self._before.clear()
             with self._opened.runner.device.current():
                 yield
 

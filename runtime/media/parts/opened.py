@@ -73,6 +73,11 @@ class OpenBundle:
             self._vram = None if free is None else free - RESERVE
         return self._vram
 
+    @property
+    def left(self) -> int | None:
+        """The budget less what running takes besides stages' own memory."""
+        return None if self.budget is None else max(0, self.budget - self.runner.overhead_bytes)
+
     def kept(self, part: str) -> HostWeights:
         """The page-locked memory in which a part's weights may wait; whoever plans sets its limit."""
         if part not in self._kept:

@@ -127,9 +127,11 @@ def plan_parts(
             made.append(_dit_need(dit, spare))
         elif name == TEXT:
             found = text_bytes(manifest, activations, sizes.lengths, sizes.text_layers)
-            made.append(_text_need(found, sizes.lengths))
+            made.append(_text_need(found, sizes.lengths, figures.overhead_bytes))
         else:
-            made.append(_vae_need(name, plan_vae(manifest, activations, _TASKS[name], height, width, vram)))
+            limit = None if vram is None else max(0, vram - figures.overhead_bytes)
+            plan = plan_vae(manifest, activations, _TASKS[name], height, width, limit)
+            made.append(_vae_need(name, plan, figures.overhead_bytes))
     return GenerationPlan(plan_residency(made, vram, again=again, host_limit=host_limit), dit)
 
 
@@ -149,12 +151,14 @@ def _dit_need(plan: MemoryPlan, spare: int) -> Need:
     return Need(DIT, how, plan.weights, peak, peak, plan.weights, every, again, _RANKS.index(DIT))
 
 
-def _text_need(found: TextBytes, lengths: Sequence[int]) -> Need:
+def _text_need(found: TextBytes, lengths: Sequence[int], overhead: int) -> Need:
     longest = f"{max(lengths)} tokens"
     how = longest if len(lengths) == 1 else f"{len(lengths)} prompts of at most {longest}"
-    peak, passing = found.weights + found.running, found.passing + found.running
+    running = found.running + overhead
+    peak, passing = found.weights + running, found.passing + running
     return Need(TEXT, how, found.weights, peak, passing, 0, found.weights, 0, _RANKS.index(TEXT))
 
 
-def _vae_need(name: str, plan: VaePlan) -> Need:
-    return Need(name, plan.how, plan.weights, plan.peak, plan.peak, plan.weights, plan.weights, 0, _RANKS.index(name))
+def _vae_need(name: str, plan: VaePlan, overhead: int) -> Need:
+    peak = plan.peak + overhead
+    return Need(name, plan.how, plan.weights, peak, peak, plan.weights, plan.weights, 0, _RANKS.index(name))

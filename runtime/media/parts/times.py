@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from runtime.pipeline import Pipeline
 from runtime.sampler import Step
 
+BACKEND = "load the backend"  # the row of what imports it takes: torch, or TensorRT
+
 
 @dataclass(frozen=True)
 class Part:

@@ -61,7 +61,7 @@ class _VaePart:
 
     def _vae(self) -> Vae:
         opened = self._opened
-        return Vae(opened.runner, opened.manifest, self._weights, opened.budget)
+        return Vae(opened.runner, opened.manifest, self._weights, opened.left)
 
     def _verified(self) -> None:
         """Raises UserError where the weights are not the manifest's: none of them stay."""
@@ -124,4 +124,4 @@ class TinyDecoder(VaeDecoder):
 
     def _vae(self) -> TinyVae:
         opened = self._opened
-        return TinyVae(opened.runner, opened.manifest, self._weights, opened.budget)
+        return TinyVae(opened.runner, opened.manifest, self._weights, opened.left)

@@ -134,6 +134,7 @@ def test_the_table_shows_what_the_device_counted(folder: Path, tmp_path: Path, m
     rows = [[cell.strip() for cell in line.split("│")[1:5]] for line in result.stdout.splitlines() if "│" in line]
     seen = [(name, peak) for name, _, _, peak in rows]
     assert seen == [
+        ("load the backend", "–"),
         ("plan", "–"),
         ("text", "11.0 MB"),
         ("load (waiting for weights)", "22.0 MB"),
