@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,8 @@ import torch
 pytest.importorskip("polygraphy")
 pytest.importorskip("matplotlib")
 
+from exporter.compare.spec import CompareSpec
+from exporter.compare.video import why_no_video
 from exporter.torch_backend.backend import TORCH
 from plugins.errors import UserError
 from runtime.bundle import load_manifest
@@ -52,6 +55,20 @@ def test_videos_are_decoded_by_one_vae(with_vae: Path, exported: Exported, tmp_p
     assert "<h2>Video</h2>" in text
     inspected = polygraphy("inspect", "data", str(tmp_path / "out" / "video.json"))
     assert "frame 008" in inspected
+
+
+def test_videos_of_the_tiny_decoder(with_vae: Path, exported: Exported, tmp_path: Path) -> None:
+    """Its frames of the recorded latents; a bundle without it says so."""
+    tiny: dict[str, Any] = {"vae_decoder": "tiny", "frames": 5, **SMALL}
+    found = run(with_vae, exported.checkpoint, tmp_path / "out", **tiny)
+    assert len([row for row in found.rows if row.level == "video"]) == 5
+    with VideoPipeline.load(with_vae, backend=TORCH) as pipeline:
+        want = pipeline.decode(np.stack(found.frames["fp32"], 1), "tiny")
+    assert np.array_equal(torch.stack(found.video["fp32"]).numpy(), want)
+    without: Any = SimpleNamespace(manifest=load_manifest(exported.folder))
+    why = why_no_video(CompareSpec(exported.folder, None, vae_decoder="tiny"), without)
+    assert why is not None
+    assert why.startswith("needs the tiny decoder, and the bundle holds no weights of one (export again with ")
 
 
 def test_a_bad_video_is_over_its_bound(with_vae: Path, exported: Exported, tmp_path: Path) -> None:
