@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from exporter.checkpoint.files import open_source
+from exporter.checkpoint.finite import all_finite
 from exporter.checkpoint.lora_names import LoraKey, Role, lora_keys
 from exporter.checkpoint.source import TensorMeta, TensorSource
 from plugins.errors import UserError
@@ -55,7 +56,7 @@ class Change:
 
     def _load(self, role: Role) -> torch.Tensor:
         tensor = self.source.load(self.keys[role]).float()
-        if not bool(torch.isfinite(tensor).all()):
+        if not all_finite(tensor):
             raise UserError(
                 f"{self.path} holds NaN or infinity.",
                 got=self.keys[role],

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from exporter.checkpoint.finite import all_finite
 from exporter.checkpoint.reader import NamedTensors
 from exporter.checkpoint.source import FLOATS, TensorMeta
 from exporter.checkpoint.table import listing
@@ -140,8 +141,8 @@ def _merged(name: str, loaded: Mapping[str, torch.Tensor], weight: float, dtype:
         pieces = {role: tensor[start : start + _PIECE].to(torch.float32) for role, tensor in flat.items()}
         b, s, r = pieces.values()
         merged = (b + weight * (s - b) + (r - b)).to(torch_dtype(dtype))
-        if not bool(torch.isfinite(merged).all()):
-            bad = [role for role, piece in pieces.items() if not bool(torch.isfinite(piece).all())]
+        if not all_finite(merged):
+            bad = [role for role, piece in pieces.items() if not all_finite(piece)]
             raise UserError(
                 f"The merged {name} would hold NaN or infinity.",
                 expected=f"finite weights, whose sum {dtype} can hold",

@@ -9,6 +9,7 @@ from typing import Protocol
 
 import torch
 
+from exporter.checkpoint.finite import all_finite
 from exporter.checkpoint.reader import Checkpoint
 from exporter.checkpoint.source import TensorMeta
 from exporter.checkpoint.table import check_linear
@@ -128,7 +129,7 @@ def converted(tensor: torch.Tensor, dtype: str, name: str) -> Iterator[torch.Ten
 
 def _finite(tensor: torch.Tensor, name: str) -> torch.Tensor:
     """The tensor itself. Raises UserError on NaN or infinity, which would poison every video without a word."""
-    if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+    if tensor.is_floating_point() and not all_finite(tensor):
         raise UserError(
             f"The checkpoint's {name} holds NaN or infinity.",
             expected="finite weights",

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from exporter.checkpoint.finite import all_finite
 from exporter.packing.quantize import block_dequantize, block_quantize
 from plugins.errors import UserError
 
@@ -79,3 +80,16 @@ def test_wrong_shapes_are_refused() -> None:
         block_quantize(torch.zeros(4))
     with pytest.raises(UserError, match="do not belong"):
         block_dequantize(torch.zeros((130, 4), dtype=torch.int8), torch.ones(1, 1))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_what_is_not_finite_is_seen_anywhere(dtype: torch.dtype, value: float) -> None:
+    assert all_finite(torch.empty(0, dtype=dtype))
+    largest = torch.finfo(dtype).max
+    for place in (0, 1, 63, 64, 998, 999):
+        numbers = torch.full((10, 100), largest, dtype=dtype)
+        numbers[3, 5], numbers[4, 6] = -largest, 0
+        assert all_finite(numbers)
+        numbers.view(-1)[place] = value
+        assert not all_finite(numbers)
