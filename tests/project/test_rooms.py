@@ -16,7 +16,7 @@ ROOMS: tuple[tuple[str, ...], ...] = (
     ("plugins: ops",),
     ("plugins.registry",),
     ("plugins.native",),
-    ("plugins.compile", "plugins.torch_op", "plugins.onnx_schema"),
+    ("plugins.compile", "plugins.plan_cache", "plugins.torch_op", "plugins.onnx_schema"),
     ("plugins.sass",),
     ("runtime.*",),
     ("runtime.backends",),

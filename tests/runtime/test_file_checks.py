@@ -16,7 +16,7 @@ from plugins import user_cache
 from plugins.errors import UserError
 from runtime import file_checks
 from runtime.bundle import Hashing, Manifest, file_info
-from runtime.file_checks import FileChecks, Verify, parse_verify, verified_bytes
+from runtime.file_checks import FileChecks, Verify, parse_verify
 from runtime.hashing import PIECE, HashThreads, tree_of
 from runtime.report import Silent
 from tests.support.bundle_factory import make_bundle
@@ -184,16 +184,6 @@ def test_a_cache_that_cannot_be_used_costs_time_only(
             kept.write_bytes(kept.read_bytes()[:-1] + b" ")
     check(tmp_path / "bundle", manifest)
     assert hashed == [NAME, NAME]
-
-
-def test_code_is_the_very_bytes_that_were_hashed(tmp_path: Path, manifest: Manifest) -> None:
-    folder, info = tmp_path / "bundle", manifest.files[NAME]
-    data = (folder / NAME).read_bytes()
-    assert verified_bytes(folder, NAME, info, 1 << 20, "an engine") == data
-    check(folder, manifest)  # remembered, which counts for nothing here
-    (folder / NAME).write_bytes(b"x" * len(data))
-    with pytest.raises(UserError, match="A file is damaged"):
-        verified_bytes(folder, NAME, info, 1 << 20, "an engine")
 
 
 def test_the_hash_of_pieces(tmp_path: Path) -> None:
