@@ -19,6 +19,7 @@ from plugins.library import FILE_NAME, library_path
 from tests.support.paths import ROOT
 
 PREBUILT = "TURBOTRT_NATIVE_TESTS"
+_PROBE = ("-DTURBOTRT_PROBE=ON", "-DTURBOTRT_FETCH=ON")  # it has TensorRT 10's registry, as the fetched headers do
 _BUILD = ROOT / "build" / "native-tests"
 _SOURCES = ROOT / "plugins" / "native"
 
@@ -57,7 +58,7 @@ def _cmake() -> str | None:
 @cache
 def sanitized() -> Native:
     """The library and the probe with address and undefined-behaviour sanitizers, built where they are older."""
-    flags = ["-DTURBOTRT_SANITIZE=address,undefined", "-DTURBOTRT_PROBE=ON", "-DCMAKE_CXX_FLAGS=-O1 -g1"]
+    flags = [*_PROBE, "-DTURBOTRT_SANITIZE=address,undefined", "-DCMAKE_CXX_FLAGS=-O1 -g1"]
     return _built("sanitized", [*flags, "-DCMAKE_BUILD_TYPE=None"])
 
 
@@ -76,7 +77,7 @@ def with_probe() -> Native:
     """The library as it ships beside the probes; on a machine without compilers the folder that PREBUILT names."""
     if folder := os.environ.get(PREBUILT):
         return Native(Path(folder))
-    return _built("probe", ["-DTURBOTRT_PROBE=ON"])
+    return _built("probe", [*_PROBE])
 
 
 def _sources() -> Iterator[Path]:
