@@ -28,6 +28,7 @@ from exporter.selftest.child import main
 main({parent})
 """
 _LAST_WORDS = 30  # lines of TensorRT's, and as many of standard error
+_START_UP = 120.0  # seconds for a process's imports, beside its first step
 _GRACE = 5.0  # seconds for a process that is to end, before it is killed
 _CHUNK = 1 << 16
 
@@ -151,7 +152,7 @@ class _Child:
         stream = self._process.stdout
         if stream is None:
             return
-        rest, deadline = b"", time.monotonic() + seconds
+        rest, deadline = b"", time.monotonic() + seconds + _START_UP
         while True:
             ready, _, _ = select.select([stream], [], [], max(0.0, deadline - time.monotonic()))
             if not ready:
@@ -163,7 +164,7 @@ class _Child:
             for line in lines:
                 event = msgspec.json.decode(line, type=Event)
                 if event.said is None:  # words are no progress
-                    deadline = time.monotonic() + seconds
+                    deadline = time.monotonic() + seconds + (0 if event.step else _START_UP)
                 yield event
 
     def _end(self) -> None:

@@ -108,7 +108,8 @@ class Report(msgspec.Struct, kw_only=True):
 def located(row: Row, before: Sequence[Row]) -> Row:
     """A failed row whose op nothing named, with what the plans of its bundle's ops alone did before."""
     ops = [one for one in before if one.part == "ops" and one.variant == row.variant]
-    if row.status != "failed" or row.part in ("ops", "export") or row.op is not None or not ops:
+    elsewhere = row.part in ("ops", "export") or row.stage not in (None, "block")  # the ops are the block's
+    if row.status != "failed" or elsewhere or row.op is not None or not ops:
         return row
     wrong = [one for one in ops if one.status == "failed"]
     said = f"alone, its plan fails too: {wrong[0].name}" if wrong else "alone, the plan of every op is right"

@@ -86,7 +86,7 @@ class _Timed:
             for stage in self._stages:
                 for name, array in stage_inputs(stage, self._sizes, self._shape).items():
                     self._upload(self._tensors[name], array)
-                made = {name: raw(tensor) for name, tensor in random_weights(stage.weights, 1, _fastest()).items()}
+                made = {name: raw(tensor) for name, tensor in random_weights(stage.weights, 1, "cpu").items()}
                 self._weights[stage.name] = self._placed(weight_layout(self._manifest.stage(stage.name)), made)
         except BaseException:
             self._close()
@@ -147,10 +147,3 @@ class _Timed:
         while self._held:
             self._held.pop().free()
         self._runner.release()
-
-
-def _fastest() -> str:
-    """Where torch makes random weights in the least time."""
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
