@@ -32,6 +32,7 @@ from runtime.report import Report, Silent
 from runtime.run import Run, UnitTime, rope
 from runtime.sampler import Noise, NonFiniteError, Step, draws_of, given_noise, plan_steps, sample
 from runtime.video_shape import tokens_of
+from runtime.weights.file import WeightsFile
 from runtime.weights.memory_plan import MemoryPlan, StageBytes, plan_memory
 from runtime.weights.storage import STAGES, Storage, layouts
 from runtime.weights.streaming import Kept
@@ -300,7 +301,9 @@ class Pipeline:
         for expert in self.manifest.model.experts:
             if expert not in experts:
                 self._report.note(f"These steps never reach the {expert} expert: it is not loaded.")
-        held.storage = Storage(self.folder, self.manifest, plan, self.runner.device, held.staging, self._kept)
+        held.storage = Storage(
+            self.folder, self.manifest, plan, self.runner.device, held.staging, held.files, self._kept
+        )
         self._begin_checks(held.storage)
         return held.storage
 
@@ -314,7 +317,7 @@ class Pipeline:
         try:
             self._checks.finish(file.path.name for file in storage.files)
         except UserError:
-            self._held.unload()
+            self._held.forget()
             raise
 
 
@@ -324,10 +327,11 @@ class _Held:
     def __init__(self, runner: Runner, checks: FileChecks, staging: Staging, *, own: bool) -> None:
         self.runner, self._checks, self.staging, self._own = runner, checks, staging, own
         self.storage: Storage | None = None
+        self.files: dict[str, WeightsFile] = {}  # of experts; once open, a weight that comes again is of the same file
 
     def close(self) -> None:
         with self.runner.device.current():
-            self.unload()
+            self.forget()
             if self._own:
                 self._checks.close()
                 self.staging.close()
@@ -339,6 +343,12 @@ class _Held:
         if self.storage is not None:
             self.storage.close()
             self.storage = None
+
+    def forget(self) -> None:
+        """The files too: the next call opens what lies there by then."""
+        self.unload()
+        while self.files:
+            self.files.popitem()[1].close()
 
 
 def plan_bundle(

@@ -28,7 +28,8 @@ def layouts(manifest: Manifest) -> dict[str, Layout]:
 class Storage:
     """All weight memory of a pipeline. Raises UserError where a file does not hold what the engines take.
 
-    ``close`` frees all memory and closes the files, once. ``kept``: page-locked memory for weights that come again.
+    ``close`` frees all memory, once. ``files`` are the caller's: those of experts that it lacks are opened into it, and
+    stay open, so that weights that come again are of the same file. ``kept``: page-locked memory for these.
     """
 
     def __init__(
@@ -38,16 +39,18 @@ class Storage:
         plan: MemoryPlan,
         device: Device,
         staging: Staging,
+        files: dict[str, WeightsFile],
         kept: Kept | None = None,
     ) -> None:
         self.plan = plan
         self._layouts = layouts(manifest)
-        self._files: dict[str, WeightsFile] = {}
+        self._files = files
         slots: list[Slots] = []
-        self.close = Ending(self, _close, slots, self._files, atexit=False)  # a process's end frees all by itself
+        self.close = Ending(self, _close, slots, atexit=False)  # a process's end frees all by itself
         try:
             for expert in plan.experts:
-                self._files[expert] = WeightsFile(folder / manifest.weights[expert])
+                if expert not in files:
+                    files[expert] = WeightsFile(folder / manifest.weights[expert])
                 self._check(expert)
             every = [unit for expert in plan.experts for unit in self.one_pass(expert)]
             slots.append(Slots(device, staging, plan, every, _Finder(plan, self._layouts, self._files), kept))
@@ -60,6 +63,7 @@ class Storage:
         prefixes = [("embed", ""), *(("block", f"blocks.{n}.") for n in range(self.plan.layers)), ("head", "")]
         for stage, prefix in prefixes:
             if problem := self._files[expert].check(prefix, self._layouts[stage]):
+                self._files.pop(expert).close()  # the next try finds what was packed meanwhile
                 raise UserError(f"The weights are not of this bundle: {problem}.", remedy="pack the weights again")
 
     @property
@@ -74,7 +78,7 @@ class Storage:
     @property
     def files(self) -> list[WeightsFile]:
         """The experts' files."""
-        return list(self._files.values())
+        return [self._files[expert] for expert in self.plan.experts]
 
     def one_pass(self, expert: str) -> list[Unit]:
         """The units of one expert in the order of a step."""
@@ -104,7 +108,7 @@ class Storage:
 
     def bad_weight(self) -> str | None:
         """The first tensor of the files that holds NaN or infinity; they are read once more to find it."""
-        found = (name for file in self._files.values() for name in file.tensors if not file.is_finite(name))
+        found = (name for file in self.files for name in file.tensors if not file.is_finite(name))
         return next(found, None)
 
 
@@ -123,8 +127,6 @@ def _stage_of(unit: Unit, plan: MemoryPlan) -> str:
     return "embed" if unit[1] == 0 else "head" if unit[1] > plan.layers else "block"
 
 
-def _close(slots: list[Slots], files: dict[str, WeightsFile]) -> None:
+def _close(slots: list[Slots]) -> None:
     for one in slots:
         one.close()
-    for file in files.values():
-        file.close()

@@ -21,11 +21,14 @@ from exporter.torch_backend.backend import TORCH
 from exporter.torch_backend.device import TorchDevice
 from plugins.errors import UserError
 from runtime import file_checks
+from runtime.media.files.kinds import sink_for
 from runtime.media.parts.plan import DECODE, DIT, TEXT
 from runtime.media.text.embeds_cache import EmbedsCache
 from runtime.media.vae.decoder import Vae
 from runtime.media.video_pipeline import Cancelled, Request, Video, VideoPipeline
+from runtime.media.write import written
 from runtime.pipeline import Pipeline
+from runtime.report import Silent
 from tests.support.media_bundle import TEXT_NAME, VAE_NAME, add_media
 from tests.support.random_bundle import make_random_bundle
 
@@ -189,28 +192,25 @@ def test_weights_that_change_behind_a_pipelines_back_are_told(
         assert same(video("a cat", **SMALL), wanted["a cat"])
 
 
-def test_a_pipeline_that_is_killed_while_it_writes_leaves_nothing_in_place(folder: Path, tmp_path: Path) -> None:
-    """By a signal that no Python sees, with the first frames in the file."""
+def test_a_video_that_is_killed_on_its_way_to_the_file_leaves_nothing_in_place(tmp_path: Path) -> None:
+    """By a signal that no Python sees, with the first frames written; the next one sweeps up behind it."""
     out = tmp_path / "frames"
+
+    def frames() -> Iterator[Any]:
+        for number in range(3):
+            if number == 2:
+                os.kill(os.getpid(), signal.SIGKILL)
+            yield np.zeros((1, 16, 16, 3), np.uint8)
+
     if child := os.fork():
         assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
-        left = [path.name for path in out.iterdir()] if out.exists() else []
-        assert left == []
-        assert all(name == "frames" or name.endswith(".partial") for name in os.listdir(tmp_path))
+        assert not out.exists() or list(out.iterdir()) == []
+        whole = [np.zeros((1, 16, 16, 3), np.uint8)] * 2
+        written(whole, 2, sink_for(out, (16, 16), 16), "frames", Silent(), lambda: None)
+        assert [path.name for path in tmp_path.iterdir()] == ["frames"]
+        assert len(list(out.iterdir())) == 2
         return
-    _killed(folder, out)
-
-
-def _killed(folder: Path, out: Path) -> None:
-    def decode(self: Vae, latents: Any) -> Iterator[Any]:
-        for number, frames in enumerate(three_chunks(self, latents)):
-            if number == 1:
-                os.kill(os.getpid(), signal.SIGKILL)
-            yield frames
-
-    Vae.decode = decode  # type: ignore[method-assign]
-    with VideoPipeline.load(folder, backend=TORCH) as video:
-        video("a cat", out, **SMALL)
+    written(frames(), 3, sink_for(out, (16, 16), 16), "frames", Silent(), lambda: None)
     os._exit(1)
 
 
