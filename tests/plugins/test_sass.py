@@ -78,7 +78,7 @@ def test_listings_of_several_are_those_of_each_alone(sm: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("sm", "warps", "registers", "shared", "blocks"),
+    ("sm", "warps", "registers", "bytes_", "blocks"),
     [
         (90, 8, 255, 0, 1),  # 8,192 registers a warp: two warps in each quarter
         (90, 4, 255, 98304, 2),
@@ -88,8 +88,8 @@ def test_listings_of_several_are_those_of_each_alone(sm: int) -> None:
         (120, 8, 128, 99 * 1024, 1),
     ],
 )
-def test_resident_blocks(sm: int, warps: int, registers: int, shared: int, blocks: int) -> None:
-    assert resident_blocks(KernelImage("k", b"", warps, shared, 0, 0, registers, 0), sm) == blocks
+def test_resident_blocks(sm: int, warps: int, registers: int, bytes_: int, blocks: int) -> None:
+    assert resident_blocks(KernelImage("k", b"", warps, bytes_, 0, 0, registers, 0), sm) == blocks
 
 
 @pytest.fixture(scope="module", params=SMS, ids=lambda sm: f"sm_{sm}")

@@ -89,16 +89,16 @@ def test_trials_are_of_the_parts_own_configs() -> None:
     assert {decode(plan).sm for plan in plans} == {89}
 
 
-@pytest.mark.parametrize("shared", [0, 20_000, 32_768, 48 * 1024, 65_536, 99 * 1024])
+@pytest.mark.parametrize("bytes_", [0, 20_000, 32_768, 48 * 1024, 65_536, 99 * 1024])
 @pytest.mark.parametrize("sm", RTX)
-def test_shared_memory_holds_as_few_programs_as_on_the_part(sm: int, shared: int) -> None:
-    kernel = KernelImage("k", b"", 4, shared, 0, 0, 64, 0)
+def test_shared_memory_holds_as_few_programs_as_on_the_part(sm: int, bytes_: int) -> None:
+    kernel = KernelImage("k", b"", 4, bytes_, 0, 0, 64, 0)
     plan = Plan("op", sm, {}, {}, [], [], [], [kernel], [])
     (padded,) = held(plan, HOPPER).kernels
-    on_part = SMS[sm].shared * 1024 // (shared + 1024)
+    on_part = SMS[sm].shared * 1024 // (bytes_ + 1024)
     assert resident_blocks(padded, HOPPER) == min(resident_blocks(kernel, HOPPER), on_part)
-    assert shared <= padded.shared <= SHARED_LIMIT[HOPPER] * 1024
-    assert padded.shared == shared or resident_blocks(kernel, HOPPER) > on_part
+    assert bytes_ <= padded.shared <= SHARED_LIMIT[HOPPER] * 1024
+    assert padded.shared == bytes_ or resident_blocks(kernel, HOPPER) > on_part
 
 
 def test_limits_are_of_mma_sync() -> None:
