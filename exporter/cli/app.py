@@ -22,6 +22,7 @@ from exporter.cli.selftest import selftest
 from exporter.cli.show import inspect, list_
 from exporter.cli.weights import merge, pack
 from exporter.terminal import any_encoding, say
+from plugins.library import library_path, library_version
 from runtime.versions import own_version
 
 app = typer.Typer(
@@ -40,6 +41,8 @@ export_app = typer.Typer(
 def _version(asked: bool) -> None:
     if asked:
         say(f"turbotrt {own_version()}")
+        path = library_path()
+        say(f"plugin library: {'none, Python plugins run' if path is None else library_version(path)}")
         raise typer.Exit
 
 

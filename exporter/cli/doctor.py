@@ -33,6 +33,7 @@ def _show(screen: Console, found: Health) -> None:
 
     screen.print(f"turbotrt {found.version}, Python {found.python}, {found.system}")
     screen.print(f"{found.cores} cores, {gigabytes(found.memory_bytes)} of memory")
+    screen.print(f"plugins: {found.library or 'in Python; make native builds them as a library'}")
     gpus = found.gpus
     for gpu in gpus.devices:
         named = ", ".join(gpu.exports) or "no --gpu is for it"

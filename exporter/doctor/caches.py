@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from plugins.temporary import temporary
+from plugins.user_cache import VARIABLE, cache_folder
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ def caches() -> list[Cache]:
 
 
 def _folders() -> Iterator[tuple[str, str, Path]]:
+    yield "verified files, plans, LoRAs (turbotrt)", VARIABLE, cache_folder()
     if find_spec("huggingface_hub"):
         from huggingface_hub import constants
 

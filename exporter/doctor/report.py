@@ -11,18 +11,23 @@ from exporter.doctor.abilities import Ability, abilities
 from exporter.doctor.caches import Cache, caches
 from exporter.doctor.gpu import Gpus, look
 from exporter.doctor.packages import Extra, extras
+from plugins.library import library_path, library_version
 from runtime.versions import own_version
 
 
 @dataclass(frozen=True)
 class Health:
-    """The machine, the packages, the GPUs, the caches, and what can be done with them. ``memory_bytes`` is RAM."""
+    """The machine, the packages, the GPUs, the caches, and what can be done with them.
+
+    ``memory_bytes`` is RAM; ``library`` the plugin library's version, None where Python's plugins run.
+    """
 
     version: str
     system: str
     python: str
     cores: int
     memory_bytes: int
+    library: str | None
     gpus: Gpus
     extras: tuple[Extra, ...]
     caches: tuple[Cache, ...]
@@ -42,6 +47,7 @@ def examine() -> Health:
         python=platform.python_version(),
         cores=len(os.sched_getaffinity(0)),
         memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        library=None if (path := library_path()) is None else str(library_version(path)),
         gpus=gpus,
         extras=tuple(found),
         caches=tuple(caches()),

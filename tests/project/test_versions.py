@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 from exporter.cli.app import app
 from plugins.errors import UserError
+from plugins.library import library_path, library_version
 from runtime import versions
 from tests.support.paths import ROOT
 
@@ -57,7 +58,10 @@ def test_an_engine_is_keyed_without_metadata() -> None:
     assert tools()["turbotrt"] == versions.own_version()
     spec = export_spec(model="wan-tiny", gpu="rtx5090")
     assert len(engine_key(spec, Profile(min=1, opt=2, max=3), b"graph")) == 64
-    assert CliRunner().invoke(app, ["--version"]).stdout == f"turbotrt {versions.own_version()}\n"
+    ours, library = CliRunner().invoke(app, ["--version"]).stdout.splitlines()
+    assert ours == f"turbotrt {versions.own_version()}"
+    path = library_path()
+    assert library == f"plugin library: {'none, Python plugins run' if path is None else library_version(path)}"
 
 
 @pytest.mark.usefixtures("not_installed")
