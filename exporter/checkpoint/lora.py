@@ -36,7 +36,7 @@ Rows = Callable[[int, int], torch.Tensor]
 class Change:
     """What one LoRA adds to one tensor [N, …]: scale · up [N, r] · down [r, K], or scale · a whole difference.
 
-    ``keys`` are the file's names of ``up`` and ``down``, or of ``difference``. Nothing is read before ``open``.
+    ``keys`` are the file's names of ``up`` and ``down``, or of ``difference``. Nothing is read before ``loaded``.
     """
 
     path: Path
@@ -45,7 +45,7 @@ class Change:
     shape: tuple[int, ...]
     scale: float
 
-    def open(self) -> Rows:
+    def loaded(self) -> Rows:
         """Read it: (start, count) → fp32 rows [count, …] of what is added. Raises UserError on NaN or infinity."""
         if "difference" in self.keys:
             whole = self._load("difference").reshape(self.shape)

@@ -50,7 +50,7 @@ class AdaptedCheckpoint(Checkpoint):
         if name not in self._changes:
             yield from super().bands(name)
             return
-        row, added = 0, [change.open() for change in self._changes[name]]
+        row, added = 0, [change.loaded() for change in self._changes[name]]
         for band in self._base_bands(name):
             changed = band.float()
             for rows in added:

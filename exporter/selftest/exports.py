@@ -15,6 +15,7 @@ from exporter.selftest.step import Finding, Setting, Step, variant_of
 from plugins.errors import UserError
 from runtime.bundle import load_manifest
 from runtime.report import Silent
+from runtime.tensor_files import write_tensors
 
 
 def steps(setting: Setting, case: Case) -> Iterator[Step]:
@@ -59,8 +60,6 @@ def write_checkpoints(folder: Path, model: ModelSpec) -> str:
 
 def write_checkpoint(path: Path, model: ModelSpec, seed: int) -> None:
     """fp32: matrices of deviation 1/√K, norm weights around 1, small biases, gates that let half of a block through."""
-    from safetensors.numpy import save_file
-
     from exporter.checkpoint.table import checkpoint_tensors
 
     random = np.random.Generator(np.random.Philox(seed))
@@ -76,4 +75,4 @@ def write_checkpoint(path: Path, model: ModelSpec, seed: int) -> None:
         if name.startswith("blocks.") and name.endswith("modulation"):
             values.reshape(6, -1)[2::3] += np.float32(0.5)
         made[name] = values
-    save_file(made, path)
+    write_tensors(path, made, {})

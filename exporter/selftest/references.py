@@ -5,15 +5,14 @@
 
 from __future__ import annotations
 
-from functools import cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from exporter.networks.dit.options import DENSE
 from exporter.selftest.variants import Variant
 from runtime.numerics import Array
+from runtime.tensor_files import read_tensor
 
 FILE = Path(__file__).with_suffix(".safetensors")
 #: Of the latents' 16 channels, so many are kept: each depends on every feature of the model's last tokens.
@@ -29,15 +28,7 @@ def key(variant: Variant, video: tuple[int, int, int]) -> str:
     return f"{attention}, {variant.linear}{image}, {'x'.join(map(str, video))}"
 
 
-@cache
-def _all() -> dict[str, Any]:
-    from safetensors.numpy import load_file
-
-    found: dict[str, Any] = load_file(FILE)
-    return found
-
-
 def reference(variant: Variant, video: tuple[int, int, int]) -> Array:
     """The first channels of the latents, fp32 [4, T, H, W]."""
-    found: Array = _all()[key(variant, video)].astype(np.float32)
+    found: Array = read_tensor(FILE, key(variant, video)).astype(np.float32)
     return found

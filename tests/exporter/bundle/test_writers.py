@@ -19,6 +19,7 @@ from exporter import export as exporting
 from exporter.bundle.contents import check_folder, keep_others
 from exporter.bundle.swap import staging_folder
 from exporter.bundle_lock import bundle_turn
+from exporter.checkpoint import experts
 from exporter.models import MODELS
 from exporter.packing import dit
 from exporter.packing.dit import PackedWeights, pack_into
@@ -54,6 +55,7 @@ def slow_packing(monkeypatch: pytest.MonkeyPatch, seen: list[set[str]]) -> None:
         out.write_bytes(checkpoint.encode())
         return PackedWeights({"model": out}, True, {out.name: file_info(out)})
 
+    monkeypatch.setattr(experts, "look_for_checkpoint", lambda *_, **__: None)
     monkeypatch.setattr(dit, "pack_checkpoint", pack_checkpoint)
     monkeypatch.setattr(exporting, "pack_checkpoint", pack_checkpoint)
 

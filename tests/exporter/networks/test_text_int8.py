@@ -29,7 +29,7 @@ from plugins.errors import UserError
 from plugins.onnx_schema import DOMAIN
 from plugins.plan import decode
 from plugins.torch_dtypes import torch_dtype
-from runtime.backends import tensorrt
+from runtime.backends import loader, tensorrt
 from runtime.backends.cuda_device import CudaDevice
 from runtime.media.text.relative_position import relative_buckets
 from runtime.report import Silent
@@ -219,7 +219,7 @@ def test_the_tensorrt_runner_registers_our_plugins_before_it_deserializes(monkey
     import tensorrt_rtx
 
     done: list[str] = []
-    monkeypatch.setattr(tensorrt, "register", lambda trt, ops: done.extend(sorted(ops)))
+    monkeypatch.setattr(loader, "register", lambda trt, ops: done.extend(sorted(ops)))
     manifest, device = bare_manifest(MODELS["wan-tiny"]), cast(CudaDevice, None)
     tensorrt.TensorrtRunner(tensorrt_rtx, Path("bundle"), manifest, device, Silent())
     assert {"BlockInt8Quantize", "BlockInt8Gemm"} <= set(done)

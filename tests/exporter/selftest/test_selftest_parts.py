@@ -30,6 +30,7 @@ from exporter.spec import ExportSpec
 from exporter.torch_backend.backend import TORCH
 from plugins.errors import UserError
 from runtime.backends.cuda_device import compute_capability
+from runtime.bundle import COMPONENTS
 from tests.support.paths import ROOT
 from tests.support.progress import SilentProgress
 from tests.support.selftest_references import DISTINCT, bundle, latents
@@ -59,7 +60,7 @@ def test_every_kind_of_attention_and_linears_is_tested_and_every_component() -> 
 
     kinds = {(VARIANTS[name].attention, VARIANTS[name].linear) for name in SMALL}
     assert kinds == {(attention, linear) for attention in ATTENTIONS for linear in LINEARS}
-    assert {part for name in SMALL for part in VARIANTS[name].components} == {"dit", "text", "vae"}
+    assert {part for name in SMALL for part in VARIANTS[name].components} == set(COMPONENTS)
     assert {VARIANTS[name].text_linear for name in SMALL if "text" in VARIANTS[name].components} == set(LINEARS)
 
 
@@ -122,7 +123,7 @@ def test_an_export_is_that_of_a_user(name: str, tmp_path: Path, monkeypatch: pyt
     if name in LARGE:
         assert (spec.checkpoint, spec.components) == (None, ("dit",))
     else:
-        assert spec.components == ("dit", "text", "vae")
+        assert spec.components == COMPONENTS
         assert [Path(path).is_file() for path in str(spec.checkpoint).split(",")] == [True, True]
 
 
