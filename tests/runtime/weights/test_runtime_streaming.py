@@ -214,7 +214,7 @@ def test_a_file_that_ends_too_early_is_told_and_leaves_the_pipeline_usable(
     folder = tmp_path / "bundle"
     make_random_bundle(folder, ONE)
     whole = full(folder, telling_kind(LazyDevice("compute first")))
-    device = LazyDevice("compute first")
+    device, threads = LazyDevice("compute first"), threading.active_count()
     with Pipeline.load(folder, backend=telling_kind(device), vram=whole.smallest) as pipe:
         path = folder / "weights-model.safetensors"
         data = path.read_bytes()
@@ -225,7 +225,7 @@ def test_a_file_that_ends_too_early_is_told_and_leaves_the_pipeline_usable(
         device.log.clear()
         pipe(TEXT, steps=1)
         assert device.log == expected(folder, ONE, ["model"])
-        assert threading.active_count() < 30
+        assert threading.active_count() < threads + 30
     assert device.live == {"device": 0, "pinned": 0}
 
 
