@@ -16,6 +16,7 @@ from exporter.builder.flavour import check_buildable
 from exporter.builder.one_file import add_one_file, carry_one_file, check_memory
 from exporter.builder.stage_engine import build_stage, engine_key, kept_engine, library_hash
 from exporter.bundle.contents import carry, check_folder, keep_others
+from exporter.bundle.facts import model_facts, sampler_facts
 from exporter.bundle.polygraphy_files import README_NAME, SCRIPTS_NAME, readme_text, script_text
 from exporter.bundle.swap import staging_folder
 from exporter.bundle.vram import vram_estimate
@@ -24,7 +25,6 @@ from exporter.checkpoint.download import Download, tell_downloads
 from exporter.checkpoint.experts import look_for_checkpoint
 from exporter.graphs.passes import plan_file
 from exporter.graphs.stage_graph import StageGraph, onnx_name, stage_graph, tools
-from exporter.models import FPS, FREQ_DIM, TEXT_LENGTH
 from exporter.networks.components import component_stages
 from exporter.networks.dit.options import BlockOptions
 from exporter.networks.stage_spec import StageSpec
@@ -38,8 +38,6 @@ from runtime.bundle import (
     FileInfo,
     GpuFacts,
     Manifest,
-    ModelFacts,
-    SamplerFacts,
     StageEntry,
     file_info,
     write_manifest,
@@ -58,7 +56,7 @@ def export_bundle(spec: ExportSpec, report: Report) -> Path:
     if spec.one_file:
         check_memory(spec)
     _check_sources(spec, report)
-    options = BlockOptions(spec.attention, spec.topk_milli, spec.linear)
+    options = _options(spec)
     stages = [
         stage
         for component in spec.components
@@ -133,8 +131,8 @@ def _write(
     of_dit = [stage.activation_bytes for stage in stages if stage.component == "dit"]
     activations = [count for count in of_dit if count is not None]
     return Manifest(
-        model=_model_facts(spec),
-        sampler=_sampler_facts(spec),
+        model=model_facts(spec.model),
+        sampler=sampler_facts(spec.model, _options(spec)),
         gpu=GpuFacts(name=spec.gpu.name, sm=spec.gpu.sm, flavour=spec.flavour),
         tools=tools(),
         stages=tuple(stages),
@@ -195,32 +193,5 @@ def _add_weights(spec: ExportSpec, checkpoint: str, manifest: Manifest, report: 
     return add_to_bundle(spec.bundle_dir, manifest, packed, report)
 
 
-def _model_facts(spec: ExportSpec) -> ModelFacts:
-    model = spec.model
-    return ModelFacts(
-        name=model.name,
-        dim=model.dim,
-        layers=model.layers,
-        heads=model.heads,
-        ffn_dim=model.ffn_dim,
-        in_channels=model.in_channels,
-        text_length=TEXT_LENGTH,
-        freq_dim=FREQ_DIM,
-        size=model.size,
-        frames=model.frames,
-        fps=FPS,
-        max_tokens=model.max_tokens,
-        experts=model.experts,
-        max_size=model.max_size,
-    )
-
-
-def _sampler_facts(spec: ExportSpec) -> SamplerFacts:
-    return SamplerFacts(
-        steps=spec.model.steps,
-        sigma_max=spec.model.sigma_max,
-        boundary=spec.model.boundary,
-        topk_milli=spec.topk_milli,
-        attention=spec.attention,
-        linear=spec.linear,
-    )
+def _options(spec: ExportSpec) -> BlockOptions:
+    return BlockOptions(spec.attention, spec.topk_milli, spec.linear)

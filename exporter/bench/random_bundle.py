@@ -13,8 +13,9 @@ from typing import Any
 import msgspec
 
 from exporter.bench.random_weights import write_random
+from exporter.bundle.facts import model_facts, sampler_facts
 from exporter.graphs.stage_graph import tools
-from exporter.models import FPS, FREQ_DIM, TEXT_LENGTH, ModelSpec
+from exporter.models import ModelSpec
 from exporter.networks.components import component_stages
 from exporter.networks.dit.options import Attention, BlockOptions
 from exporter.networks.dit.stages import dit_stages
@@ -30,8 +31,6 @@ from runtime.bundle import (
     FileInfo,
     GpuFacts,
     Manifest,
-    ModelFacts,
-    SamplerFacts,
     file_info,
     write_manifest,
 )
@@ -83,35 +82,11 @@ def facts(
     model: ModelSpec, attention: Attention = "sagesla", linear: LinearMode = "int8", topk_milli: int = 100
 ) -> dict[str, Any]:
     """What a manifest says of a model, a sampler and the DiT's stages."""
+    options = BlockOptions(attention, topk_milli, linear)
     return {
-        "model": ModelFacts(
-            name=model.name,
-            dim=model.dim,
-            layers=model.layers,
-            heads=model.heads,
-            ffn_dim=model.ffn_dim,
-            in_channels=model.in_channels,
-            text_length=TEXT_LENGTH,
-            freq_dim=FREQ_DIM,
-            size=model.size,
-            frames=model.frames,
-            fps=FPS,
-            max_tokens=model.max_tokens,
-            experts=model.experts,
-            max_size=model.max_size,
-        ),
-        "sampler": SamplerFacts(
-            steps=model.steps,
-            sigma_max=model.sigma_max,
-            boundary=model.boundary,
-            topk_milli=topk_milli,
-            attention=attention,
-            linear=linear,
-        ),
-        "stages": tuple(
-            stage.entry(f"{stage.name}.onnx")
-            for stage in dit_stages(model, BlockOptions(attention, topk_milli, linear))
-        ),
+        "model": model_facts(model),
+        "sampler": sampler_facts(model, options),
+        "stages": tuple(stage.entry(f"{stage.name}.onnx") for stage in dit_stages(model, options)),
     }
 
 

@@ -66,7 +66,13 @@ class Change:
 
 
 def lora_changes(
-    path: Path, strength: float, tensors: Mapping[str, TensorMeta], *, partial: bool, note: Callable[[str], None]
+    path: Path,
+    source: TensorSource,
+    strength: float,
+    tensors: Mapping[str, TensorMeta],
+    *,
+    partial: bool,
+    note: Callable[[str], None],
 ) -> dict[str, Change]:
     """What a LoRA adds to the model's ``tensors`` (canonical names, float shapes): tensor → change.
 
@@ -74,7 +80,6 @@ def lora_changes(
     ``partial``: keys that match nothing are passed over with a note. Raises UserError otherwise, and for a LoRA of a
     model of another size, of another kind, or without its halves.
     """
-    source = open_source(path)
     _refuse_other_kinds(path, source.tensors)
     keys = lora_keys(source.tensors, tensors)
     _unmatched(path, [key for key, found in keys.items() if found is None], len(keys), partial, note)
@@ -226,8 +231,9 @@ def load_loras(
     files: list[Path] = []
     titles: list[str] = []
     for path, strength in named:
-        for target, change in lora_changes(path, strength, tensors, partial=partial, note=note).items():
+        source = open_source(path)
+        for target, change in lora_changes(path, source, strength, tensors, partial=partial, note=note).items():
             changes[target] = (*changes.get(target, ()), change)
-        files += open_source(path).files
+        files += source.files
         titles.append(f"{path.name}:{strength:g}")
     return LoadedLoras(changes, tuple(files), ", ".join(titles))

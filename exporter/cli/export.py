@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -32,9 +32,6 @@ from exporter.spec import ExportSpec, export_spec
 from exporter.terminal import say
 from runtime.bundle import load_manifest
 from runtime.checks import WEIGHT_OPTIONS, pack_command, rebuild_command
-
-if TYPE_CHECKING:
-    pass
 
 
 def export(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -13,9 +13,6 @@ from exporter.cli.options import (
 )
 from exporter.progress import RichProgress
 from exporter.terminal import console, say
-
-if TYPE_CHECKING:
-    pass
 
 
 def list_(as_json: JsonOption = False) -> None:
