@@ -6,8 +6,7 @@ with Pipeline.load("engines/wan2.1-14b-720p-rtx5090", vram="24GB") as pipe:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from threading import Thread
 from types import TracebackType
@@ -28,6 +27,7 @@ from runtime.file_checks import FileChecks, Verify, parse_verify
 from runtime.inputs import condition_tokens, latent_shape, text_bits
 from runtime.layout import run_layout
 from runtime.numerics import Array, to_latents
+from runtime.one_caller import one_caller
 from runtime.report import Report, Silent
 from runtime.run import Run, UnitTime, rope
 from runtime.sampler import Noise, NonFiniteError, Step, draws_of, given_noise, plan_steps, sample
@@ -132,41 +132,23 @@ class Pipeline:
 
     def close(self) -> None:
         """Free all memory of host and device. May be called twice. Raises UserError while a call is running."""
-        with self._alone():
+        with one_caller(self._callers):
             self._give_back()
 
     def unload(self) -> None:
         """Give the weights' device memory back; the next call loads them again."""
-        with self._alone(), self.runner.device.current():
+        with one_caller(self._callers), self.runner.device.current():
             self._held.unload()
 
     def prefetch(
         self, size: tuple[int, int] | None = None, frames: int | None = None, steps: int | None = None
     ) -> None:
         """Start to bring the weights of a call of that size, frames and steps to the device, behind what runs there."""
-        with self._alone(), self.runner.device.current():
+        with one_caller(self._callers), self.runner.device.current():
             self._require_open()
             experts, shape = _experts(plan_steps(self.manifest, steps)), latent_shape(self.manifest, size, frames)
             Thread(target=rope, args=[shape], name="turbotrt-rope", daemon=True).start()
             self._fit(tokens_of(shape), experts).prefetch(experts[0])
-
-    @contextmanager
-    def _alone(self) -> Iterator[None]:
-        """One caller at a time."""
-        mine = object()
-        try:
-            if not self._callers.take(mine):
-                raise UserError(
-                    "This pipeline is in use by another call.",
-                    expected="one caller at a time",
-                    remedy="wait for the other call, or load a second pipeline",
-                )
-            try:
-                yield
-            finally:
-                self._callers.give(mine)
-        finally:
-            self._callers.give(mine)  # again: Ctrl-C may have come before it was given
 
     def plan(
         self, size: tuple[int, int] | None = None, frames: int | None = None, steps: int | None = None
@@ -233,7 +215,7 @@ class Pipeline:
         fit, NonFiniteError where a step gave NaN, BackendError, and whatever ``on_step`` raises: the pipeline can be
         called again after each of them.
         """
-        with self._alone():
+        with one_caller(self._callers):
             self._require_open()
             planned = plan_steps(self.manifest, steps, sigma_max, ode=ode)
             shape = latent_shape(self.manifest, size, frames)

@@ -36,6 +36,7 @@ from runtime.media.request import Request
 from runtime.media.text.encoder import Embeds
 from runtime.media.vae.decoder import Frames
 from runtime.numerics import Array
+from runtime.one_caller import one_caller
 from runtime.report import Report, Silent
 
 __all__ = ["Cancelled", "Request", "Video", "VideoPipeline"]
@@ -107,7 +108,7 @@ class VideoPipeline:
 
     def close(self) -> None:
         """Free all memory of host and device. May be called twice. Raises UserError while a call is running."""
-        with self._alone():
+        with one_caller(self._callers):
             self._give_back()
 
     def __call__(
@@ -172,31 +173,13 @@ class VideoPipeline:
     @contextmanager
     def _working(self) -> Iterator[None]:
         """One call's work, on the device."""
-        with self._alone():
+        with one_caller(self._callers):
             if self._give_back.done:
                 raise UserError("This pipeline is closed.", remedy="load it again")
             self.times[:] = self._before
             self._before.clear()
             with self._opened.runner.device.current():
                 yield
-
-    @contextmanager
-    def _alone(self) -> Iterator[None]:
-        """One caller at a time."""
-        mine = object()
-        try:
-            if not self._callers.take(mine):
-                raise UserError(
-                    "This pipeline is in use by another call.",
-                    expected="one caller at a time",
-                    remedy="wait for the other call, or load a second pipeline",
-                )
-            try:
-                yield
-            finally:
-                self._callers.give(mine)
-        finally:
-            self._callers.give(mine)  # again: Ctrl-C may have come before it was given
 
 
 def _close(opened: OpenBundle, parts: Parts) -> None:
